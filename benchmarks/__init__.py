@@ -1,0 +1,1 @@
+"""Speed as ratios against a baseline that is measured side by side in the same run."""

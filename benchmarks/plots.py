@@ -1,0 +1,50 @@
+"""Draws benchmarks/plots/*.svg from results.json; runs in an environment of its own, so that plots cost no launch time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import matplotlib as mpl
+
+mpl.use("svg")
+mpl.rcParams["svg.hashsalt"] = "strongroom"
+from matplotlib import pyplot  # noqa: E402
+
+HERE = Path(__file__).parent
+
+
+def plot(found: dict[str, dict[str, object]], folder: Path) -> None:
+    """Draw seconds per query, plain and trusted, and the ratio by scale."""
+    folder.mkdir(exist_ok=True)
+    for name, figures in found.items():
+        plain, trusted = figures["plain"], figures["trusted"]
+        assert isinstance(plain, dict)
+        assert isinstance(trusted, dict)
+        figure, axes = pyplot.subplots(figsize=(9, 3.2), layout="constrained")
+        places = range(len(plain))
+        axes.bar([p - 0.2 for p in places], list(plain.values()), 0.4, label="plain Spark", color="#9aa5b1")
+        axes.bar(
+            [p + 0.2 for p in places], list(trusted.values()), 0.4, label="Strongroom (SIMULATED)", color="#1f6f8b"
+        )
+        axes.set_xticks(list(places), list(plain), fontsize=8)
+        axes.set_ylabel("seconds")
+        axes.set_title(f"TPC-H, {name}: total ratio {figures['ratio']}", fontsize=10)
+        axes.legend(fontsize=8)
+        figure.savefig(folder / f"tpch-{name.replace(' ', '-')}.svg", metadata={"Date": None})
+        pyplot.close(figure)
+    figure, axes = pyplot.subplots(figsize=(4.5, 3.2), layout="constrained")
+    for kind in sorted({name.split()[0] for name in found}):
+        rows = sorted((float(n.split()[1]), f["ratio"]) for n, f in found.items() if n.split()[0] == kind)
+        axes.plot([r[0] for r in rows], [r[1] for r in rows], marker="o", label=kind)
+    axes.axhline(1.1, color="#b00", linewidth=1, linestyle="--", label="asked: at most 1.10")
+    axes.set_xlabel("TPC-H scale factor")
+    axes.set_ylabel("trusted / plain")
+    axes.legend(fontsize=8)
+    figure.savefig(folder / "tpch-ratio-by-scale.svg", metadata={"Date": None})
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    found = json.loads((HERE / "results.json").read_text())
+    plot({n.removeprefix("tpch "): f for n, f in found.items() if n.startswith("tpch ")}, HERE / "plots")

@@ -1,0 +1,232 @@
+"""`make bench`: run every benchmark in one go and write benchmarks/RESULTS.md."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from benchmarks import (
+    bench_jvm,
+    bench_launch,
+    bench_network,
+    bench_service,
+    bench_spark,
+    bench_storage,
+    bench_tables,
+    bench_tpch,
+)
+
+RESULTS = Path(__file__).parent / "RESULTS.md"
+RAW = Path(__file__).parent / "results.json"
+_Figures = dict[str, object]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="Small inputs: a smoke test, writes nothing.")
+    parts: dict[str, Callable[[bool], _Figures]] = {
+        "storage": bench_storage.run,
+        "launch": bench_launch.run,
+        "service": bench_service.run,
+        "spark": bench_spark.run,
+        "jvm": bench_jvm.run,
+        "network": bench_network.run,
+        "tables": bench_tables.run,
+        **bench_tpch.parts(),
+    }
+    parser.add_argument("--only", nargs="+", choices=list(parts))
+    options = parser.parse_args()
+    found: dict[str, _Figures] = {}
+    for name, part in parts.items():
+        if not options.only or name in options.only:
+            print(f"running {name} ...", file=sys.stderr, flush=True)
+            found[name] = part(options.quick)
+            print(json.dumps(found[name]), file=sys.stderr, flush=True)
+            if not options.quick:  # after each part: the whole takes an hour
+                keep(name, found[name])
+    if options.quick:
+        print(json.dumps(found, indent=1))
+    return 0
+
+
+def keep(name: str, figures: _Figures) -> None:
+    known: dict[str, _Figures] = json.loads(RAW.read_text()) if RAW.exists() else {}
+    known[name] = {**figures, "measured": f"{datetime.now(UTC):%Y-%m-%d}, commit {commit()}"}
+    RAW.write_text(json.dumps(known, indent=1) + "\n")
+    RESULTS.write_text(report(known))
+
+
+def commit() -> str:
+    return subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+
+
+def machine() -> str:
+    cpus = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    model = cpus[0].partition(":")[2].strip() if cpus else platform.machine()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB, Linux {platform.release()}"
+
+
+def report(found: dict[str, _Figures]) -> str:
+    lines = ["# Benchmarks", ""]
+    lines += [
+        f"`make bench` on {machine()}. Each part says when and at which commit it was measured (raw figures).",
+        "",
+    ]
+    lines += ["Every ratio is against a baseline measured side by side in the same run.", ""]
+    lines += storage(found["storage"]) + launch(found["launch"]) + service(found["service"]) + spark(found["spark"])
+    lines += tables(found["tables"]) if "tables" in found else []
+    lines += jvm(found["jvm"]) if "jvm" in found else []
+    lines += network(found["network"]) if "network" in found else []
+    lines += tpch({name.removeprefix("tpch "): f for name, f in found.items() if name.startswith("tpch ")})
+    lines += ["## Raw figures", "", "```json", json.dumps(found, indent=1), "```", ""]
+    return "\n".join(lines)
+
+
+def launch(f: _Figures) -> list[str]:
+    return [
+        "## Launch, attestation, release",
+        "",
+        "`strongroom run -- python -c pass` against `python -c pass`, service running, alternating, medians.",
+        "",
+        "| | ms | asked |",
+        "| --- | --- | --- |",
+        f"| plain Python | {f['plain_ms']} | |",
+        f"| trusted | {f['trusted_ms']} | |",
+        f"| added: launch and attestation | {f['added_ms']} (best {f['added_ms_best']}) | at most 500, target 200 |",
+        f"| added, with a key released and an output volume | {f['added_with_key_ms']} | |",
+        "",
+        f"Memory: trust service {f['service_rss_mb']} MB, guest {f['guest_rss_mb']} MB resident (asked: under 150 each).",
+        "",
+    ]
+
+
+def service(f: _Figures) -> list[str]:
+    guests, verification = f["guests"], f["verification"]
+    assert isinstance(guests, dict)
+    assert isinstance(verification, dict)
+    lines = ["## Key releases", ""]
+    lines += ["Whole RCAR exchange over TLS (auth, attest, release); the guests share the cores.", ""]
+    lines += ["| guests | exchanges/s | exchange p50/p99 ms | release p50/p99 ms |", "| --- | --- | --- | --- |"]
+    for number, g in guests.items():
+        lines.append(
+            f"| {number} | {g['exchanges_per_s']} | {g['exchange_p50_ms']} / {g['exchange_p99_ms']} "
+            f"| {g['release_p50_ms']} / {g['release_p99_ms']} |"
+        )
+    lines += [
+        "",
+        f"Verifications a second and core: {verification['ours_per_s']}; dcap-qvl alone "
+        + f"{verification['dcap_qvl_alone_per_s']} (ratio of time {verification['ratio']}).",
+        "",
+    ]
+    return lines
+
+
+def spark(f: _Figures) -> list[str]:
+    return [
+        "## The demo's Spark job",
+        "",
+        f"TPC-H report, scale {f['scale']}, `local[2]`, csv in and out, start-up excluded, best of {f['rounds_each']} "
+        + f"rounds in each of {f['pairs']} alternating pairs.",
+        "",
+        "| plain s | trusted s | ratio |",
+        "| --- | --- | --- |",
+        f"| {f['plain_s']} | {f['trusted_s']} | {f['ratio']} |",
+        "",
+    ]
+
+
+def tables(f: _Figures) -> list[str]:
+    plain, trusted, ratios, arrow, sizes = f["plain"], f["trusted"], f["ratios"], f["pyarrow"], f["bytes"]
+    assert isinstance(plain, dict)
+    assert isinstance(trusted, dict)
+    assert isinstance(ratios, dict)
+    assert isinstance(arrow, dict)
+    assert isinstance(sizes, dict)
+    lines = ["## Scan and write", ""]
+    files = ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in sizes.items())
+    how = f"`local[2]`, best of {f['rounds']} rounds, {f['pairs']} alternating pairs, start-up apart."
+    lines += [f"TPC-H {files}; {how}", ""]
+    lines += ["| | plain s | trusted s | ratio | asked |", "| --- | --- | --- | --- | --- |"]
+    lines += [f"| {n} | {plain[n]} | {trusted[n]} | {ratios[n]} | at most 1.10 |" for n in plain]
+    lines += [f"| {n} | | {trusted[n]} | | |" for n in trusted if n not in plain]
+    lines += [f"| {n} | | | {ratios[n]} | |" for n in ratios if n not in plain]
+    lines += [f"| PyArrow reads the same, keyed / plain | {arrow['plain_s']} | {arrow['keyed_s']} | {arrow['ratio']} | |", ""]
+    return lines
+
+
+def jvm(f: _Figures) -> list[str]:
+    speeds, ratios = f["gb_per_s_and_core"], f["ratios"]
+    assert isinstance(speeds, dict)
+    assert isinstance(ratios, dict)
+    lines = ["## The sealed stream in the JVM", ""]
+    lines += [f"{f['mib']} MiB, chunks of 16 KiB, one thread, GB a second of CPU time, best of 6 rounds.", ""]
+    lines += ["| | GB/s |", "| --- | --- |", *(f"| {name} | {speed} |" for name, speed in speeds.items())]
+    return [*lines, *(f"| {name} | {ratio} |" for name, ratio in ratios.items()), ""]
+
+
+def network(f: _Figures) -> list[str]:
+    between, inside, ratio = f["between_gb_per_s"], f["loopback_gb_per_s"], f["ratio"]
+    said = f"One TCP connection between two enclaves on this machine: {between} GB/s; loopback inside one: {inside} GB/s "
+    said += f"(ratio {ratio}). Both ends, both guests and the TLS share the cores."
+    return ["## The network of a job", "", said, ""]
+
+
+def tpch(f: _Figures) -> list[str]:
+    if not f:
+        return []
+    lines = ["## TPC-H, 22 queries", ""]
+    lines += [
+        "`local[2]`; sealed tables in and sealed json out, shuffle and spill in enclave memory (SIMULATED enclave)",
+        "",
+    ]
+    lines[-2] += (
+        " against plain Spark on plain files. Sum of each query's best round; alternating pairs; start-up apart."
+    )
+    lines += ["| tables, scale | plain s | trusted s | ratio | asked | whole run plain / trusted s |"]
+    lines += ["| --- | --- | --- | --- | --- | --- |"]
+    for name, g in f.items():
+        if isinstance(g, dict):
+            lines.append(
+                f"| {name} | {g['plain_s']} | {g['trusted_s']} | {g['ratio']} | at most 1.10 "
+                f"| {g['whole_run_plain_s']} / {g['whole_run_trusted_s']} |"
+            )
+    lines += [
+        "",
+        f"![per query](plots/tpch-{next(reversed([n for n, g in f.items() if isinstance(g, dict)])).replace(' ', '-')}.svg)",
+        "",
+        "![by scale](plots/tpch-ratio-by-scale.svg)",
+        "",
+    ]
+    return lines
+
+
+def storage(f: _Figures) -> list[str]:
+    lines = [
+        "## Sealing and opening",
+        "",
+        "1 GiB; tmpfs on one core; disk with fsync; see the raw figures for each.",
+        "",
+    ]
+    lines += ["| figure | value |", "| --- | --- |"]
+    lines += [f"| {name} | {value} |" for name, value in _flat(f)]
+    return [*lines, ""]
+
+
+def _flat(value: object, name: str = "") -> list[tuple[str, object]]:
+    if isinstance(value, dict):
+        return [row for key, inner in value.items() for row in _flat(inner, f"{name} / {key}" if name else str(key))]
+    return [(name, value)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""What programs ask of the kernel: sockets at paths of any length, names on the disk, memory left to no dump."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import socket
+from pathlib import Path
+
+__all__ = ["connect_unix", "flush_folder", "protect_process"]
+
+_PR_SET_DUMPABLE = 4
+
+
+def connect_unix(path: str, timeout_s: float) -> socket.socket:
+    """Return a connection to the Unix socket at `path`, which may be longer than the kernel's 107 bytes."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.settimeout(timeout_s)
+    folder = -1
+    try:
+        if len(os.fsencode(path)) > 100:
+            folder = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY)
+            path = f"/proc/self/fd/{folder}/{os.path.basename(path)}"
+        sock.connect(path)
+    except OSError:
+        sock.close()
+        raise
+    finally:
+        if folder >= 0:
+            os.close(folder)
+    return sock
+
+
+def flush_folder(folder: Path) -> None:
+    """Flush the names in `folder` to the disk: a file that was flushed may still lose its name without this."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def protect_process() -> None:
+    """Keep this process's memory out of core files and debuggers, and its new files to its user.
+
+    Raises:
+        OSError: The kernel refuses.
+    """
+    # A limit of 0 stops core files, but not a core_pattern that is a pipe; 1 stops both (fs/coredump.c).
+    resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl failed")
+    os.umask(0o077)

@@ -1,0 +1,247 @@
+"""Appraisal: are verified claims acceptable? The raising entry, and policies as JSON.
+
+Rules:
+
+1. A policy that checks nothing denies: an empty `AllOf`, an empty `AnyOf`, a waiver alone.
+2. SGX, hardware, a production enclave and an up-to-date platform are required in every branch. TDX is verified and
+   shown, but accepted by no policy until one can check its RTMRs. Only
+   `UnsafeAcceptSimulated` in an enclosing `AllOf` admits a simulated root, only `TcbStatus` another status, and nothing
+   a debug enclave.
+3. A refusal carries every reason, each as `check: expected X, got Y`.
+4. JSON is strict: unknown kinds and fields, wrong types, depth over 8 or more than 4096 checks and free arguments are
+   errors.
+5. A policy to be stored names code in every branch that can accept (`check_pins_code`).
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Mapping
+from typing import cast
+
+from strongroom.attest.policies import (
+    TCB_STATUSES,
+    AllOf,
+    AnyOf,
+    AppraisalContext,
+    FreeArgument,
+    JobDigest,
+    Measurement,
+    MinimumSvn,
+    NotDebug,
+    Policy,
+    Scope,
+    Signer,
+    TcbStatus,
+    UnsafeAcceptSimulated,
+    job_digest,
+)
+from strongroom.errors import AppraisalError, InputError
+
+__all__ = [
+    "AllOf",
+    "AnyOf",
+    "AppraisalContext",
+    "FreeArgument",
+    "JobDigest",
+    "Measurement",
+    "MinimumSvn",
+    "NotDebug",
+    "Policy",
+    "Signer",
+    "TcbStatus",
+    "UnsafeAcceptSimulated",
+    "appraise",
+    "check_pins_code",
+    "job_digest",
+    "policy_from_json",
+    "policy_simulated",
+    "policy_to_json",
+]
+
+_log = logging.getLogger(__name__)
+
+_CODE = frozenset({"code", "signer", "version"})
+_MAX_DEPTH = 8
+_MAX_CHECKS = 4096
+_MAX_VALUES = 1024
+_HEX = re.compile(r"(?:[0-9a-f]{64}|[0-9a-f]{96})")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+def appraise(policy: Policy, context: AppraisalContext) -> None:
+    """Return only if `policy` accepts the claims.
+
+    Raises:
+        AppraisalError: With every reason.
+    """
+    reasons = policy.judge(context, Scope())
+    if reasons:
+        raise AppraisalError(reasons, hint="compare the expected values with those of the build that was attested")
+    if context.claims.simulated:
+        _log.warning(
+            "accepted a SIMULATED root fingerprint=%s: no hardware protects it", context.claims.root_fingerprint
+        )
+
+
+def check_pins_code(policy: Policy) -> None:
+    """Return only if every branch of `policy` that can accept names the code: what may run is never the host's choice.
+
+    Code is named by `measurement`, or by `signer` with `minimum_svn` and its product.
+
+    Raises:
+        InputError: Some branch accepts code that nobody named.
+    """
+    if "code" not in _pinned(policy):
+        raise InputError(
+            "policy: a branch that can accept names no code: expected measurement, or signer and minimum_svn with "
+            "product, beside the other checks",
+            hint="`strongroom policy set --allow JOB` writes a whole policy",
+        )
+
+
+def _pinned(policy: Policy) -> frozenset[str]:
+    match policy:
+        case AllOf():
+            found = frozenset[str]().union(*(_pinned(inner) for inner in policy.policies))
+        case AnyOf(policies=()):
+            found = _CODE  # never accepts
+        case AnyOf():
+            found = frozenset.intersection(*(_pinned(inner) for inner in policy.policies))
+        case Measurement():
+            found = frozenset({"code"})
+        case Signer():
+            found = frozenset({"signer"})
+        case MinimumSvn(product=int()):
+            found = frozenset({"version"})
+        case _:
+            found = frozenset()
+    return _CODE if found >= {"signer", "version"} else found
+
+
+def policy_simulated(policy: Policy) -> bool:
+    """Return whether any branch of `policy` admits the simulated root."""
+    if isinstance(policy, AllOf | AnyOf):
+        return any(policy_simulated(inner) for inner in policy.policies)
+    return isinstance(policy, UnsafeAcceptSimulated)
+
+
+def policy_to_json(policy: Policy) -> dict[str, object]:
+    """Return `policy` as JSON-ready values.
+
+    Raises:
+        InputError: A policy of a kind that has no JSON form.
+    """
+    head: dict[str, object] = {"kind": policy.kind}
+    match policy:
+        case AllOf() | AnyOf():
+            return {**head, "policies": [policy_to_json(inner) for inner in policy.policies]}
+        case Measurement() | Signer():
+            return {**head, "values": list(policy.values)}
+        case JobDigest():
+            free = [{"index": f.index, "pattern": f.pattern} for f in policy.free]
+            return {**head, "values": list(policy.values)} | ({"free": free} if free else {})
+        case MinimumSvn():
+            return {**head, "minimum": policy.minimum} | ({} if policy.product is None else {"product": policy.product})
+        case TcbStatus():
+            return {**head, "allowed": list(policy.allowed)}
+        case NotDebug() | UnsafeAcceptSimulated():
+            return head
+    raise InputError(f"policy: {policy.kind!r} has no JSON form")
+
+
+def policy_from_json(value: object) -> Policy:
+    """Return the policy in `value`.
+
+    Raises:
+        InputError: Unknown kinds or fields, wrong values, or more than 8 levels or 4096 checks.
+    """
+    return _Reader().policy(value, 0)
+
+
+class _Reader:
+    """Reads one policy; counts so that a small document cannot cost much."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def policy(self, value: object, depth: int) -> Policy:
+        self._count += 1
+        if depth >= _MAX_DEPTH or self._count > _MAX_CHECKS:
+            raise InputError(f"policy: at most {_MAX_DEPTH} levels and {_MAX_CHECKS} checks are allowed")
+        kind = value.get("kind") if isinstance(value, Mapping) else None
+        if not isinstance(value, Mapping) or not isinstance(kind, str) or kind not in _KINDS:
+            raise InputError(f"policy: expected an object of kind {', '.join(_KINDS)}, got {kind!r:.40}")
+        required, optional, build = _KINDS[kind]
+        fields = set(value) - {"kind"}
+        if not required <= fields <= required | optional:
+            raise InputError(f"policy {kind}: expected fields {sorted(required)}, got {sorted(map(str, fields))}")
+        return build(self, value, depth)
+
+    def free(self, value: Mapping[str, object]) -> tuple[FreeArgument, ...]:
+        found = _free(value)
+        self._count += len(found)
+        if self._count > _MAX_CHECKS:
+            raise InputError(f"policy: at most {_MAX_CHECKS} checks and free arguments are allowed")
+        return found
+
+    def inner(self, value: Mapping[str, object], depth: int) -> tuple[Policy, ...]:
+        found = value["policies"]
+        if not isinstance(found, list):
+            raise InputError(f"policy {value['kind']}: policies is not a list")
+        return tuple(self.policy(item, depth + 1) for item in found)
+
+
+def _texts(value: Mapping[str, object], name: str, allowed: Callable[[str], object]) -> tuple[str, ...]:
+    found = value[name]
+    if not isinstance(found, list) or not 0 < len(found) <= _MAX_VALUES:
+        raise InputError(f"policy {value['kind']}: {name} is not a list of 1 to {_MAX_VALUES}")
+    for item in found:
+        if not isinstance(item, str) or not allowed(item):
+            raise InputError(f"policy {value['kind']}: {item!r:.100} is not a value for {name}")
+    return tuple(cast(list[str], found))
+
+
+def _number(value: Mapping[str, object], name: str) -> int:
+    found = value[name]
+    if not isinstance(found, int) or isinstance(found, bool) or not 0 <= found < 1 << 16:
+        raise InputError(f"policy {value.get('kind', 'free argument')}: {name} is not a number from 0 to 65535")
+    return found
+
+
+def _free(value: Mapping[str, object]) -> tuple[FreeArgument, ...]:
+    found = value.get("free", [])
+    if not isinstance(found, list) or len(found) > _MAX_CHECKS:
+        raise InputError("policy job_digest: free is not a list")
+    read = []
+    for item in found:
+        if not isinstance(item, Mapping) or set(item) != {"index", "pattern"} or not isinstance(item["pattern"], str):
+            raise InputError("policy job_digest: a free argument has exactly index and pattern")
+        read.append(FreeArgument(index=_number(item, "index"), pattern=item["pattern"]))
+    if len({argument.index for argument in read}) != len(read):
+        raise InputError("policy job_digest: an argument is free twice")
+    return tuple(read)
+
+
+_Build = Callable[[_Reader, Mapping[str, object], int], Policy]
+_NONE: set[str] = set()
+_KINDS: dict[str, tuple[set[str], set[str], _Build]] = {
+    "all_of": ({"policies"}, _NONE, lambda r, v, d: AllOf(r.inner(v, d))),
+    "any_of": ({"policies"}, _NONE, lambda r, v, d: AnyOf(r.inner(v, d))),
+    "measurement": ({"values"}, _NONE, lambda _r, v, _d: Measurement(_texts(v, "values", _HEX.fullmatch))),
+    "signer": ({"values"}, _NONE, lambda _r, v, _d: Signer(_texts(v, "values", _HEX.fullmatch))),
+    "job_digest": (
+        {"values"},
+        {"free"},
+        lambda r, v, _d: JobDigest(_texts(v, "values", _DIGEST.fullmatch), r.free(v)),
+    ),
+    "minimum_svn": (
+        {"minimum"},
+        {"product"},
+        lambda _r, v, _d: MinimumSvn(_number(v, "minimum"), _number(v, "product") if "product" in v else None),
+    ),
+    "tcb_status": ({"allowed"}, _NONE, lambda _r, v, _d: TcbStatus(_texts(v, "allowed", TCB_STATUSES.__contains__))),
+    "not_debug": (_NONE, _NONE, lambda _r, _v, _d: NotDebug()),
+    "unsafe_accept_simulated": (_NONE, _NONE, lambda _r, _v, _d: UnsafeAcceptSimulated()),
+}

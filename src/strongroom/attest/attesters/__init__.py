@@ -1,0 +1,23 @@
+"""Attesters: the guest's side. One module per way of getting a quote; none of them can verify one."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from strongroom.attest.evidence import Evidence
+
+__all__ = ["Attester"]
+
+
+class Attester(Protocol):
+    """Makes evidence about the enclave it runs in."""
+
+    def attest(self, report_data: bytes) -> Evidence:
+        """Return evidence that carries exactly these 64 bytes.
+
+        Raises:
+            InputError: Not 64 bytes.
+            EvidenceError: The answer is not a quote, or carries other report data.
+            UnavailableError: The quoting service does not answer or refuses.
+        """
+        ...

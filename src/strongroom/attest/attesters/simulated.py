@@ -1,0 +1,60 @@
+"""The attester inside a simulated enclave: asks the platform outside the sandbox over an inherited socket.
+
+The platform quotes for the sandbox that holds the other end and for no other, so the request names no measurement.
+Request: u32 big-endian length, "quote", 64 bytes of report data. Response: u32 length, u8 status, then the quote
+(status 0) or one sentence. Nothing that arrives is trusted; a wrong quote fails at the verifier.
+"""
+
+from __future__ import annotations
+
+import hmac
+import socket
+
+from strongroom.attest.evidence import MAX_EVIDENCE_BYTES, Evidence
+from strongroom.errors import EvidenceError, InputError, UnavailableError
+
+__all__ = ["SimulatedAttester"]
+
+
+class SimulatedAttester:
+    """Gets quotes from the simulated platform; one request at a time."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    def attest(self, report_data: bytes) -> Evidence:
+        """Return evidence that carries `report_data`.
+
+        Raises:
+            InputError: Not 64 bytes.
+            EvidenceError: The answer is not a quote, or carries other report data.
+            UnavailableError: The platform does not answer or refuses.
+        """
+        if len(report_data) != 64:
+            raise InputError(f"report data has 64 bytes, got {len(report_data)}")
+        request = b"quote" + report_data
+        try:
+            self._sock.sendall(len(request).to_bytes(4, "big") + request)
+            from strongroom.attest.quote import parse_quote  # noqa: PLC0415  # while the platform quotes
+
+            size = int.from_bytes(self._receive(4), "big")
+            if not 1 <= size <= 1 + MAX_EVIDENCE_BYTES:
+                raise EvidenceError(f"simulated platform: expected an answer of 1 to 65537 bytes, got {size}")
+            answer = self._receive(size)
+        except OSError as exc:
+            raise UnavailableError(f"simulated platform: {exc.strerror or type(exc).__name__}") from exc
+        if answer[0] != 0:
+            raise UnavailableError(f"simulated platform refuses: {answer[1:200].decode('utf-8', 'replace')!r}")
+        evidence = Evidence(tee="sgx", quote=answer[1:])
+        if not hmac.compare_digest(parse_quote(evidence.quote).report_data, report_data):
+            raise EvidenceError("simulated platform: the quote carries other report data")
+        return evidence
+
+    def _receive(self, size: int) -> bytes:
+        parts = bytearray()
+        while len(parts) < size:
+            part = self._sock.recv(size - len(parts))
+            if not part:
+                raise UnavailableError("simulated platform closed the socket")
+            parts += part
+        return bytes(parts)

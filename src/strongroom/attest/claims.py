@@ -1,0 +1,97 @@
+"""Claims: what verification proved about a TEE, and the two comparisons that bind them to a conversation.
+
+Claims are true, not acceptable: `appraisal` decides that.
+"""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import dataclass, fields
+
+from strongroom.attest.binding import config_id, init_data_digest, parse_init_data
+from strongroom.errors import VerificationError
+
+__all__ = ["Claims", "check_init_data", "check_report_data"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claims:
+    """The verified contents of evidence.
+
+    Attributes:
+        tee: "sgx" or "tdx".
+        root: "hardware" or "simulated": what the chain's root stands for.
+        root_fingerprint: SHA-256 of the root certificate, hex.
+        simulated: Either the root is a simulated one or the evidence carries a simulated mark.
+        measurement: MRENCLAVE (32 bytes) or MRTD (48 bytes).
+        signer: MRSIGNER (32 bytes) or MROWNER (48 bytes).
+        isv_prod_id: Product number; 0 for TDX.
+        isv_svn: Security version of the product; 0 for TDX.
+        config_id: CONFIGID (64 bytes) or MRCONFIGID (48 bytes).
+        report_data: 64 bytes.
+        debug: The host can read the enclave's memory.
+        tcb_status: Intel's word for the platform, for example "UpToDate".
+        advisory_ids: Security advisories that apply.
+        fmspc: Platform family, hex.
+        tcb_eval_number: Edition of the TCB info, None if unknown.
+        ppid: The platform's provisioning id, empty if unknown.
+        piid: The platform's instance id, empty if unknown.
+        rtmrs: RTMR 0 to 3 for TDX, empty for SGX.
+    """
+
+    tee: str
+    root: str
+    root_fingerprint: str
+    simulated: bool
+    measurement: bytes
+    signer: bytes
+    isv_prod_id: int
+    isv_svn: int
+    config_id: bytes
+    report_data: bytes
+    debug: bool
+    tcb_status: str
+    advisory_ids: tuple[str, ...] = ()
+    fmspc: str = ""
+    tcb_eval_number: int | None = None
+    ppid: bytes = b""
+    piid: bytes = b""
+    rtmrs: tuple[bytes, ...] = ()
+
+    def to_json(self) -> dict[str, object]:
+        """Return the claims as JSON-ready values, bytes as hex."""
+        return {field.name: _shown(getattr(self, field.name)) for field in fields(self)}
+
+
+def check_report_data(claims: Claims, expected: bytes) -> None:
+    """Return only if all 64 bytes of report data are `expected`, compared in constant time.
+
+    Raises:
+        VerificationError: They differ: another nonce, another guest key, or a replay.
+    """
+    if len(expected) != 64 or not hmac.compare_digest(claims.report_data, expected):
+        raise VerificationError(
+            f"report data: expected {expected.hex()}, got {claims.report_data.hex()}",
+            hint="the evidence answers another challenge or names another guest key",
+        )
+
+
+def check_init_data(claims: Claims, text: str) -> dict[str, str]:
+    """Return the files of the init data `text`, which the evidence binds through CONFIGID or MRCONFIGID.
+
+    Raises:
+        VerificationError: The evidence binds other init data.
+        InputError: The bound document is not Initdata.
+    """
+    expected = config_id(init_data_digest(text), len(claims.config_id))
+    if not hmac.compare_digest(claims.config_id, expected):
+        raise VerificationError(f"init data: expected config id {claims.config_id.hex()}, got {expected.hex()}")
+    return parse_init_data(text)
+
+
+def _shown(value: object) -> object:
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, tuple):
+        return [_shown(item) for item in value]
+    return value

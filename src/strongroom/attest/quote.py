@@ -1,0 +1,315 @@
+"""Intel ECDSA quotes: the bytes of SGX version 3 and SGX and TDX version 4, taken apart strictly.
+
+Nothing here is trusted or verified: parsing says what a quote claims. It runs in the guest too, so it needs only the
+standard library. Source: Intel SGX ECDSA Quote Library API, appendix A, and the TDX quote format, version 4.
+
+Rules:
+
+1. Every length is checked against what is left before anything is copied; a quote has at most 64 KiB.
+2. **Trailing bytes are refused, any of them, zeros too.** Some hardware services pad version 4 quotes; the attester
+   that talks to such a service cuts the padding off with `trimmed` before the quote becomes evidence.
+3. Only ECDSA P-256 attestation keys, versions 3 and 4, and certification data type 5 (PCK chain as PEM), inside a
+   type 6 for version 4.
+4. The PEM chain is canonical: 64 columns, nothing between certificates, at the end at most one newline and one NUL.
+   So no two different quotes carry the same statement.
+
+Integers are little-endian. Reserved bytes are under the signature and shown, not judged.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from dataclasses import dataclass
+
+from strongroom.errors import EvidenceError
+
+__all__ = ["MAX_QUOTE_BYTES", "Field", "FieldRow", "Quote", "describe", "parse_quote", "trimmed"]
+
+MAX_QUOTE_BYTES = 1 << 16
+
+_TEES = {0x00: "sgx", 0x81: "tdx"}
+_MAX_CHAIN = 3
+_PEM = re.compile(rb"-----BEGIN CERTIFICATE-----\n([A-Za-z0-9+/=\n]+)\n-----END CERTIFICATE-----(?:\n|\Z)")
+
+# name, size in bytes, how to show it (i: integer, x: hex, -: reserved), meaning
+_Layout = tuple[tuple[str, int, str, str], ...]
+_HEADER_V3: _Layout = (
+    ("version", 2, "i", "Version of the quote format"),
+    ("attestation_key_type", 2, "i", "2 is ECDSA over P-256"),
+    ("tee_type", 4, "i", "0 is SGX, 129 is TDX"),
+    ("qe_svn", 2, "i", "Security version of the quoting enclave"),
+    ("pce_svn", 2, "i", "Security version of the provisioning certification enclave"),
+    ("qe_vendor_id", 16, "x", "Who wrote the quoting enclave; 939a7233… is Intel's"),
+    ("user_data", 20, "x", "Names the platform to its owner; not judged"),
+)
+_HEADER_V4: _Layout = (*_HEADER_V3[:3], ("reserved", 4, "-", "Reserved"), *_HEADER_V3[5:])
+_SGX_BODY: _Layout = (
+    ("cpu_svn", 16, "x", "Security version of the processor and its microcode"),
+    ("misc_select", 4, "x", "Extended features of the enclave"),
+    ("reserved1", 12, "-", "Reserved"),
+    ("isv_ext_prod_id", 16, "x", "Extended product number, chosen by the signer"),
+    ("attributes", 16, "x", "Flags of the enclave; bit 1 is DEBUG: the host can read its memory"),
+    ("mr_enclave", 32, "x", "Measurement: SHA-256 of how the enclave was built (MRENCLAVE)"),
+    ("reserved2", 32, "-", "Reserved"),
+    ("mr_signer", 32, "x", "SHA-256 of the key that signed the enclave (MRSIGNER)"),
+    ("reserved3", 32, "-", "Reserved"),
+    ("config_id", 64, "x", "Set at launch; here the digest of the init data, padded with zeros"),
+    ("isv_prod_id", 2, "i", "Product number, chosen by the signer"),
+    ("isv_svn", 2, "i", "Security version of the enclave, chosen by the signer"),
+    ("config_svn", 2, "i", "Security version of the configuration"),
+    ("reserved4", 42, "-", "Reserved"),
+    ("isv_family_id", 16, "x", "Product family, chosen by the signer"),
+    ("report_data", 64, "x", "What the enclave asked to have signed; here it binds nonce and guest key"),
+)
+_TDX_BODY: _Layout = (
+    ("tee_tcb_svn", 16, "x", "Security versions of the TDX module and the loader"),
+    ("mr_seam", 48, "x", "Measurement of the TDX module"),
+    ("mr_signer_seam", 48, "x", "Signer of the TDX module; zero is Intel"),
+    ("seam_attributes", 8, "x", "Flags of the TDX module"),
+    ("td_attributes", 8, "x", "Flags of the trust domain; bit 0 is DEBUG: the host can read its memory"),
+    ("xfam", 8, "x", "Processor features that the trust domain may use"),
+    ("mr_td", 48, "x", "Measurement: SHA-384 of the trust domain's first memory, its firmware (MRTD)"),
+    ("mr_config_id", 48, "x", "Set at launch; here the digest of the init data, padded with zeros"),
+    ("mr_owner", 48, "x", "Owner of the trust domain, set at launch"),
+    ("mr_owner_config", 48, "x", "Owner's configuration, set at launch"),
+    ("rtmr0", 48, "x", "Measured while running: firmware configuration"),
+    ("rtmr1", 48, "x", "Measured while running: kernel"),
+    ("rtmr2", 48, "x", "Measured while running: command line and first file system"),
+    ("rtmr3", 48, "x", "Measured while running: applications"),
+    ("report_data", 64, "x", "What the guest asked to have signed; here it binds nonce and guest key"),
+)
+_SIGNATURE: _Layout = (
+    ("signature", 64, "x", "ECDSA r and s by the attestation key over header and body"),
+    ("attestation_key", 64, "x", "Public key of the quoting enclave, x and y"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Field:
+    """One field of a quote.
+
+    Attributes:
+        name: Dotted: `header.`, `body.`, `auth.` or `qe_report.` and the field.
+        offset: From the first byte of the quote.
+        raw: The bytes as they stand.
+        kind: "i" integer, "x" bytes, "-" reserved, "t" text.
+        meaning: What it is, in plain words.
+    """
+
+    name: str
+    offset: int
+    raw: bytes
+    kind: str
+    meaning: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FieldRow:
+    """A line of `strongroom attest show`."""
+
+    name: str
+    offset: int
+    size: int
+    value: str
+    meaning: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quote:
+    """A quote taken apart. All values are claims of whoever sent the bytes.
+
+    Attributes:
+        raw: The whole quote.
+        version: 3 or 4.
+        tee: "sgx" or "tdx".
+        fields: Every field in order of offset.
+        pck_chain: DER certificates: leaf, CA, root.
+    """
+
+    raw: bytes
+    version: int
+    tee: str
+    fields: tuple[Field, ...]
+    pck_chain: tuple[bytes, ...]
+
+    def __getitem__(self, name: str) -> bytes:
+        """Return the bytes of the field `name`, for example `body.report_data`."""
+        for field in self.fields:
+            if field.name == name:
+                return field.raw
+        raise KeyError(name)
+
+    def number(self, name: str) -> int:
+        """Return the little-endian integer in the field `name`."""
+        return int.from_bytes(self[name], "little")
+
+    @property
+    def measurement(self) -> bytes:
+        """MRENCLAVE (32 bytes) or MRTD (48 bytes)."""
+        return self["body.mr_td" if self.tee == "tdx" else "body.mr_enclave"]
+
+    @property
+    def signer(self) -> bytes:
+        """MRSIGNER (32 bytes) or MROWNER (48 bytes)."""
+        return self["body.mr_owner" if self.tee == "tdx" else "body.mr_signer"]
+
+    @property
+    def config_id(self) -> bytes:
+        """CONFIGID (64 bytes) or MRCONFIGID (48 bytes)."""
+        return self["body.mr_config_id" if self.tee == "tdx" else "body.config_id"]
+
+    @property
+    def report_data(self) -> bytes:
+        """All 64 bytes."""
+        return self["body.report_data"]
+
+    @property
+    def debug(self) -> bool:
+        """Whether the host can read the enclave's memory."""
+        if self.tee == "tdx":
+            return self["body.td_attributes"][0] != 0  # bits 0 to 7 together are TUD, untrusted
+        return bool(self["body.attributes"][0] & 0x02)
+
+    @property
+    def root_der(self) -> bytes:
+        """The root certificate that the quote names."""
+        return self.pck_chain[-1]
+
+
+class _Reader:
+    def __init__(self, raw: bytes) -> None:
+        self.raw = raw
+        self.at = 0
+        self.fields: list[Field] = []
+
+    def take(self, name: str, size: int, kind: str, meaning: str) -> bytes:
+        if size > len(self.raw) - self.at:
+            raise EvidenceError(f"quote: {name} needs {size} bytes at {self.at}, got {len(self.raw) - self.at}")
+        value = self.raw[self.at : self.at + size]
+        self.fields.append(Field(name=name, offset=self.at, raw=value, kind=kind, meaning=meaning))
+        self.at += size
+        return value
+
+    def integer(self, name: str, size: int, meaning: str) -> int:
+        return int.from_bytes(self.take(name, size, "i", meaning), "little")
+
+    def layout(self, prefix: str, layout: _Layout) -> None:
+        for name, size, kind, meaning in layout:
+            self.take(f"{prefix}.{name}", size, kind, meaning)
+
+
+def parse_quote(raw: bytes) -> Quote:
+    """Return the fields of `raw`, every byte accounted for.
+
+    Raises:
+        EvidenceError: Another format or version, wrong lengths, or trailing bytes.
+    """
+    quote = _parse(raw)
+    if len(quote.raw) != len(raw):
+        raise EvidenceError(f"quote: {len(raw) - len(quote.raw)} trailing bytes after byte {len(quote.raw)}")
+    return quote
+
+
+def trimmed(raw: bytes) -> bytes:
+    """Return the quote at the start of `raw` without what follows; for attesters whose hardware service pads.
+
+    Raises:
+        EvidenceError: `raw` does not start with a quote.
+    """
+    return _parse(raw).raw
+
+
+def _parse(raw: bytes) -> Quote:
+    # 1. Header: version and TEE decide the rest.
+    if len(raw) > MAX_QUOTE_BYTES:
+        raise EvidenceError(f"quote: {len(raw)} bytes, at most {MAX_QUOTE_BYTES} are read")
+    version = int.from_bytes(raw[:2], "little")
+    tee = _TEES.get(int.from_bytes(raw[4:8], "little"))
+    if len(raw) < 48 or (version, tee) not in {(3, "sgx"), (4, "sgx"), (4, "tdx")}:
+        raise EvidenceError(
+            f"quote: version {version} for {tee or 'an unknown TEE'} in {len(raw)} bytes is not supported"
+        )
+    reader = _Reader(raw)
+    reader.layout("header", _HEADER_V3 if version == 3 else _HEADER_V4)
+    if (key_type := int.from_bytes(raw[2:4], "little")) != 2:
+        raise EvidenceError(f"quote: expected attestation key type 2 (ECDSA P-256), got {key_type}")
+    # 2. The signed body, then the length of everything after it.
+    reader.layout("body", _TDX_BODY if tee == "tdx" else _SGX_BODY)
+    size = reader.integer("auth.size", 4, "Size of the authentication data that follows")
+    end = reader.at + size
+    if end > len(raw):
+        raise EvidenceError(f"quote: authentication data of {size} bytes at {reader.at}, got {len(raw) - reader.at}")
+    reader.raw = raw[:end]
+    # 3. Authentication data.
+    reader.layout("auth", _SIGNATURE)
+    if version == 4:
+        _nested(reader, end)
+    _quoting_enclave(reader)
+    chain = _certificates(reader)
+    if reader.at != end:
+        raise EvidenceError(f"quote: {end - reader.at} bytes left over inside the authentication data")
+    return Quote(raw=raw[:end], version=version, tee=str(tee), fields=tuple(reader.fields), pck_chain=chain)
+
+
+def _nested(reader: _Reader, end: int) -> None:
+    kind = reader.integer("auth.qe_data_type", 2, "6: the quoting enclave's report and its certification follow")
+    size = reader.integer("auth.qe_data_size", 4, "Size of that data")
+    if kind != 6 or size != end - reader.at:
+        raise EvidenceError(
+            f"quote: expected certification data type 6 of {end - reader.at} bytes, got {kind} of {size}"
+        )
+
+
+def _quoting_enclave(reader: _Reader) -> None:
+    reader.layout("qe_report", _SGX_BODY)
+    reader.take("auth.qe_report_signature", 64, "x", "ECDSA r and s by the platform's PCK key over the QE report")
+    size = reader.integer("auth.qe_auth_size", 2, "Size of the quoting enclave's own data")
+    reader.take("auth.qe_auth_data", size, "x", "Hashed with the attestation key into the QE report")
+
+
+def _certificates(reader: _Reader) -> tuple[bytes, ...]:
+    kind = reader.integer("auth.cert_type", 2, "5: the PCK certificate chain as PEM")
+    size = reader.integer("auth.cert_size", 4, "Size of the chain")
+    if kind != 5:
+        raise EvidenceError(f"quote: expected certification data type 5 (PCK chain), got {kind}")
+    return _pem_chain(reader.take("auth.cert_data", size, "t", "PCK certificate, its CA and the root"))
+
+
+def _pem_chain(pem: bytes) -> tuple[bytes, ...]:
+    text = pem.removesuffix(b"\0")
+    chain: list[bytes] = []
+    at = 0
+    while at < len(text):
+        found = _PEM.match(text, at)
+        if found is None or len(chain) == _MAX_CHAIN:
+            raise EvidenceError(f"quote: the PCK chain is not {_MAX_CHAIN} canonical PEM certificates")
+        try:
+            der = base64.b64decode(found[1].replace(b"\n", b""), validate=True)
+        except ValueError as exc:
+            raise EvidenceError("quote: a certificate of the PCK chain is not base64") from exc
+        encoded = base64.b64encode(der)
+        if b"\n".join(encoded[i : i + 64] for i in range(0, len(encoded), 64)) != found[1]:
+            raise EvidenceError("quote: a certificate of the PCK chain is not canonical PEM")
+        chain.append(der)
+        at = found.end()
+    if len(chain) != _MAX_CHAIN:
+        raise EvidenceError(f"quote: expected {_MAX_CHAIN} certificates in the PCK chain, got {len(chain)}")
+    return tuple(chain)
+
+
+def describe(quote: Quote) -> list[FieldRow]:
+    """Return each field as text with its meaning, in the order of its bytes."""
+    return [
+        FieldRow(name=f.name, offset=f.offset, size=len(f.raw), value=_shown(f), meaning=f.meaning)
+        for f in quote.fields
+        if f.kind != "-" or any(f.raw)
+    ]
+
+
+def _shown(field: Field) -> str:
+    if field.kind == "i":
+        return str(int.from_bytes(field.raw, "little"))
+    if field.kind == "t":
+        return field.raw.removesuffix(b"\0").decode("ascii")  # canonical PEM, checked by the parser
+    return field.raw.hex()

@@ -1,0 +1,64 @@
+"""Verifiers: is the statement true? One module per way of knowing."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Protocol
+
+from strongroom.attest.claims import Claims
+from strongroom.attest.endorsements import Endorsements, TrustAnchor
+from strongroom.attest.evidence import Evidence
+from strongroom.attest.quote import parse_quote
+from strongroom.errors import VerificationError
+
+__all__ = ["AnchoredVerifier", "Verifier", "verify_any"]
+
+
+class Verifier(Protocol):
+    """Turns evidence into claims, or raises."""
+
+    def verify(self, evidence: Evidence, endorsements: Endorsements, *, now: datetime) -> Claims:
+        """Return the claims proven by the hardware signature on `evidence`.
+
+        Raises:
+            EvidenceError: The bytes are not a quote of this format.
+            EndorsementError: Endorsements are missing, expired, revoked or for another platform.
+            VerificationError: A signature or the chain does not hold.
+        """
+        ...
+
+
+class AnchoredVerifier(Verifier, Protocol):
+    """A verifier that trusts one root."""
+
+    @property
+    def anchor(self) -> TrustAnchor:
+        """The root."""
+        ...
+
+
+def verify_any(
+    evidence: Evidence, choices: Sequence[tuple[AnchoredVerifier, Endorsements]], *, now: datetime
+) -> Claims:
+    """Return the claims of `evidence` under the one choice whose root the quote names.
+
+    The quote only selects; the selected verifier then proves the chain up to its own root. Several endorsements under
+    one root (SGX and TDX have their own) are told apart by the TEE that their TCB info names.
+
+    Raises:
+        EvidenceError: The bytes are not a quote.
+        EndorsementError: No endorsements for this TEE under the root.
+        VerificationError: No choice has this root, or verification fails.
+    """
+    named = hashlib.sha256(parse_quote(evidence.quote).root_der).hexdigest()
+    under_root = [(v, e) for v, e in choices if v.anchor.fingerprint == named]
+    if not under_root:
+        known = ", ".join(sorted({v.anchor.fingerprint[:16] for v, _ in choices})) or "none"
+        raise VerificationError(f"root: expected one of {known}, got {named[:16]}", hint="the root is not trusted here")
+    for verifier, endorsements in under_root:
+        if endorsements.tee == evidence.tee:
+            return verifier.verify(evidence, endorsements, now=now)
+    verifier, endorsements = under_root[0]
+    return verifier.verify(evidence, endorsements, now=now)

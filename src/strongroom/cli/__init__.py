@@ -1,0 +1,3 @@
+"""The command line: one module per noun; `output` alone prints."""
+
+__all__: list[str] = []

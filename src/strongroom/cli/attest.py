@@ -1,0 +1,137 @@
+"""`strongroom attest`."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from strongroom.attest.appraisal import AppraisalContext, appraise, policy_from_json
+from strongroom.attest.claims import Claims
+from strongroom.attest.endorsements import Endorsements, TrustAnchor
+from strongroom.attest.evidence import Evidence
+from strongroom.attest.quote import describe, parse_quote, trimmed
+from strongroom.attest.verifiers import verify_any
+from strongroom.attest.verifiers.dcap import DCAPVerifier
+from strongroom.cli import output
+from strongroom.cli.common import epilog, json_option, workspace
+from strongroom.errors import AppraisalError, AttestationError, InputError
+
+__all__ = ["command"]
+
+
+@click.group("attest")
+def command() -> None:
+    """Evidence: explain it field by field, verify and appraise it."""
+
+
+@command.command("quote", epilog=epilog("strongroom attest quote job.toml quote.bin"))
+@click.argument("job_file", type=click.Path(path_type=Path))
+@click.argument("target", type=click.Path(path_type=Path))
+def quote(job_file: Path, target: Path) -> None:
+    """Write the quote that JOB_FILE's enclave would show, for a look at it. SIMULATED; no key is released for it."""
+    from strongroom.attest.binding import init_data_digest
+    from strongroom.attest.simulated.pki import SimulatedPKI
+    from strongroom.attest.simulated.platform import PRODUCT, SECURITY_VERSION, SIGNER, load_seed
+    from strongroom.attest.simulated.quoting import SimulatedQuotingEnclave
+    from strongroom.cli.job import plan_file
+
+    runner, plan = plan_file(job_file)
+    bundle = runner.build(plan)
+    pki = SimulatedPKI.create(load_seed(workspace().seed), now=datetime.now(UTC))
+    raw = SimulatedQuotingEnclave(pki).quote_sgx(
+        measurement=bytes.fromhex(bundle.measurement),
+        signer=SIGNER,
+        report_data=bytes(64),
+        config_id=init_data_digest(plan.init_data).ljust(64, b"\0"),
+        isv_prod_id=PRODUCT,
+        isv_svn=SECURITY_VERSION,
+    )
+    target.write_bytes(raw)
+    output.say(f"wrote {len(raw)} bytes: `strongroom attest show {target}`")
+
+
+@command.command("show", epilog=epilog("strongroom attest show quote.bin", "strongroom attest show quote.bin --json"))
+@click.argument("evidence", type=click.Path(path_type=Path))
+@click.option(
+    "--policy", "policy_file", type=click.Path(path_type=Path), help="Also appraise under this policy (JSON)."
+)
+@json_option
+def show(evidence: Path, policy_file: Path | None, as_json: bool) -> int:
+    """Explain EVIDENCE (a quote: binary, base64 or RCAR JSON) field by field, and every check's outcome."""
+    raw = _read(evidence)
+    quote = parse_quote(trimmed(raw))
+    rows = describe(quote)
+    checks = _checks(raw, quote.tee, policy_file)
+    value = {
+        "tee": quote.tee,
+        "fields": [
+            {"name": r.name, "offset": r.offset, "size": r.size, "value": r.value, "meaning": r.meaning} for r in rows
+        ],
+        "checks": [{"check": name, "passed": passed, "detail": detail} for name, passed, detail in checks],
+    }
+    text = output.table(
+        ("offset", "size", "field", "value", "meaning"),
+        [(r.offset, r.size, r.name, r.value if len(r.value) <= 66 else r.value[:63] + "...", r.meaning) for r in rows],
+    )
+    text += ["", "checks:"] + [f"  {'pass' if passed else 'FAIL'}  {name}: {detail}" for name, passed, detail in checks]
+    output.data(value, as_json, text)
+    return 0 if all(passed for _, passed, _ in checks) else 1
+
+
+def _checks(raw: bytes, tee: str, policy_file: Path | None) -> list[tuple[str, bool, str]]:
+    checks = []
+    exact = trimmed(raw) == raw
+    checks.append(
+        ("length", exact, "no bytes after the quote" if exact else "bytes after the quote: a service refuses it")
+    )
+    try:
+        claims = verify_any(Evidence(tee=tee, quote=trimmed(raw)), _choices(), now=datetime.now(UTC))
+    except AttestationError as exc:
+        return [*checks, (exc.code, False, str(exc))]
+    root = "SIMULATED root of this workspace" if claims.simulated else "hardware maker's root"
+    checks.append(("signatures and chain", True, f"hold, under the {root} {claims.root_fingerprint[:16]}"))
+    checks.append(("endorsements", True, f"cover this platform now, TCB status {claims.tcb_status}"))
+    checks.append(
+        ("debug", not claims.debug, "the enclave's memory is closed" if not claims.debug else "debug enclave")
+    )
+    if policy_file is not None:
+        checks += _appraised(claims, policy_file)
+    return checks
+
+
+def _appraised(claims: Claims, policy_file: Path) -> list[tuple[str, bool, str]]:
+    try:
+        policy = policy_from_json(json.loads(policy_file.read_bytes()))
+    except (OSError, ValueError) as exc:
+        raise InputError(f"{policy_file} is not a readable policy: {exc}") from exc
+    try:
+        appraise(policy, AppraisalContext(claims=claims, job=None))
+    except AppraisalError as exc:
+        return [("policy", False, reason) for reason in exc.reasons]
+    return [("policy", True, "acceptable")]
+
+
+def _choices() -> list[tuple[DCAPVerifier, Endorsements]]:
+    choices = []
+    for path in sorted((workspace().service_folder / "endorsements").glob("*.json")):
+        document = json.loads(path.read_bytes())
+        anchor = TrustAnchor.from_json(document["anchor"])
+        choices += [(DCAPVerifier(anchor), Endorsements.from_json(e)) for e in document["endorsements"]]
+    return choices
+
+
+def _read(path: Path) -> bytes:
+    if not path.exists():
+        raise InputError(f"{path} does not exist", hint="`strongroom attest quote job.toml quote.bin` makes one")
+    raw = path.read_bytes()
+    if raw[:1] == b"{":
+        return Evidence.from_json(json.loads(raw), "sgx").quote
+    try:
+        return base64.b64decode(raw.strip(), validate=True)
+    except (binascii.Error, ValueError):
+        return raw

@@ -1,0 +1,95 @@
+"""`strongroom audit`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from strongroom._encoding import parse_json
+from strongroom.cli import output
+from strongroom.cli.common import epilog, json_option, owner, workspace
+from strongroom.client.owner import verify_exported
+from strongroom.errors import InputError
+
+__all__ = ["command"]
+
+
+@click.group("audit")
+def command() -> None:
+    """The audit log: who got which key, when and why."""
+
+
+@command.command("show", epilog=epilog("strongroom audit show", "strongroom audit show sales --last 5"))
+@click.argument("subject", required=False)
+@click.option("--last", type=click.IntRange(min=1), default=None, help="Only the newest N.")
+@json_option
+def show(subject: str | None, last: int | None, as_json: bool) -> None:
+    """Show your records, or those about SUBJECT (a key's name)."""
+    found = [r for r in owner().audit_records() if r["record"] is not None]
+    records: list[dict[str, Any]] = [json.loads(str(r["record"])) for r in found]
+    if subject:
+        records = [r for r in records if subject in r["subject"].split()]
+    records = records[-last:] if last else records
+    rows = [
+        (
+            r["seq"],
+            r["time"][:19],
+            "allowed" if r["allowed"] else "DENIED",
+            r["action"],
+            r["subject"],
+            r["actor"],
+            _why(r),
+        )
+        for r in records
+    ]
+    output.data(records, as_json, output.table(("seq", "time", "decision", "action", "subject", "actor", "why"), rows))
+
+
+def _why(record: dict[str, Any]) -> str:
+    details = record["details"]
+    if "reasons" in details:
+        return str(details["reasons"][0])[:100] + (
+            f" (+{len(details['reasons']) - 1})" if len(details["reasons"]) > 1 else ""
+        )
+    if "uses" in details:
+        return f"policy revision {details['policy_revision']} allows {', '.join(details['uses'])}"
+    if "epoch" in details:
+        return f"epoch {details['epoch']}"
+    return ", ".join(f"{k}={v}" for k, v in details.items() if isinstance(v, str | int))[:80]
+
+
+@command.command("export", epilog=epilog("strongroom audit export audit.jsonl"))
+@click.argument("target", type=click.Path(path_type=Path))
+def export(target: Path) -> None:
+    """Write the log as JSON lines, for a check elsewhere or another system."""
+    records = owner().audit_records()
+    beside = target.with_name(f".{target.name}.new")
+    beside.write_text("".join(json.dumps(r, sort_keys=True) + "\n" for r in records))
+    beside.replace(target)
+    output.say(f"wrote {len(records)} records")
+
+
+@command.command("verify", epilog=epilog("strongroom audit verify", "strongroom audit verify audit.jsonl"))
+@click.argument("exported", required=False, type=click.Path(path_type=Path))
+@json_option
+def verify(exported: Path | None, as_json: bool) -> None:
+    """Check hashes, chain and signatures of every record, against the newest head this owner saw.
+
+    With EXPORTED, a log written by `audit export` is checked, without the trust service.
+    """
+    head = verify_exported(workspace(), _read(exported)) if exported else owner().verify_audit()
+    value = {"records": head.seq, "chain": head.chain}
+    output.data(value, as_json, [f"{head.seq} records, each as it was written; chain {head.chain[:16]}"])
+
+
+def _read(path: Path) -> list[dict[str, object]]:
+    try:
+        found = [parse_json(line, f"line {n} of {path}") for n, line in enumerate(path.read_text().splitlines(), 1)]
+    except OSError as exc:
+        raise InputError(f"{path} is not readable: {exc.strerror}") from exc
+    if not all(isinstance(record, dict) for record in found):
+        raise InputError(f"{path} is not an exported audit log")
+    return [record for record in found if isinstance(record, dict)]

@@ -1,0 +1,44 @@
+"""What commands share: the workspace, the owner's client, options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from strongroom.config import Settings
+
+if TYPE_CHECKING:
+    from strongroom.client.owner import OwnerClient
+    from strongroom.client.workspace import Workspace
+
+__all__ = ["epilog", "json_option", "owner", "settings", "workspace"]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+json_option: Callable[[_F], _F] = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def settings() -> Settings:
+    """Return this run's settings."""
+    return Settings.from_environment()
+
+
+def workspace() -> Workspace:
+    """Return the workspace that the environment or the current folder names."""
+    from strongroom.client.workspace import Workspace
+
+    return Workspace.find(settings().workspace)
+
+
+def owner() -> OwnerClient:
+    """Return the owner's client of the workspace."""
+    from strongroom.client.owner import OwnerClient
+
+    return OwnerClient(workspace())
+
+
+def epilog(*examples: str) -> str:
+    """Return the examples part of a command's help."""
+    return "\b\nExamples:\n" + "\n".join(f"  {example}" for example in examples)

@@ -1,0 +1,245 @@
+"""`strongroom data`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+
+from strongroom._stores import is_url
+from strongroom.cli import output
+from strongroom.cli.common import epilog, json_option, owner, settings
+from strongroom.client.petnames import Petnames
+from strongroom.errors import DeniedError, InputError
+from strongroom.storage.dataset import DatasetInfo, Head, Manifest, load_manifest, read_info, write_info
+from strongroom.storage.leftovers import Restored, restore, was_interrupted
+from strongroom.storage.places import LocalPlace, place
+from strongroom.storage.trees import TreeResult, open_tree, reseal_tree, seal_tree, verify_tree
+
+if TYPE_CHECKING:
+    from strongroom.client.owner import OwnerClient
+
+__all__ = ["command"]
+
+
+@click.group("data")
+def command() -> None:
+    """Data sets: folders of sealed files with a signed, versioned head."""
+
+
+def _info(folder: str, client: OwnerClient) -> DatasetInfo:
+    info = read_info(folder)
+    if info is None:
+        raise InputError(f"{folder} is not a sealed data set", hint="`strongroom data seal SOURCE TARGET --key NAME`")
+    if info.owner != client.owner:
+        whose = Petnames.load(client.workspace).name(info.owner)
+        raise DeniedError(f"{folder} belongs to owner {whose}", hint="only its owner and the jobs they allow open it")
+    return info
+
+
+def _result(verb: str, result: TreeResult, as_json: bool, **more: object) -> None:
+    head = result.head
+    value = {
+        "dataset": head.dataset,
+        "epoch": head.epoch,
+        "key": head.key,
+        "files": result.files,
+        "size_bytes": result.size_bytes,
+        "written": result.written,
+        "kept": result.kept,
+        **more,
+    }
+    kept = f" ({result.kept} already done)" if result.kept else ""
+    text = f"{verb} {result.files} files, {result.size_bytes / 1e6:.1f} MB{kept}: "
+    text += f"data set {head.dataset}, epoch {head.epoch}, key {head.key}"
+    output.data(value, as_json, [text])
+
+
+@command.command(
+    "seal",
+    epilog=epilog(
+        "strongroom data seal plain/ sealed/ --key sales",
+        "strongroom data seal orders.csv s3://bucket/orders --key sales",
+    ),
+)
+@click.argument("source")
+@click.argument("target")
+@click.option("--key", "key_name", required=True, help="The named key.")
+@click.option("--workers", type=int, default=None, help="Processes; default one a core.")
+@json_option
+def seal(source: str, target: str, key_name: str, workers: int | None, as_json: bool) -> None:
+    """Seal every file of SOURCE into the data set TARGET.
+
+    Run again after an interruption, it goes on where it stopped.
+    """
+    client = owner()
+    if "://" not in source and not Path(source).exists():
+        raise InputError(f"{source} does not exist", hint="check the path")
+    ring = client.key_ring(key_name)
+    info = read_info(target)
+    if info is None:
+        head = client.create_dataset(key_name)
+        info = DatasetInfo(dataset=head.dataset, key=key_name, owner=client.owner)
+    elif _info(target, client).key != key_name:
+        raise InputError(f"{target} is under key {info.key!r}, not {key_name!r}", hint="choose another target")
+    progress = output.ProgressLine("sealing")
+    result = seal_tree(source, target, ring, client, info=info, workers=workers, progress=progress)
+    progress.end()
+    _result("sealed", result, as_json, target=target)
+
+
+@command.command("create", epilog=epilog("strongroom data create sealed/result --key results"))
+@click.argument("target")
+@click.option("--key", "key_name", required=True, help="The named key.")
+@json_option
+def create(target: str, key_name: str, as_json: bool) -> None:
+    """Make TARGET an empty data set of yours, for a job that another owner runs to write into."""
+    folder = place(target, single=False)
+    if not folder.is_empty():
+        raise InputError(f"{target} is not an empty folder", hint="choose another")
+    client = owner()
+    head = client.create_dataset(key_name)
+    write_info(folder, DatasetInfo(dataset=head.dataset, key=key_name, owner=client.owner))
+    value = {"dataset": head.dataset, "epoch": head.epoch, "key": key_name, "target": target}
+    output.data(value, as_json, [f"created data set {head.dataset}, empty, key {key_name}"])
+
+
+@command.command("open", epilog=epilog("strongroom data open sealed/report report/"))
+@click.argument("source")
+@click.argument("target")
+@click.option("--overwrite", is_flag=True, help="Replace files that are there with another content.")
+@click.option("--workers", type=int, default=None, help="Processes; default one a core.")
+@json_option
+def open_(source: str, target: str, overwrite: bool, workers: int | None, as_json: bool) -> None:
+    """Open the data set SOURCE into the folder TARGET; each file appears once all of it has been verified."""
+    client = owner()
+    info = _info(source, client)
+    progress = output.ProgressLine("opening")
+    result = open_tree(
+        source,
+        target,
+        client.key_ring(info.key),
+        client.current(info.dataset),
+        overwrite=overwrite,
+        workers=workers,
+        progress=progress,
+    )
+    progress.end()
+    _result("opened", result, as_json, target=target)
+
+
+@command.command("verify", epilog=epilog("strongroom data verify sealed/sales"))
+@click.argument("source")
+@json_option
+def verify(source: str, as_json: bool) -> None:
+    """Check every chunk of every file against the data set's head; write nothing."""
+    client = owner()
+    info = _info(source, client)
+    progress = output.ProgressLine("verifying")
+    result = verify_tree(source, client.key_ring(info.key), client.current(info.dataset), progress=progress)
+    progress.end()
+    _result("verified", result, as_json)
+
+
+@command.command("reseal", epilog=epilog("strongroom key rotate sales", "strongroom data reseal sealed/sales"))
+@click.argument("folder")
+@json_option
+def reseal(folder: str, as_json: bool) -> None:
+    """Move a data set to the key's newest version."""
+    client = owner()
+    info = _info(folder, client)
+    progress = output.ProgressLine("resealing")
+    result = reseal_tree(folder, client.key_ring(info.key), client, dataset=info.dataset, progress=progress)
+    progress.end()
+    _result("resealed", result, as_json)
+
+
+@command.command("restore", epilog=epilog("strongroom data restore sealed/results"))
+@click.argument("folder")
+@json_option
+def restore_data(folder: str, as_json: bool) -> None:
+    """Undo a job that died while it changed a data set: back to the last commit. The next job does the same."""
+    client = owner()
+    info = _info(folder, client)
+    with contextlib.ExitStack() as held:
+        at = LocalPlace(held.enter_context(_as_folder(folder, client)))
+        held.enter_context(at.locked())
+        manifest = load_manifest(at, client.current(info.dataset), client.key_ring(info.key))
+        found = restore(at, manifest) if was_interrupted(at) else Restored(put_back=0, removed=0)
+    value = {"dataset": info.dataset, "put_back": found.put_back, "removed": found.removed}
+    output.data(value, as_json, [f"restored: {found.put_back} files put back, {found.removed} removed"])
+
+
+@contextlib.contextmanager
+def _as_folder(location: str, client: OwnerClient) -> Iterator[str]:
+    if not is_url(location):
+        yield location
+        return
+    from strongroom.client.jobs import mounts
+
+    with mounts(client.workspace, settings()).mounted({"data": (location, "rw")}) as folders:
+        yield str(folders["data"])
+
+
+@command.command("list", epilog=epilog("strongroom data list"))
+@json_option
+def list_data(as_json: bool) -> None:
+    """List your data sets as the trust service knows them."""
+    found = owner().call("GET", "/v1/datasets")
+    rows = [(d["dataset"], d["key"], d["epoch"]) for d in cast(list[dict[str, Any]], found["datasets"])]
+    output.data(found, as_json, output.table(("data set", "key", "epoch"), rows))
+
+
+@command.command("show", epilog=epilog("strongroom data show sealed/sales"))
+@click.argument("folder")
+@json_option
+def show(folder: str, as_json: bool) -> None:
+    """List a data set's files, sizes and key versions from its sealed manifest."""
+    client = owner()
+    info = _info(folder, client)
+    head = client.current(info.dataset)
+    manifest = load_manifest(folder, head, client.key_ring(info.key))
+    rows = [(e.path, e.size, e.key_version) for e in manifest.entries]
+    value = {
+        "dataset": info.dataset,
+        "key": info.key,
+        "epoch": head.epoch,
+        "files": [{"path": p, "size": s, "key_version": v} for p, s, v in rows],
+    }
+    facts = output.facts({"data set": info.dataset, "key": info.key, "epoch": head.epoch})
+    output.data(value, as_json, [*facts, "", *output.table(("file", "bytes", "key version"), rows)])
+
+
+@command.command("accept-epoch", epilog=epilog("strongroom data accept-epoch sealed/sales"))
+@click.argument("folder")
+@click.option("--manifest", default=None, help="Which, if the folder holds several: its SHA-256.")
+@json_option
+def accept_epoch(folder: str, manifest: str | None, as_json: bool) -> None:
+    """Accept a data set that you restored from a backup, on purpose; audited."""
+    client = owner()
+    info = _info(folder, client)
+    found = [name for name in place(folder).names(".dataset") if len(name) == 64]
+    chosen = manifest.removeprefix("sha256:") if manifest else found[0] if len(found) == 1 else ""
+    if chosen not in found:
+        raise InputError(
+            f"{folder} holds {len(found)} manifests: say which", hint=" or ".join(f"--manifest {n}" for n in found[:4])
+        )
+    ring = client.key_ring(info.key)
+    claimed = Head(dataset=info.dataset, epoch=1, key=info.key, manifest=f"sha256:{chosen}", owner=client.owner)
+    loaded: Manifest = load_manifest(folder, claimed, ring)
+    versions = sorted({e.key_version for e in loaded.entries} | {ring.current()[0]})
+    head = client.accept_epoch(info.dataset, f"sha256:{chosen}", versions)
+    value = {"dataset": head.dataset, "epoch": head.epoch, "manifest": head.manifest}
+    output.data(value, as_json, [f"accepted: data set {head.dataset} is at epoch {head.epoch}"])
+
+
+@command.command("forget", epilog=epilog("strongroom data forget 53f8a2db0603d79ad1218883e822b719"))
+@click.argument("dataset")
+@json_option
+def forget(dataset: str, as_json: bool) -> None:
+    """Forget a data set by its id: its files can no longer be read, its key versions no longer need it."""
+    found = owner().call("DELETE", f"/v1/datasets/{dataset}")
+    output.data(found, as_json, [f"forgot data set {dataset}"])

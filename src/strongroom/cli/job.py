@@ -1,0 +1,244 @@
+"""`strongroom job`, and what `run` and `spark-submit` share with it: plan, approve, run, report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import click
+
+from strongroom.cli import output
+from strongroom.cli.common import epilog, json_option, settings, workspace
+from strongroom.client.jobs import NOT_YET, JobRunner, VolumeRequest, parse_volume, read_job_file, with_known_paths
+from strongroom.client.petnames import Petnames
+from strongroom.client.workspace import Workspace
+from strongroom.errors import InputError, from_code
+from strongroom.jobs.plan import Bundle, LaunchPlan, Outcome, describe
+from strongroom.jobs.spec import JobSpec, Limits, Sandbox
+
+if TYPE_CHECKING:
+    from strongroom.client.owner import OwnerClient
+    from strongroom.storage.dataset import DatasetInfo
+
+__all__ = ["command", "execute", "job_options", "plan_file", "spec_with_options"]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_OPTIONS = (
+    click.option(
+        "--volume",
+        "volumes",
+        multiple=True,
+        metavar="NAME=PATH[:KEY[@OWNER]][:ro|rw[:names]]",
+        help="A sealed data set as /work/NAME; KEY and rw make a new one. KEY@OWNER for another owner's.",
+    ),
+    click.option(
+        "--env", "environment", multiple=True, metavar="NAME=VALUE", help="An environment variable of the program."
+    ),
+    click.option(
+        "--file",
+        "files",
+        multiple=True,
+        type=click.Path(path_type=Path),
+        help="A further measured file beside the program.",
+    ),
+    click.option("--network", is_flag=True, help="Let the program see the host's network."),
+    click.option(
+        "--scratch-mb", type=int, default=4096, show_default=True, help="Enclave memory for /work and for /tmp."
+    ),
+    click.option(
+        "--max-runtime", type=int, default=86_400, show_default=True, help="Seconds after which the program is stopped."
+    ),
+    click.option("--publish-on-failure", is_flag=True, help="Commit outputs even if the program fails."),
+    click.option("--approve", is_flag=True, help="As owner, allow this job on your keys before it runs."),
+    click.option("--unsafe-accept-simulated", is_flag=True, help="With --approve: accept the SIMULATED root."),
+    click.option("--dry-run", is_flag=True, help="Print the plan and stop."),
+    click.option(
+        "--json",
+        "as_json",
+        is_flag=True,
+        help="Print the outcome as JSON; the program's output goes to standard error.",
+    ),
+)
+
+
+def job_options(function: _F) -> _F:
+    """Add the options that every way of running a job has."""
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
+def spec_with_options(spec: JobSpec, options: dict[str, Any]) -> tuple[JobSpec, list[VolumeRequest]]:
+    """Return the job with the shared options applied, its paths in arguments made to work inside."""
+    environment = {}
+    for item in options["environment"]:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise InputError(f"--env {item!r}: expected NAME=VALUE")
+        environment[name] = value
+    arguments, volumes = with_known_paths(spec.arguments, [parse_volume(v) for v in options["volumes"]])
+    changed = replace(
+        spec,
+        arguments=arguments,
+        environment={**spec.environment, **environment},
+        files=(*spec.files, *options["files"]),
+        sandbox=Sandbox(network=options["network"], scratch_mb=options["scratch_mb"]),
+        limits=Limits(max_runtime_s=options["max_runtime"]),
+        publish_on_failure=options["publish_on_failure"],
+    )
+    return changed, list(volumes)
+
+
+def execute(spec: JobSpec, volumes: Sequence[VolumeRequest], options: dict[str, Any]) -> int:
+    """Plan, build, approve if asked, run, and report; return the exit status."""
+    here = workspace()
+    runner = JobRunner(here, settings(), lambda line: output.say(f"{line} ..."))
+    plan = runner.plan(spec, volumes, _datasets(here, dry=options["dry_run"]))
+    if options["dry_run"]:
+        value = describe(plan)
+        output.data(value, True, [])
+        return 0
+    bundle = runner.build(plan)
+    if options["approve"]:
+        _approve(here, plan, bundle, options["unsafe_accept_simulated"])
+    outcome = runner.run(plan, bundle, output_to_stderr=options["as_json"])
+    return report(outcome, plan, bundle, options["as_json"])
+
+
+def _datasets(here: Workspace, *, dry: bool) -> Callable[[str], DatasetInfo]:
+    def create(key: str) -> DatasetInfo:
+        from strongroom.client.owner import OwnerClient
+        from strongroom.storage.dataset import DatasetInfo
+
+        if dry:
+            return DatasetInfo(dataset=NOT_YET, key=key, owner=here.owner)
+        client = OwnerClient(here)
+        head = client.create_dataset(key)
+        return DatasetInfo(dataset=head.dataset, key=key, owner=client.owner)
+
+    return create
+
+
+def _approve(here: Workspace, plan: LaunchPlan, bundle: Bundle, unsafe_accept_simulated: bool) -> None:
+    from strongroom.client.owner import OwnerClient
+    from strongroom.client.policies import allow_job
+
+    if bundle.simulated and not unsafe_accept_simulated:
+        raise InputError(
+            "this enclave is SIMULATED: no hardware protects it", hint="add --unsafe-accept-simulated to --approve"
+        )
+    if not plan.spec.volumes and not plan.spec.keys:
+        return
+    allow_job(
+        OwnerClient(here),
+        plan.document,
+        bundle.measurement,
+        job=plan.job,
+        unsafe_accept_simulated=bundle.simulated,
+    )
+
+
+def report(outcome: Outcome, plan: LaunchPlan, bundle: Bundle, as_json: bool) -> int:
+    """Say how a run ended; return the exit status: the program's own, or 1."""
+    mark = " (SIMULATED enclave)" if bundle.simulated else ""
+    if as_json:
+        value = {
+            "outcome": outcome.status,
+            "exit_code": outcome.exit_code,
+            "job": plan.job,
+            "measurement": str(outcome.details.get("measurement", "")),
+            "simulated": bundle.simulated,
+            "error": dict(outcome.error),
+            "details": dict(outcome.details),
+        }
+        output.data(value, True, [])
+    elif outcome.error:
+        error = cast(dict[str, Any], outcome.error)
+        details = cast(dict[str, object], error.get("details") or {})
+        hint = str(error.get("hint", ""))
+        if details.get("request") is not None:
+            hint = "the owner: " + _look(details["request"])
+        if details.get("refused"):
+            details, hint = _each_owner(cast(list[dict[str, Any]], details["refused"]), Petnames.load(workspace()))
+        output.fail(from_code(str(error["code"]), str(error["message"]), hint=hint, details=details))
+    if not as_json:
+        committed = cast(dict[str, Any], outcome.details.get("committed") or {})
+        done = "".join(f", {name} committed (epoch {head['epoch']})" for name, head in committed.items())
+        code = f", exit code {outcome.exit_code}" if outcome.exit_code is not None else ""
+        output.say(f"strongroom: {outcome.status}{code}{done}{mark}")
+    if outcome.status == "completed" and outcome.exit_code is not None:
+        return outcome.exit_code
+    return 1
+
+
+def _look(number: object) -> str:
+    return f"`strongroom policy request {number}`, then `strongroom policy approve {number}`"
+
+
+def _each_owner(refused: list[dict[str, Any]], names: Petnames) -> tuple[dict[str, object], str]:
+    # A refusal of several keys, by the names that people here know.
+    reasons = [f"key {r['key']!r} of {names.name(r['owner'])}: {reason}" for r in refused for reason in r["reasons"]]
+    waiting = [f"{names.name(r['owner'])}: {_look(r['request'])}" for r in refused if r.get("request") is not None]
+    return {"reasons": reasons}, ("each owner in their own workspace; " if waiting else "") + "; ".join(waiting)
+
+
+@click.group("job")
+def command() -> None:
+    """Jobs from a job file (TOML)."""
+
+
+def plan_file(path: Path, client: OwnerClient | None = None, *, dry: bool = False) -> tuple[JobRunner, LaunchPlan]:
+    """Return runner and plan of the job in a file."""
+    here = client.workspace if client else workspace()
+    spec, volumes = read_job_file(path)
+    runner = JobRunner(here, settings(), lambda line: output.say(f"{line} ..."))
+    arguments, known = with_known_paths(spec.arguments, volumes)
+    return runner, runner.plan(replace(spec, arguments=arguments), known, _datasets(here, dry=dry))
+
+
+_JOB_FILE = click.argument("job_file", type=click.Path(path_type=Path))
+
+
+@command.command("build", epilog=epilog("strongroom job build job.toml"))
+@_JOB_FILE
+@json_option
+def build(job_file: Path, as_json: bool) -> None:
+    """Build the bundle of JOB_FILE and print its reference values."""
+    runner, plan = plan_file(job_file)
+    bundle = runner.build(plan)
+    value = {
+        "job": bundle.job,
+        "measurement": bundle.measurement,
+        "simulated": bundle.simulated,
+        "bundle": str(bundle.folder),
+    }
+    output.data(value, as_json, output.facts(value))
+
+
+@command.command("show", epilog=epilog("strongroom job show job.toml"))
+@_JOB_FILE
+def show(job_file: Path) -> None:
+    """Print the plan of JOB_FILE: the job document and what it does not cover."""
+    _, plan = plan_file(job_file, dry=True)
+    output.data(describe(plan), True, [])
+
+
+@command.command("run", epilog=epilog("strongroom job run job.toml", "strongroom job run job.toml --json"))
+@_JOB_FILE
+@click.option("--approve", is_flag=True, help="As owner, allow this job on your keys before it runs.")
+@click.option("--unsafe-accept-simulated", is_flag=True, help="With --approve: accept the SIMULATED root.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
+@json_option
+def run(job_file: Path, approve: bool, unsafe_accept_simulated: bool, dry_run: bool, as_json: bool) -> int:
+    """Run the job in JOB_FILE; exit with the program's own status, or 1 if it did not run."""
+    spec, volumes = read_job_file(job_file)
+    arguments, known = with_known_paths(spec.arguments, volumes)
+    options = {
+        "approve": approve,
+        "unsafe_accept_simulated": unsafe_accept_simulated,
+        "dry_run": dry_run,
+        "as_json": as_json,
+    }
+    return execute(replace(spec, arguments=arguments), known, options)

@@ -1,0 +1,223 @@
+"""`strongroom policy`."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, cast
+
+import click
+
+from strongroom.attest.appraisal import FreeArgument
+from strongroom.cli import output
+from strongroom.cli.common import epilog, json_option, owner
+from strongroom.client.petnames import Petnames
+from strongroom.client.policies import allow_job, clear_policy
+from strongroom.errors import InputError
+
+__all__ = ["command", "unsafe_option"]
+
+unsafe_option = click.option(
+    "--unsafe-accept-simulated",
+    is_flag=True,
+    help="Accept the SIMULATED root: no hardware protects the enclave.",
+)
+
+
+@click.group("policy")
+def command() -> None:
+    """Release policies: which job may use which key, for what."""
+
+
+@command.command(
+    "set",
+    epilog=epilog(
+        "strongroom policy set sales --allow job.toml --unsafe-accept-simulated",
+        "strongroom policy set sales --allow job.toml --use read",
+        "strongroom policy set sales --allow job.toml --free '2=2026-[0-9]{2}'",
+    ),
+)
+@click.argument("key")
+@click.option("--allow", "job_file", required=True, type=click.Path(path_type=Path), help="The job file to allow.")
+@click.option(
+    "--use", "uses", multiple=True, type=click.Choice(["read", "write"]), help="Default: all the job declares."
+)
+@click.option(
+    "--free",
+    "free",
+    multiple=True,
+    metavar="N=PATTERN",
+    help="Argument N (from 0) may be any text that fully matches PATTERN.",
+)
+@unsafe_option
+@json_option
+def set_(
+    key: str, job_file: Path, uses: tuple[str, ...], free: tuple[str, ...], unsafe_accept_simulated: bool, as_json: bool
+) -> None:
+    """Allow the job in a job file to use KEY."""
+    from strongroom.cli.job import plan_file
+
+    client = owner()
+    runner, plan = plan_file(job_file, client)
+    bundle = runner.build(plan)
+    measurement = bundle.measurement
+    _check_simulated(bundle.simulated, unsafe_accept_simulated)
+    added = allow_job(
+        client,
+        plan.document,
+        measurement,
+        job=plan.job,
+        unsafe_accept_simulated=bundle.simulated and unsafe_accept_simulated,
+        free=[_free(f) for f in free],
+        keys=[key],
+        uses=uses,
+    )
+    value = {"key": key, "job": plan.job, "measurement": measurement, "added": added}
+    output.data(
+        value, as_json, [f"allowed {line}" for line in added] + [f"job {plan.job}", f"measurement {measurement}"]
+    )
+
+
+@command.command("show", epilog=epilog("strongroom policy show sales"))
+@click.argument("key")
+@json_option
+def show(key: str, as_json: bool) -> None:
+    """Show a key's release policy."""
+    found = owner().call("GET", f"/v1/keys/{key}/policy")
+    policy = cast(dict[str, Any], found["policy"])
+    text = [f"key {key}, policy revision {found['revision']}"]
+    for use, value in policy.items():
+        text += [f"{use}:"] + (_shown(value, "  ") if value else ["  nobody"])
+    output.data(found, as_json, text)
+
+
+def _shown(policy: dict[str, Any], indent: str) -> list[str]:
+    kind = policy["kind"]
+    if kind in ("all_of", "any_of"):
+        word = "all of" if kind == "all_of" else "any of"
+        return [f"{indent}{word}"] + [line for inner in policy["policies"] for line in _shown(inner, indent + "  ")]
+    rest = {k: v for k, v in policy.items() if k != "kind"}
+    warn = "  (SIMULATED: no hardware protects it)" if kind == "unsafe_accept_simulated" else ""
+    return [indent + kind + "".join(f" {k}={v}" for k, v in rest.items()) + warn]
+
+
+@command.command("clear", epilog=epilog("strongroom policy clear sales"))
+@click.argument("key")
+def clear(key: str) -> None:
+    """Take every allowance of a key back."""
+    clear_policy(owner(), key)
+    output.say(f"nobody may use key {key!r} now; running jobs stop at their lease's end")
+
+
+@command.command("requests", epilog=epilog("strongroom policy requests"))
+@click.option("--all", "everything", is_flag=True, help="Also approved and dismissed ones.")
+@json_option
+def requests(everything: bool, as_json: bool) -> None:
+    """List refused jobs that wait for you."""
+    found = owner().call("GET", "/v1/requests")
+    listed = [r for r in cast(list[dict[str, Any]], found["requests"]) if everything or r["state"] == "pending"]
+    rows = [(r["id"], r["key"], r["job"][7:23], r["state"], r["seen"], r["last_seen"][:19]) for r in listed]
+    output.data({"requests": listed}, as_json, output.table(("id", "key", "job", "state", "seen", "last seen"), rows))
+
+
+@command.command("request", epilog=epilog("strongroom policy request 3"))
+@click.argument("number", type=int)
+@json_option
+def request(number: int, as_json: bool) -> None:
+    """Show one refused job: why, and what differs from the last allowed one."""
+    client = owner()
+    found = client.call("GET", f"/v1/requests/{number}")
+    output.data(found, as_json, _explain(found, Petnames.load(client.workspace)))
+
+
+def _explain(found: dict[str, object], names: Petnames) -> list[str]:
+    claims = cast(dict[str, Any], found["claims"])
+    text = output.facts(
+        {
+            "key": found["key"],
+            "uses": ", ".join(cast(list[str], found["uses"])),
+            "job": found["job"],
+            "measurement": found["measurement"],
+            "root": f"{claims['root']}{' (SIMULATED)' if claims['simulated'] else ''}",
+            "state": found["state"],
+        }
+    )
+    text += ["", "refused because:"] + [f"  - {_plain(r)}" for r in cast(list[str], found["reasons"])]
+    changes = cast(list[str], found["difference"])
+    text += ["", "changed since the last allowed job:"] + [
+        f"  * {_plain(c)}" for c in changes or ["(no job was allowed yet)"]
+    ]
+    return [*text, "", *_job(cast(dict[str, Any], found["job_document"]), names)]
+
+
+def _plain(text: str) -> str:
+    # What a refused job says of itself is its host's: no control character of it reaches the terminal.
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def _job(document: dict[str, Any], names: Petnames) -> list[str]:
+    text = ["the whole job:"]
+    text += output.facts({f"  {_plain(k)}": json.dumps(v) for k, v in sorted(document.items()) if k != "volumes"})
+    volumes = cast(list[dict[str, str]], document["volumes"])
+    rows = [
+        ("  " + json.dumps(v["name"]), "reads and writes" if v["mode"] == "rw" else "reads", json.dumps(v["key"]),
+         names.name(v["owner"]), json.dumps({k: v[k] for k in ("dataset", "epoch") if k in v}))
+        for v in volumes
+    ]  # fmt: skip
+    text += ["", *output.table(("  volume", "use", "key", "owner", "data set"), rows)]
+    results = [f"{json.dumps(v['key'])} of {names.name(v['owner'])}" for v in volumes if v["mode"] == "rw"]
+    return [*text, "", "its result goes to " + ("key " + " and key ".join(results) if results else "nowhere")]
+
+
+@command.command(
+    "approve", epilog=epilog("strongroom policy request 3", "strongroom policy approve 3 --unsafe-accept-simulated")
+)
+@click.argument("number", type=int)
+@unsafe_option
+@json_option
+def approve(number: int, unsafe_accept_simulated: bool, as_json: bool) -> None:
+    """Allow the job of a pending request: exactly this job in exactly this enclave."""
+    client = owner()
+    found = client.call("GET", f"/v1/requests/{number}")
+    claims = cast(dict[str, Any], found["claims"])
+    _check_simulated(bool(claims["simulated"]), unsafe_accept_simulated)
+    added = allow_job(
+        client,
+        cast(dict[str, object], found["job_document"]),
+        str(found["measurement"]),
+        job=str(found["job"]),
+        unsafe_accept_simulated=bool(claims["simulated"]) and unsafe_accept_simulated,
+        keys=[str(found["key"])],
+        request=number,
+        claims=claims,
+    )
+    text = [*_explain(found, Petnames.load(client.workspace)), ""]
+    output.data({"request": number, "added": added}, as_json, text + [f"allowed {line}" for line in added])
+
+
+@command.command("dismiss", epilog=epilog("strongroom policy dismiss 3"))
+@click.argument("number", type=int)
+def dismiss(number: int) -> None:
+    """Dismiss a pending request."""
+    owner().call("POST", f"/v1/requests/{number}", {"state": "dismissed"})
+    output.say(f"dismissed request {number}")
+
+
+def _check_simulated(simulated: bool, accepted: bool) -> None:
+    if simulated and not accepted:
+        raise InputError(
+            "this enclave is SIMULATED: no hardware protects it, and whoever runs it can read what is in it",
+            hint="repeat with --unsafe-accept-simulated if that is what you want",
+        )
+
+
+def _free(text: str) -> FreeArgument:
+    index, equals, pattern = text.partition("=")
+    if not equals or not index.isdigit():
+        raise InputError(f"--free {text!r}: expected N=PATTERN", hint="--free '2=[0-9]{4}'")
+    try:
+        re.compile(pattern)
+    except re.error as exc:
+        raise InputError(f"--free {text!r}: not a pattern: {exc}") from exc
+    return FreeArgument(int(index), pattern)

@@ -1,0 +1,167 @@
+"""`strongroom service`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from typing import cast
+
+import click
+
+from strongroom.cli import output
+from strongroom.cli.common import epilog, json_option, owner, workspace
+from strongroom.client.workspace import Workspace
+from strongroom.errors import InputError, UnavailableError
+
+__all__ = ["command"]
+
+
+@click.group("service")
+def command() -> None:
+    """The workspace's trust service. It starts by itself when it is needed."""
+
+
+def _own() -> Workspace:
+    here = workspace()
+    if not here.embedded:
+        raise InputError("this workspace has no trust service of its own", hint=f"its administrator, at {here.service}")
+    return here
+
+
+@command.command("start", epilog=epilog("strongroom service start"))
+def start() -> None:
+    """Start the service in the background."""
+    here = _own()
+    if here.is_running():
+        output.say("the trust service is running already")
+        return
+    here.start()
+    output.say(f"the trust service is running, log in {here.run_folder}/service.log")
+
+
+@command.command("run", epilog=epilog("strongroom service run --listen 127.0.0.1:8700"))
+@click.option("--listen", default=None, help="host:port for owners; guests get the next port.")
+def run(listen: str | None) -> None:
+    """Run the service in the foreground."""
+    from strongroom.service.main import main as serve
+
+    sys.argv = ["strongroom-service", str(_own().folder), *([listen] if listen else [])]
+    raise SystemExit(serve())
+
+
+@command.command("stop", epilog=epilog("strongroom service stop"))
+def stop() -> None:
+    """Stop the service."""
+    here = _own()
+    pid = here.pid()
+    if pid is None or not here.is_running():
+        output.say("the trust service is not running")
+        return
+    os.kill(pid, signal.SIGTERM)
+    limit = time.monotonic() + 15
+    while here.pid() is not None:
+        if time.monotonic() > limit:
+            raise UnavailableError(f"the trust service (process {pid}) does not stop", hint=f"kill -9 {pid}")
+        time.sleep(0.05)
+    output.say("the trust service has stopped")
+
+
+@command.command("status", epilog=epilog("strongroom service status --json"))
+@json_option
+def status(as_json: bool) -> None:
+    """Show what the service is, trusts, and whether it is locked."""
+    client = owner()
+    here, found = client.workspace, client.call("GET", "/v1/status")
+    anchors = cast(list[dict[str, str]], found["anchors"])
+    text = output.facts(
+        {
+            "version": found["version"],
+            "state": "LOCKED" if found["locked"] else "unlocked",
+            "root key": found["root_kind"],
+            "trusts": "; ".join(
+                f"{a['fingerprint'][:16]} ({'SIMULATED' if a['kind'] == 'simulated' else a['kind']})" for a in anchors
+            ),
+            "lease": f"{found['lease_s']} s",
+            "identity": here.identity,
+            "you": f"{here.name} ({here.owner[:16]})" + (", who administers it" if found["admin"] else ""),
+            "note": found["note"],
+        }
+    )
+    output.data(found, as_json, text)
+
+
+@command.command("unlock", epilog=epilog("strongroom service unlock", "strongroom service unlock < shares.txt"))
+def unlock() -> None:
+    """Unlock the root key with its passphrase, or with shares, one a line, from standard input."""
+    client = owner()
+    found = client.call("GET", "/v1/status")
+    if not found["locked"]:
+        output.say("the trust service is unlocked already")
+        return
+    if sys.stdin.isatty() and found["root_kind"] == "passphrase":
+        credentials = [click.prompt("passphrase", hide_input=True, err=True)]
+    else:
+        output.say("reading one passphrase or share a line until the end of input")
+        credentials = [line.strip() for line in sys.stdin if line.strip()]
+    client.call("POST", "/v1/unlock", {"credentials": credentials})
+    output.say("the trust service is unlocked")
+
+
+@command.command(
+    "rotate-root", epilog=epilog("strongroom service rotate-root", "strongroom service rotate-root --kind shares")
+)
+@click.option("--kind", type=click.Choice(["keyfile", "passphrase", "shares"]), default="keyfile", show_default=True)
+@click.option("--threshold", type=int, default=3, show_default=True)
+@click.option("--shares", type=int, default=5, show_default=True)
+@click.option("--yes", is_flag=True, help="Do not ask whether the shares were handed out.")
+@json_option
+def rotate_root(kind: str, threshold: int, shares: int, yes: bool, as_json: bool) -> None:
+    """Wrap every key under a new root key, in one transaction."""
+    options = {"threshold": str(threshold), "shares": str(shares)} if kind == "shares" else {}
+    if kind == "passphrase":
+        options = {"passphrase": click.prompt("passphrase", hide_input=True, confirmation_prompt=True, err=True)}
+    client = owner()
+    body: dict[str, object] = {"kind": kind, "options": options}
+    if kind == "shares":
+        # Shares first, rotation second: if anything fails in between, the old root key is still in force.
+        prepared = client.call("POST", "/v1/root/rotate", {**body, "prepare": True})
+        shares_made = cast(list[str], prepared["handout"])
+        output.data(prepared, as_json, [f"share {n}: {s}" for n, s in enumerate(shares_made, 1)])
+        if not yes:
+            click.confirm("Does each person hold a share, so that the root key may be rotated?", abort=True, err=True)
+        body["prepared"] = prepared["prepared"]
+    client.call("POST", "/v1/root/rotate", body)
+    output.say("the root key is rotated")
+
+
+@command.command("lease", epilog=epilog("strongroom service lease 120"))
+@click.argument("seconds", type=int)
+def lease(seconds: int) -> None:
+    """Set after how many SECONDS (120 to 3600) a running job has to attest again.
+
+    A job whose policy was revoked, or whose key was disabled, stops at its lease's end at the latest. Jobs that run
+    keep the lease they have until they renew it.
+    """
+    owner().call("PUT", "/v1/lease", {"lease_s": seconds})
+    output.say(f"jobs attest again within {seconds} s from now on")
+
+
+@command.command("openapi", epilog=epilog("strongroom service openapi > openapi.json"))
+def openapi() -> None:
+    """Print the owner API as an OpenAPI document."""
+    from strongroom.service.openapi import openapi as document
+
+    output.data(document(), True, [])
+
+
+@command.command("refresh-endorsements", epilog=epilog("strongroom service refresh-endorsements"))
+def refresh() -> None:
+    """Renew the simulated platform's endorsements; jobs do it once a day by themselves. SIMULATED."""
+    from datetime import UTC, datetime
+
+    from strongroom.client.endorsements import refresh_endorsements
+
+    refresh_endorsements(_own().folder, now=datetime.now(UTC))
+    output.say("renewed the SIMULATED platform's endorsements for 30 days")

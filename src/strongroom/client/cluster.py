@@ -1,0 +1,119 @@
+"""A workspace's cluster: the machines on which workers of its jobs run, kept in `.strongroom/cluster.json`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from strongroom.attest.simulated.measure import tree_digest
+from strongroom.attest.simulated.platform import load_seed
+from strongroom.client.workspace import Workspace
+from strongroom.config import Settings
+from strongroom.errors import InputError
+from strongroom.jobs.enclaves.sim import SimulatedEnclave
+from strongroom.jobs.runtimes import Runtimes
+from strongroom.jobs.targets.ssh import Deployment, SshHost
+
+__all__ = ["Cluster", "read_hosts"]
+
+_FILE = "cluster.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """The machines, and how they are reached.
+
+    Attributes:
+        hosts: As `ssh` takes them.
+        root: The folder of ours on each.
+        ssh_config: An SSH configuration file, "" for the user's own.
+        python: The interpreter on each.
+        address: Where this machine is reached from the others, "" for what SSH shows them.
+        started: Whether jobs may run there.
+    """
+
+    hosts: tuple[str, ...]
+    root: str
+    ssh_config: str = ""
+    python: str = "python3"
+    address: str = ""
+    started: bool = False
+
+    @classmethod
+    def load(cls, workspace: Workspace) -> Cluster:
+        """Return the workspace's cluster.
+
+        Raises:
+            InputError: It has none.
+        """
+        path = workspace.folder / _FILE
+        if not path.exists():
+            raise InputError(
+                "this workspace has no cluster", hint="`strongroom cluster deploy --hosts hosts.txt`, then `start`"
+            )
+        found = json.loads(path.read_bytes())
+        return cls(**{**found, "hosts": tuple(found["hosts"])})
+
+    def save(self, workspace: Workspace) -> None:
+        """Keep it as the workspace's cluster."""
+        path = workspace.folder / _FILE
+        beside = path.with_name(f".{_FILE}")
+        beside.write_text(json.dumps(asdict(self), indent=1))
+        beside.replace(path)
+
+    @classmethod
+    def known(cls, workspace: Workspace) -> Cluster | None:
+        """Return the workspace's cluster, None if it has none."""
+        return cls.load(workspace) if (workspace.folder / _FILE).exists() else None
+
+    @staticmethod
+    def forget(workspace: Workspace) -> None:
+        """Let the workspace have no cluster."""
+        (workspace.folder / _FILE).unlink(missing_ok=True)
+
+    def machines(
+        self, workspace: Workspace, settings: Settings, say: Callable[[str], None] = lambda _line: None
+    ) -> list[SshHost]:
+        """Return the machines with what is, or has to be, deployed on them."""
+        load_seed(workspace.seed)
+        runtimes = Runtimes(settings.cache / "runtimes", say)
+        digests, service = settings.cache / "digests", workspace.guest_socket_folder
+        enclave = SimulatedEnclave(runtimes, cache=digests, service=service, identity_pem=workspace.identity_pem)
+        node, places = runtimes.node(), enclave.places(("base", "python", "guest", "env", "jdk"))
+        deployment = Deployment(
+            places={place: (source, tree_digest(source, digests).hex()) for place, source in places.items()},
+            node=(node, tree_digest(node, digests).hex()),
+            seed=workspace.seed,
+            service=service / "guest.sock",
+            owner=workspace.owner,
+        )
+        return [
+            SshHost(
+                name=name,
+                root=self.root,
+                config=self.ssh_config,
+                python=self.python,
+                deployment=deployment,
+                address=self.address,
+            )
+            for name in self.hosts
+        ]
+
+
+def read_hosts(path: Path) -> tuple[str, ...]:
+    """Return the machines named in a file: one a line, `#` begins a comment.
+
+    Raises:
+        InputError: Not readable, no machine, one twice, or a line that is an option of ssh.
+    """
+    try:
+        lines = [line.partition("#")[0].strip() for line in path.read_text().splitlines()]
+    except (OSError, UnicodeDecodeError) as exc:
+        raise InputError(f"{path} is not readable", hint="one `[user@]host` a line") from exc
+    hosts = tuple(line for line in lines if line)
+    wrong = [h for h in hosts if h.startswith("-") or len(h.split()) > 1 or hosts.count(h) > 1]
+    if wrong or not hosts:
+        raise InputError(f"{path}: expected one `[user@]host` a line, each once, got {(wrong or ['nothing'])[0]!r}")
+    return hosts

@@ -1,0 +1,163 @@
+"""OwnerClient: an owner's connection to a trust service, with the service's identity pinned."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Sequence
+from typing import Literal
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from strongroom._encoding import b64u_decode, parse_json
+from strongroom._secret import SecretBytes
+from strongroom.client.seen import Seen
+from strongroom.client.workspace import Workspace
+from strongroom.crypto import jose, tls, x509
+from strongroom.crypto.https import HTTPSConnection
+from strongroom.crypto.keys import StaticKeyRing
+from strongroom.errors import UnavailableError, VerificationError
+from strongroom.kms.audit import AuditHead, read_head, verify_records
+from strongroom.kms.datasets import HEAD_TYPE
+from strongroom.storage.dataset import Head
+
+__all__ = ["OwnerClient", "pinned_identity", "verify_exported"]
+
+_PAGE = 1000
+_EMPTY_PAGES = 5
+
+
+def pinned_identity(workspace: Workspace) -> ec.EllipticCurvePublicKey:
+    """Return the service's identity key, which must be the one pinned when the workspace was made.
+
+    Raises:
+        VerificationError: It is another.
+    """
+    key = x509.certificate_from_pem(workspace.identity_pem).public_key()
+    if isinstance(key, ec.EllipticCurvePublicKey) and hmac.compare_digest(x509.spki_id(key), workspace.identity):
+        return key
+    raise VerificationError(f"{workspace.folder}/identity.pem is not the identity pinned in workspace.toml")
+
+
+def verify_exported(workspace: Workspace, records: Sequence[dict[str, object]]) -> AuditHead:
+    """Return the head of an exported audit log after checking every record; needs no running service.
+
+    Raises:
+        IntegrityError: Names the first record that does not hold, or says that the log is older than what was seen.
+    """
+    newest = Seen.load(workspace.folder / "seen.json").head
+    return verify_records(records, [pinned_identity(workspace)], owner=workspace.owner, newest=newest)
+
+
+class OwnerClient:
+    """Talks to the trust service of `workspace` as its owner; starts an embedded service that is not running."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        pem, key = workspace.identity_pem, pinned_identity(workspace)
+        workspace.ensure_running()
+        self.workspace = workspace
+        self.owner = workspace.owner
+        self._identity = key
+        context = tls.client_context(
+            pem,
+            certificate_pem=(workspace.folder / "owner.pem").read_text(),
+            key_pem=(workspace.folder / "owner.key").read_bytes(),
+        )
+        self._connection = HTTPSConnection(workspace.address, context)
+        self.seen = Seen.load(workspace.folder / "seen.json")
+
+    def call(self, method: str, path: str, body: object = None) -> dict[str, object]:
+        """Return the answer to one request of the owner API.
+
+        Raises:
+            StrongroomError: As the service reports it.
+            IntegrityError: The service shows an older state than this owner saw.
+        """
+        try:
+            reply = self._connection.request(method, path, body)
+        except UnavailableError as exc:
+            if not self.workspace.embedded and self.seen.head is None:
+                # A server that refuses a certificate may close the connection before its alert is read.
+                exc.hint = "never let in so far: did its administrator run `strongroom owner admit`, and is it up?"
+            raise
+        token = reply.headers.get("strongroom-audit-head")
+        if token:
+            self.seen.see_head(read_head(token, [self._identity]))
+        return reply.json()
+
+    def key_ring(self, name: str, purpose: Literal["data", "export"] = "data") -> StaticKeyRing:
+        """Return a key's enabled versions, released to this owner.
+
+        Raises:
+            DeniedError: No enabled version, or no permission to export.
+        """
+        mine = x509.new_key()
+        jwk = jose.jwk(mine.public_key())
+        answer = self.call("POST", f"/v1/keys/{name}/release", {"public_key": jwk, "purpose": purpose})
+        with jose.jwe_open(answer.get("jwe"), mine) as raw:
+            released = parse_json(raw, "the release")
+        if not isinstance(released, dict) or released.get("name") != name or released.get("owner") != self.owner:
+            raise VerificationError(f"the release is not this owner's key {name!r}")
+        versions = {int(n): SecretBytes(b64u_decode(v)) for n, v in released["versions"].items()}
+        return StaticKeyRing(name, versions)
+
+    # --- storage.dataset.HeadStore
+
+    def create_dataset(self, key: str) -> Head:
+        """Register a new data set under `key`."""
+        return self._head(self.call("POST", "/v1/datasets", {"key": key}))
+
+    def current(self, dataset: str) -> Head:
+        """Return the head of a data set."""
+        return self._head(self.call("GET", f"/v1/datasets/{dataset}"))
+
+    def commit(self, expected: Head, manifest: str, versions: Sequence[int]) -> Head:
+        """Replace the head `expected` by its successor that names `manifest`."""
+        body = {
+            "epoch": expected.epoch,
+            "manifest": expected.manifest,
+            "new_manifest": manifest,
+            "versions": list(versions),
+        }
+        return self._head(self.call("POST", f"/v1/datasets/{expected.dataset}/commit", body))
+
+    def accept_epoch(self, dataset: str, manifest: str, versions: Sequence[int]) -> Head:
+        """Make a restored manifest the head."""
+        body = {"manifest": manifest, "versions": list(versions)}
+        return self._head(self.call("POST", f"/v1/datasets/{dataset}/accept-epoch", body))
+
+    def _head(self, answer: dict[str, object]) -> Head:
+        found = jose.verify_jws(str(answer.get("signed")), [self._identity], typ=HEAD_TYPE)
+        try:
+            head = Head(**found)  # type: ignore[arg-type]
+        except TypeError as exc:
+            raise VerificationError("the signed head is not a head") from exc
+        self.seen.see_epoch(head.dataset, head.epoch)
+        return head
+
+    # --- audit
+
+    def audit_records(self) -> list[dict[str, object]]:
+        """Return the whole log, other owners' records as hashes."""
+        records: list[dict[str, object]] = []
+        empty = 0
+        while True:
+            page = self.call("GET", f"/v1/audit?after={len(records)}&limit={_PAGE}").get("records")
+            if isinstance(page, list) and page:
+                records += page
+                continue
+            # An answer's head is read after its page, and records may come in between: they are in the next page.
+            empty += 1
+            if self.seen.head is None or len(records) >= self.seen.head.seq or empty == _EMPTY_PAGES:
+                return records
+
+    def verify_audit(self) -> AuditHead:
+        """Return the log's head after checking every record against what this owner saw.
+
+        Raises:
+            IntegrityError: Names the first record that does not hold.
+        """
+        return verify_records(self.audit_records(), [self._identity], owner=self.owner, newest=self.seen.head)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()

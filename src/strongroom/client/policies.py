@@ -1,0 +1,124 @@
+"""Building release policies: what `policy set`, `policy approve` and `--approve` write."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from strongroom.attest.appraisal import (
+    AllOf,
+    AnyOf,
+    FreeArgument,
+    JobDigest,
+    Measurement,
+    NotDebug,
+    Policy,
+    TcbStatus,
+    UnsafeAcceptSimulated,
+    job_digest,
+    policy_from_json,
+    policy_to_json,
+)
+from strongroom.client.owner import OwnerClient
+from strongroom.errors import InputError
+
+__all__ = ["allow_job", "allowance", "clear_policy"]
+
+
+def allowance(
+    document: Mapping[str, object], measurement: str, *, simulated: bool, free: Sequence[FreeArgument] = ()
+) -> Policy:
+    """Return the policy that allows exactly this job in exactly this enclave.
+
+    Args:
+        document: The job document.
+        measurement: Hex.
+        simulated: Accept the simulated root; without it a simulated quote is refused.
+        free: Arguments that may differ by pattern.
+    """
+    checks: list[Policy] = [
+        Measurement((measurement,)),
+        JobDigest((job_digest(document, free),), tuple(free)),
+        TcbStatus(),
+        NotDebug(),
+    ]
+    return AllOf((*checks, UnsafeAcceptSimulated())) if simulated else AllOf(tuple(checks))
+
+
+def allow_job(
+    client: OwnerClient,
+    document: Mapping[str, object],
+    measurement: str,
+    *,
+    job: str,
+    unsafe_accept_simulated: bool,
+    free: Sequence[FreeArgument] = (),
+    keys: Sequence[str] = (),
+    uses: Sequence[str] = (),
+    request: int | None = None,
+    claims: Mapping[str, object] | None = None,
+) -> list[str]:
+    """Allow a job on this owner's keys that it declares; return `key: uses` lines of what was added.
+
+    Args:
+        client: The owner.
+        document: The job document.
+        measurement: Hex, of the enclave that runs it.
+        job: The job digest.
+        unsafe_accept_simulated: See `allowance`.
+        free: See `allowance`.
+        keys: Only these keys; empty for all that the job declares.
+        uses: Only these uses; empty for all that the job declares.
+        request: The pending request that this answers.
+        claims: What the refused evidence claimed, kept for later differences.
+
+    Raises:
+        InputError: The job declares none of the keys.
+    """
+    declared = _declared(document, client.owner)
+    chosen = {k: [u for u in v if not uses or u in uses] for k, v in declared.items() if not keys or k in keys}
+    if not any(chosen.values()):
+        raise InputError(f"the job does not use {', '.join(keys) or 'a key of yours'}")
+    branch = allowance(document, measurement, simulated=unsafe_accept_simulated, free=free)
+    for key, wanted in chosen.items():
+        found = client.call("GET", f"/v1/keys/{key}/policy")
+        policy = found["policy"]
+        assert isinstance(policy, dict)
+        for use in wanted:
+            policy[use] = policy_to_json(_with(policy.get(use), branch))
+        approved = {"job": job, "measurement": measurement, "document": dict(document), "claims": dict(claims or {})}
+        body = {"policy": policy, "revision": found["revision"], "approved": [approved], "request": request}
+        client.call("PUT", f"/v1/keys/{key}/policy", body)
+    return [f"{key}: {' and '.join(wanted)}" for key, wanted in chosen.items() if wanted]
+
+
+def clear_policy(client: OwnerClient, key: str) -> None:
+    """Remove every allowance of a key: nobody gets it until a new policy is set."""
+    found = client.call("GET", f"/v1/keys/{key}/policy")
+    body = {"policy": {"read": None, "write": None}, "revision": found["revision"]}
+    client.call("PUT", f"/v1/keys/{key}/policy", body)
+
+
+def _with(existing: object, branch: Policy) -> Policy:
+    if existing is None:
+        return AnyOf((branch,))
+    policy = policy_from_json(existing)
+    branches = policy.policies if isinstance(policy, AnyOf) else (policy,)
+    return policy if branch in branches else AnyOf((*branches, branch))
+
+
+def _declared(document: Mapping[str, object], owner: str) -> dict[str, list[str]]:
+    volumes = document.get("volumes")
+    declared: dict[str, list[str]] = {}
+    for volume in volumes if isinstance(volumes, list) else []:
+        if volume.get("owner") == owner:
+            _declare(declared, str(volume["key"]), volume["mode"])
+    keys = document.get("keys")
+    for key in keys if isinstance(keys, list) else []:
+        if key.get("owner") == owner:
+            _declare(declared, str(key["name"]), key["mode"])
+    return declared
+
+
+def _declare(declared: dict[str, list[str]], key: str, mode: object) -> None:
+    uses = declared.setdefault(key, [])
+    uses += [u for u in ("read", *(["write"] if mode == "rw" else [])) if u not in uses]

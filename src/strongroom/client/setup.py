@@ -1,0 +1,158 @@
+"""Setting a workspace up: owner certificate, simulated platform, embedded trust service."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509 import Certificate
+
+from strongroom.attest.simulated.pki import SimulatedPKI
+from strongroom.attest.simulated.platform import load_seed
+from strongroom.client.endorsements import refresh_endorsements
+from strongroom.client.owner import pinned_identity
+from strongroom.client.petnames import check_name
+from strongroom.client.workspace import FOLDER, Workspace, write_workspace
+from strongroom.crypto import x509
+from strongroom.errors import InputError, VerificationError
+from strongroom.service.state import TrustService
+
+__all__ = ["Created", "create_workspace", "request_workspace"]
+
+OWNER_DAYS = 3650
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Created:
+    """A new workspace, and what its root kind hands to people (shares), to be shown once."""
+
+    workspace: Workspace
+    handout: list[str]
+
+
+def create_workspace(
+    parent: Path, *, owner: str = "owner", root_kind: str = "keyfile", root_options: Mapping[str, str] | None = None
+) -> Created:
+    """Make `parent/.strongroom` with an embedded trust service that trusts a simulated platform of its own.
+
+    Raises:
+        InputError: There is one already, or the folder cannot be written.
+    """
+    folder = _new_folder(parent)
+    now = datetime.now(UTC)
+    try:
+        certificate = _new_owner(folder, owner, now)
+        seed = folder / "simulated" / "seed"
+        anchor = SimulatedPKI.create(load_seed(seed), now=now).anchor()
+        service, handout = TrustService.create(
+            folder / "service",
+            folder / "root",
+            kind=root_kind,
+            options=root_options or {},
+            owner_name=owner,
+            owner_pem=x509.certificate_pem(certificate),
+            anchors=[{"kind": anchor.kind, "fingerprint": anchor.fingerprint}],
+            now=now,
+        )
+    except OSError as exc:
+        raise InputError(f"the workspace {folder} cannot be written: {exc.strerror}") from exc
+    (folder / "identity.pem").write_text(service.identity_pem)
+    identity = x509.certificate_from_pem(service.identity_pem).public_key()
+    refresh_endorsements(folder, now=now)
+    service.store.close()
+    write_workspace(
+        folder,
+        {"identity": x509.spki_id(identity), "owner": x509.fingerprint(certificate), "name": owner},  # type: ignore[arg-type]
+    )
+    return Created(workspace=Workspace.find(folder), handout=handout)
+
+
+def request_workspace(parent: Path, *, name: str, service: str, identity: Path | None = None) -> tuple[Workspace, Path]:
+    """Make `parent/.strongroom` for a further owner of the trust service at `service`; return it and the request.
+
+    The request is the owner's certificate, signed by its own key: its fingerprint is who the owner is from now on. The
+    service's administrator admits it; nothing has to come back.
+
+    Args:
+        parent: The new workspace's folder.
+        name: What the owner is called.
+        service: Folder of the service's workspace on this machine, or `host:port`.
+        identity: The service's identity certificate, from its administrator; needed for `host:port`.
+
+    Raises:
+        InputError: There is a workspace or request already, or no such service.
+        VerificationError: The service's folder has another identity than `identity`.
+    """
+    check_name(name)
+    pem, pin, where = _service(service, identity)
+    folder, request = _new_folder(parent), parent / f"{name}.pem"
+    if request.exists():
+        raise InputError(f"{request} exists", hint="choose another name or folder")
+    try:
+        certificate = _new_owner(folder, name, datetime.now(UTC))
+        (folder / "identity.pem").write_text(pem)
+        request.write_text(x509.certificate_pem(certificate))
+        values = {"identity": pin, "owner": x509.fingerprint(certificate), "name": name, "service": where}
+        write_workspace(folder, values)
+    except OSError as exc:
+        raise InputError(f"the workspace {folder} cannot be written: {exc.strerror}") from exc
+    return Workspace.find(folder), request
+
+
+def _service(service: str, identity: Path | None) -> tuple[str, str, str]:
+    given = None
+    if identity is not None:
+        try:
+            given = x509.certificate_pem(x509.certificate_from_pem(identity.read_text()))
+        except OSError as exc:
+            raise InputError(
+                f"{identity} is not readable: {exc.strerror}", hint="ask the administrator for it"
+            ) from exc
+    if Path(service).is_dir():
+        found = Workspace.find(Path(service))
+        if not found.embedded:
+            raise InputError(f"{service} has no trust service of its own", hint=f"name its service: {found.service}")
+        pinned_identity(found)
+        if given is not None and given != found.identity_pem:
+            raise VerificationError(f"the trust service in {service} has another identity than {identity}")
+        return found.identity_pem, found.identity, str(found.folder)
+    if not re.fullmatch(r"[^/\s:]+:[0-9]{1,5}|\[[0-9a-fA-F:]+\]:[0-9]{1,5}", service):
+        raise InputError(
+            f"{service!r} is neither a workspace nor host:port", hint="strongroom owner request --service FOLDER"
+        )
+    if given is None:
+        raise InputError(
+            f"how to know the trust service at {service}?",
+            hint="--identity FILE, its .strongroom/identity.pem, which its administrator hands you",
+        )
+    key = x509.certificate_from_pem(given).public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise InputError(f"{identity} is not a trust service's identity")
+    return given, x509.spki_id(key), service
+
+
+def _new_folder(parent: Path) -> Path:
+    folder = parent / FOLDER
+    if (folder / "workspace.toml").exists():
+        raise InputError(f"there is a workspace in {parent}", hint="use it, or choose another folder")
+    return folder
+
+
+def _new_owner(folder: Path, name: str, now: datetime) -> Certificate:
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    key = x509.new_key()
+    certificate = x509.self_signed(key, name, now=now, days=OWNER_DAYS, ca=False)
+    _write_private(folder / "owner.key", x509.private_key_pem(key))
+    (folder / "owner.pem").write_text(x509.certificate_pem(certificate))
+    return certificate
+
+
+def _write_private(path: Path, raw: bytes) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(handle, "wb") as file:
+        file.write(raw)

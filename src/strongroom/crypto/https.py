@@ -1,0 +1,187 @@
+"""One HTTPS connection to a trust service, over TCP or a Unix socket.
+
+Standard library only, since the guest uses it inside the enclave. The address is the host's word and needs no trust:
+TLS ends at the identity key that the caller pins.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import select
+import socket
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from strongroom._encoding import parse_json
+from strongroom._unix import connect_unix
+from strongroom.crypto.tls import SERVICE_NAME
+from strongroom.errors import (
+    DeniedError,
+    InputError,
+    StrongroomError,
+    UnavailableError,
+    VerificationError,
+    from_code,
+)
+
+__all__ = ["HTTPSConnection", "Reply"]
+
+_MAX_REPLY_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """What the service answered.
+
+    Attributes:
+        status: HTTP status.
+        headers: With lower-case names.
+        body: At most 256 MiB.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def json(self) -> dict[str, object]:
+        """Return the body as a JSON object.
+
+        Raises:
+            VerificationError: It is none.
+        """
+        try:
+            value = parse_json(self.body, "the service's answer", max_bytes=_MAX_REPLY_BYTES)
+        except InputError as exc:
+            raise VerificationError(str(exc)) from exc
+        if not isinstance(value, dict):
+            raise VerificationError("the service's answer is not a JSON object")
+        return value
+
+
+class _Connection(http.client.HTTPConnection):
+    def __init__(self, address: str, context: ssl.SSLContext, timeout_s: float) -> None:
+        super().__init__(SERVICE_NAME, timeout=timeout_s)
+        self._address = address
+        self._context = context
+        self._timeout_s = timeout_s
+
+    def connect(self) -> None:
+        if self._address.startswith("unix:"):
+            raw = connect_unix(self._address[5:], self._timeout_s)
+        else:
+            host, _, port = self._address.removeprefix("https://").rstrip("/").rpartition(":")
+            raw = socket.create_connection((host.strip("[]"), int(port)), self._timeout_s)
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            self.sock = self._context.wrap_socket(raw, server_hostname=SERVICE_NAME)
+        except BaseException:
+            raw.close()
+            raise
+
+
+@dataclass(slots=True)
+class HTTPSConnection:
+    """A kept-alive connection that speaks JSON and raises the service's errors as ours.
+
+    Attributes:
+        address: `unix:/path` or `https://host:port`.
+        context: From `crypto.tls.client_context`.
+        timeout_s: For connecting and for each read.
+        headers: Sent with every request.
+    """
+
+    address: str
+    context: ssl.SSLContext
+    timeout_s: float = 30.0
+    headers: dict[str, str] = field(default_factory=dict)
+    _connection: _Connection | None = None
+
+    def request(self, method: str, path: str, body: object = None) -> Reply:
+        """Return the service's answer to one request.
+
+        Raises:
+            UnavailableError: Nobody answers.
+            VerificationError: Whoever answers does not hold the pinned identity.
+            StrongroomError: What the service reported.
+        """
+        raw = None if body is None else json.dumps(body, separators=(",", ":")).encode("utf-8")
+        headers = dict(self.headers)
+        if raw is not None:
+            headers["Content-Type"] = "application/json"
+        if self._connection is not None and _is_ended(self._connection.sock):
+            self.close()
+        fresh = self._connection is None
+        try:
+            reply = self._exchange(method, path, raw, headers)
+        except UnavailableError:
+            # The server may close an idle connection at any time; only a used connection is worth one more try, and
+            # only for requests that change nothing.
+            if fresh or method != "GET":
+                raise
+            reply = self._exchange(method, path, raw, headers)
+        if reply.status >= 400:
+            raise _error(reply)
+        return reply
+
+    def _exchange(self, method: str, path: str, raw: bytes | None, headers: Mapping[str, str]) -> Reply:
+        if self._connection is None:
+            self._connection = _Connection(self.address, self.context, self.timeout_s)
+        try:
+            self._connection.request(method, path, raw, dict(headers))
+            answer = self._connection.getresponse()
+            content = answer.read(_MAX_REPLY_BYTES + 1)
+            if answer.length:  # `read` with a limit returns what came before the connection broke
+                raise ConnectionResetError("the answer is cut off")
+        except ssl.SSLCertVerificationError as exc:
+            self.close()
+            raise VerificationError(
+                f"the trust service at {self.address} does not hold the pinned identity key: {exc.verify_message}",
+                hint="check the address; if the service was set up anew, fetch its identity again",
+            ) from exc
+        except ssl.SSLError as exc:
+            self.close()
+            if "ALERT" in (exc.reason or ""):
+                raise DeniedError(
+                    f"the trust service at {self.address} does not accept this client certificate: {exc.reason}",
+                    hint="its administrator admits an owner with `strongroom owner admit`",
+                ) from exc
+            raise UnavailableError(f"the trust service at {self.address} does not speak our TLS: {exc}") from exc
+        except (OSError, http.client.HTTPException, ValueError) as exc:
+            self.close()
+            raise UnavailableError(
+                f"the trust service at {self.address} does not answer: {exc}",
+                hint="start it with `strongroom service start`, or check the address",
+            ) from exc
+        if len(content) > _MAX_REPLY_BYTES:
+            raise VerificationError("the service's answer is too long")
+        return Reply(status=answer.status, headers={k.lower(): v for k, v in answer.getheaders()}, body=content)
+
+    def close(self) -> None:
+        """Close the connection; the next request opens a new one."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+def _is_ended(sock: socket.socket | None) -> bool:
+    # Between requests the server has nothing to say: whatever can be read is the end of the connection.
+    if sock is None:
+        return True
+    waiting = select.poll()  # select() knows no descriptor over 1023
+    waiting.register(sock, select.POLLIN)
+    return bool(waiting.poll(0))
+
+
+def _error(reply: Reply) -> StrongroomError:
+    # RFC 7807; `type` ends in our stable code.
+    try:
+        problem = reply.json()
+    except VerificationError:
+        return StrongroomError(f"the trust service answered HTTP {reply.status}")
+    code = str(problem.get("type", "")).rsplit("/", 1)[-1]
+    details = {k: v for k, v in problem.items() if k not in {"type", "title", "status", "detail", "hint"}}
+    return from_code(
+        code, str(problem.get("detail", f"HTTP {reply.status}")), hint=str(problem.get("hint", "")), details=details
+    )

@@ -1,0 +1,222 @@
+"""Certificates: the service's identity and leaves, owners, and short-lived workload certificates.
+
+All keys are ECDSA P-256. Names carry no secret. A certificate is identified by the SHA-256 of its DER bytes
+(`fingerprint`); a key that must outlive its certificates by the SHA-256 of its SubjectPublicKeyInfo (`spki_id`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from strongroom.errors import InputError
+
+__all__ = [
+    "certificate_from_pem",
+    "certificate_pem",
+    "check_self_signed",
+    "fingerprint",
+    "issue",
+    "new_csr",
+    "new_key",
+    "private_key_from_pem",
+    "private_key_pem",
+    "public_key_of_csr",
+    "self_signed",
+    "spki_id",
+    "uris",
+]
+
+_CLOCK_SKEW = timedelta(minutes=5)
+
+
+def new_key() -> ec.EllipticCurvePrivateKey:
+    """Return a fresh P-256 key."""
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def private_key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """Return `key` as unencrypted PKCS#8 PEM; the caller decides where it may go."""
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def private_key_from_pem(raw: bytes) -> ec.EllipticCurvePrivateKey:
+    """Return the P-256 key in `raw`.
+
+    Raises:
+        InputError: Not a PEM private key, or of another kind.
+    """
+    try:
+        key = serialization.load_pem_private_key(raw, None)
+    except (ValueError, TypeError) as exc:
+        raise InputError("the private key is not readable PEM") from exc
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise InputError("expected a P-256 private key")
+    return key
+
+
+def certificate_pem(certificate: x509.Certificate) -> str:
+    """Return `certificate` as PEM."""
+    return certificate.public_bytes(serialization.Encoding.PEM).decode("ascii")
+
+
+def certificate_from_pem(text: str) -> x509.Certificate:
+    """Return the first certificate in `text`.
+
+    Raises:
+        InputError: No PEM certificate there.
+    """
+    try:
+        certificate = x509.load_pem_x509_certificate(text.encode("ascii"))
+        certificate.public_key()
+        return certificate
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as exc:
+        raise InputError("the certificate is not readable PEM") from exc
+
+
+def check_self_signed(certificate: x509.Certificate) -> None:
+    """Return if the certificate is signed by its own P-256 key: whoever made it held that key.
+
+    Raises:
+        InputError: It is not.
+    """
+    key = certificate.public_key()
+    try:
+        if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+            raise InputError("the certificate is not for a P-256 key")
+        certificate.verify_directly_issued_by(certificate)
+    except (InvalidSignature, ValueError, TypeError) as exc:
+        raise InputError("the certificate is not signed by its own key") from exc
+
+
+def fingerprint(certificate: x509.Certificate) -> str:
+    """Return the SHA-256 of the DER bytes, in hex."""
+    return certificate.fingerprint(hashes.SHA256()).hex()
+
+
+def uris(certificate: x509.Certificate) -> frozenset[str]:
+    """Return the URIs among the subject's alternative names."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return frozenset()
+    return frozenset(names.get_values_for_type(x509.UniformResourceIdentifier))
+
+
+def spki_id(key: ec.EllipticCurvePublicKey) -> str:
+    """Return `sha256:<hex>` of the key's SubjectPublicKeyInfo."""
+    der = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return "sha256:" + hashlib.sha256(der).hexdigest()
+
+
+def self_signed(key: ec.EllipticCurvePrivateKey, name: str, *, now: datetime, days: int, ca: bool) -> x509.Certificate:
+    """Return a certificate of `key` signed by itself: a root (`ca`) or an owner's."""
+    builder = _builder(name, name, key.public_key(), now, timedelta(days=days))
+    builder = builder.add_extension(x509.BasicConstraints(ca=ca, path_length=0 if ca else None), critical=True)
+    builder = builder.add_extension(_usage(ca=ca), critical=True)
+    if not ca:
+        builder = builder.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
+    builder = builder.add_extension(
+        x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), critical=False
+    )
+    return builder.sign(key, hashes.SHA256())
+
+
+def issue(
+    issuer: x509.Certificate,
+    issuer_key: ec.EllipticCurvePrivateKey,
+    key: ec.EllipticCurvePublicKey,
+    name: str,
+    *,
+    now: datetime,
+    lifetime: timedelta,
+    dns: Sequence[str] = (),
+    uris: Sequence[str] = (),
+    server: bool = True,
+    client: bool = False,
+) -> x509.Certificate:
+    """Return a leaf certificate for `key` signed by `issuer`."""
+    issuer_name = issuer.subject.rfc4514_string().removeprefix("CN=")
+    builder = _builder(name, issuer_name, key, now, lifetime)
+    names: list[x509.GeneralName] = [x509.DNSName(d) for d in dns]
+    names += [x509.UniformResourceIdentifier(u) for u in uris]
+    if names:
+        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+    uses = [ExtendedKeyUsageOID.SERVER_AUTH] * server + [ExtendedKeyUsageOID.CLIENT_AUTH] * client
+    builder = builder.add_extension(x509.ExtendedKeyUsage(uses), critical=False)
+    builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+    builder = builder.add_extension(_usage(ca=False), critical=True)
+    builder = builder.add_extension(
+        x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False
+    )
+    return builder.sign(issuer_key, hashes.SHA256())
+
+
+def new_csr(key: ec.EllipticCurvePrivateKey, name: str) -> str:
+    """Return a PEM certificate request for `key`."""
+    builder = x509.CertificateSigningRequestBuilder().subject_name(_name(name))
+    return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode("ascii")
+
+
+def public_key_of_csr(text: str) -> ec.EllipticCurvePublicKey:
+    """Return the key of a certificate request after checking that its holder signed it.
+
+    Raises:
+        InputError: Not a request, a bad signature, or not a P-256 key.
+    """
+    try:
+        request = x509.load_pem_x509_csr(text.encode("ascii"))
+        key = request.public_key()
+        signed = request.is_signature_valid
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as exc:
+        raise InputError("the certificate request is not readable PEM") from exc
+    if not signed or not isinstance(key, ec.EllipticCurvePublicKey):
+        raise InputError("the certificate request is not signed by its P-256 key")
+    if not isinstance(key.curve, ec.SECP256R1):
+        raise InputError("the certificate request is not for a P-256 key")
+    return key
+
+
+def _name(text: str) -> x509.Name:
+    try:
+        return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+    except ValueError as exc:
+        raise InputError(f"{text[:80]!r} cannot be the name in a certificate: 1 to 64 characters are allowed") from exc
+
+
+def _builder(
+    name: str, issuer: str, key: ec.EllipticCurvePublicKey, now: datetime, lifetime: timedelta
+) -> x509.CertificateBuilder:
+    return (
+        x509.CertificateBuilder()
+        .subject_name(_name(name))
+        .issuer_name(_name(issuer))
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _CLOCK_SKEW)
+        .not_valid_after(now + lifetime)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+    )
+
+
+def _usage(*, ca: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=True,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=ca,
+        crl_sign=ca,
+        encipher_only=False,
+        decipher_only=False,
+    )

@@ -1,0 +1,69 @@
+"""The way out of a sandbox without a network: the platform opens TCP sockets outside and hands them in.
+
+Where they lead is the host's business; what matters is who answers, which `peers.py` checks.
+Request: u32 big-endian length, then `listen` or `connect HOST:PORT`. Reply: u32 length, u8 status, then (status 0) the
+address in text with the socket beside it (SCM_RIGHTS), or (status 1) one sentence.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+
+from strongroom.errors import UnavailableError
+
+__all__ = ["Door"]
+
+_MAX_REPLY = 4096
+
+
+class Door:
+    """Asks the platform for sockets; may be used by several threads."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._lock = threading.Lock()
+
+    def listen(self) -> tuple[socket.socket, str]:
+        """Return the listening socket and the address at which other machines reach it.
+
+        Raises:
+            UnavailableError: The platform cannot listen there.
+        """
+        return self._ask("listen")
+
+    def connect(self, at: str) -> socket.socket:
+        """Return a socket connected to `at` (`host:port`).
+
+        Raises:
+            UnavailableError: Nobody answers there.
+        """
+        return self._ask(f"connect {at}")[0]
+
+    def _ask(self, what: str) -> tuple[socket.socket, str]:
+        request = what.encode()
+        try:
+            with self._lock:
+                self._sock.sendall(len(request).to_bytes(4, "big") + request)
+                head, handles, _, _ = socket.recv_fds(self._sock, 4, 1)
+                body = self._rest(int.from_bytes(head, "big"))
+        except OSError as exc:
+            raise UnavailableError(f"the platform's door: {exc.strerror or type(exc).__name__}") from exc
+        said = body[1:].decode("utf-8", "replace")
+        if body[:1] != b"\0" or len(handles) != 1:
+            for handle in handles:
+                os.close(handle)
+            raise UnavailableError(f"{what}: {said[:200]}")
+        return socket.socket(fileno=handles[0]), said
+
+    def _rest(self, size: int) -> bytes:
+        if not 1 <= size <= _MAX_REPLY:
+            raise UnavailableError("the platform's door answers nonsense")
+        body = b""
+        while len(body) < size:
+            part = self._sock.recv(size - len(body))
+            if not part:
+                raise UnavailableError("the platform's door was closed")
+            body += part
+        return body

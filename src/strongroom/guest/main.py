@@ -1,0 +1,190 @@
+"""Process one of the enclave.
+
+1. become unreadable; 2. read the job document; 3. check the job's own code against it; 4. attest and receive keys;
+5. open or serve the volumes; 6. confine and run the program; 7. seal and commit its outputs; 8. report and forget.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NoReturn
+
+from strongroom import log
+from strongroom._encoding import parse_json, sha256_id
+from strongroom.attest.attesters.simulated import SimulatedAttester
+from strongroom.attest.binding import JOB_FILE, parse_init_data
+from strongroom.crypto import x509
+from strongroom.errors import AppraisalError, DeniedError, InputError, IntegrityError, StrongroomError, UnavailableError
+from strongroom.guest import confine
+from strongroom.guest.document import Report, column_keys, texts, volumes
+from strongroom.guest.session import Certified, Grant, ServiceSession
+
+__all__ = ["main"]
+
+_log = logging.getLogger(__name__)
+
+PLATFORM_FD, DOOR_FD = 10, 13
+JOB_FOLDER = Path("/strongroom/job")
+HOST_CODE = Path("/strongroom/code")
+CODE_FOLDER = Path("/app")
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def main() -> NoReturn:
+    """Run the job and exit with the program's exit code, or 1 if it did not run."""
+    started = time.monotonic()
+    confine.harden_guest()
+    for number in STOPPING:
+        signal.signal(number, _stop_early)
+    os.set_inheritable(PLATFORM_FD, False)
+    log.configure()
+    platform = socket.socket(fileno=PLATFORM_FD)
+    report = Report()
+    try:
+        _run(platform, report, started)
+    except StrongroomError as exc:
+        refused = report.status == "refused" and not isinstance(exc, UnavailableError)
+        report.fail(exc, status="refused" if refused else "failed")
+    except Exception as exc:  # nothing of an unforeseen error's text may leave: it could hold data
+        _log.error("unexpected error=%s", type(exc).__name__)
+        report.fail(StrongroomError(f"unexpected error in the guest: {type(exc).__name__}"))
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+    _tell(platform, report)
+    sys.stderr.flush()
+    # Nothing is left to be tidied, and whatever is in memory goes with the process.
+    os._exit(1 if report.exit_code is None or report.status != "completed" else report.exit_code)
+
+
+def _stop_early(_number: int, _frame: object) -> NoReturn:
+    raise UnavailableError("stopped before the program started")
+
+
+def _run(platform: socket.socket, report: Report, started: float) -> None:
+    launch = _read_object(JOB_FOLDER / "launch.json")  # the host's word, for addresses only
+    init_data = (JOB_FOLDER / "init-data.toml").read_text()
+    parsed = parse_json(parse_init_data(init_data)[JOB_FILE], "the job document")
+    if not isinstance(parsed, dict):
+        raise InputError("the job document is not an object")
+    document: dict[str, object] = parsed
+    _take_code(document)
+    identity = tuple(texts(document, "service"))
+    session = ServiceSession(
+        str(launch.get("service")), str(launch.get("identity")), identity, SimulatedAttester(platform), init_data
+    )
+    threading.Thread(target=_import_ahead, daemon=True).start()
+    report.status = "refused"
+    report.details["token"] = session.attest()
+    worker = launch.get("role") == "worker"  # the host's choice: what either role runs is in the document
+    grants = {} if worker else _receive(session, document)
+    certified = session.certificate() if grants or worker else None
+    if certified is not None:
+        certificate = x509.certificate_from_pem(certified.certificate_pem)
+        report.details["certificate"] = x509.fingerprint(certificate)
+    report.status = "failed"
+    report.details["attested_ms"] = round((time.monotonic() - started) * 1000)
+    if "workers" in document and certified is not None:
+        _run_among_peers(document, session, grants, certified, launch, report)
+        return
+    from strongroom.guest.run import run_job  # noqa: PLC0415  # see _import_ahead
+
+    run_job(document, session, grants, report)
+
+
+def _run_among_peers(
+    document: dict[str, object],
+    session: ServiceSession,
+    grants: dict[tuple[str, str], Grant],
+    certified: Certified,
+    launch: dict[str, object],
+    report: Report,
+) -> None:
+    from strongroom.guest.door import Door  # noqa: PLC0415  # most jobs run alone
+    from strongroom.guest.run import run_job  # noqa: PLC0415
+    from strongroom.guest.worker import run_worker  # noqa: PLC0415
+
+    os.set_inheritable(DOOR_FD, False)
+    door = Door(socket.socket(fileno=DOOR_FD))
+    if launch.get("role") == "worker":
+        run_worker(document, session, certified, door, str(launch.get("driver")), report)
+    else:
+        run_job(document, session, grants, report, peers=(certified, door))
+
+
+def _import_ahead() -> None:
+    # A tenth of a second of imports that attesting does not need; the service verifies meanwhile.
+    importlib.import_module("strongroom.guest.run")
+
+
+def _take_code(document: Mapping[str, object]) -> None:
+    # Copied into enclave memory and checked there: what runs is what was checked, whatever the host does to its files.
+    code = document.get("code")
+    if not isinstance(code, dict):
+        raise InputError("the job document names no code")
+    there = {p.name for p in HOST_CODE.iterdir()} if HOST_CODE.is_dir() else set()
+    if there != set(code):
+        raise IntegrityError(f"the job's files are {sorted(there)}, expected {sorted(code)}")
+    for name, digest in code.items():
+        raw = (HOST_CODE / name).read_bytes()
+        if sha256_id(raw) != digest:
+            raise IntegrityError(
+                f"{name} was altered after the job was built: expected {digest}, got {sha256_id(raw)}",
+                hint="build the job again; the owner decides whether to allow it",
+            )
+        (CODE_FOLDER / name).write_bytes(raw)
+        (CODE_FOLDER / name).chmod(0o555)
+
+
+def _receive(session: ServiceSession, document: Mapping[str, object]) -> dict[tuple[str, str], Grant]:
+    # Every key is asked for, also after a refusal: each owner whose key was refused then has the job to look at.
+    grants: dict[tuple[str, str], Grant] = {}
+    refusals: list[tuple[str, str, AppraisalError | DeniedError]] = []
+    wanted = {(str(v["owner"]), str(v["key"])) for v in volumes(document)}
+    wanted |= {(str(k["owner"]), str(k["name"])) for k in column_keys(document)}
+    for owner, key in sorted(wanted):
+        try:
+            grants[owner, key] = session.key(owner, key)
+        except (AppraisalError, DeniedError) as exc:
+            refusals.append((owner, key, exc))
+    if refusals:
+        raise _refusal(refusals)
+    return grants
+
+
+def _refusal(refusals: list[tuple[str, str, AppraisalError | DeniedError]]) -> AppraisalError | DeniedError:
+    if len(refusals) == 1:
+        return refusals[0][2]
+    reasons: list[str] = []
+    refused: list[dict[str, object]] = []
+    for owner, key, error in refusals:
+        own = error.reasons if isinstance(error, AppraisalError) else [str(error)]
+        reasons += [f"key {key!r} of owner {owner:.16}: {reason}" for reason in own]
+        refused.append({"owner": owner, "key": key, "reasons": own, "request": error.details.get("request")})
+    return AppraisalError(reasons, details={"refused": refused})
+
+
+def _read_object(path: Path) -> dict[str, object]:
+    value = parse_json(path.read_bytes(), path.name)
+    if not isinstance(value, dict):
+        raise InputError(f"{path.name} is not an object")
+    return value
+
+
+def _tell(platform: socket.socket, report: Report) -> None:
+    sys.stdout.flush()
+    body = b"report" + json.dumps(
+        {"status": report.status, "exit_code": report.exit_code, "error": report.error, "details": report.details}
+    ).encode("utf-8", "replace")
+    platform.sendall(struct.pack(">I", len(body)) + body)
+    platform.recv(16)

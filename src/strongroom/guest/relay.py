@@ -1,0 +1,67 @@
+"""A worker's key agent: passes each request on to the driver's, which alone holds keys and knows the job's files."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import socket
+import struct
+import threading
+from collections.abc import Callable
+
+from strongroom.errors import StrongroomError
+from strongroom.keyagent import protocol
+
+__all__ = ["RelayAgent"]
+
+_log = logging.getLogger(__name__)
+
+
+class RelayAgent:
+    """Listens where the workload expects its agent.
+
+    Args:
+        connect: Returns a new connection to the driver's agent.
+    """
+
+    def __init__(self, connect: Callable[[], socket.socket]) -> None:
+        self._connect = connect
+
+    def start(self, path: str) -> None:
+        """Listen at `path`, for this user only."""
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(path)
+        os.chmod(path, 0o600)
+        listener.listen(128)
+        threading.Thread(target=self._accept, args=(listener,), daemon=True, name="relay").start()
+
+    def _accept(self, listener: socket.socket) -> None:
+        while True:
+            sock, _ = listener.accept()
+            threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
+
+    def _serve(self, near: socket.socket) -> None:
+        with near:
+            try:
+                far = self._connect()
+            except StrongroomError as exc:
+                _log.warning("the driver's agent is not reached reason=%s", exc)
+                return
+            with far, contextlib.suppress(OSError):
+                asked, answered = near.makefile("rb"), far.makefile("rb")
+                while _pass(asked, far, protocol.MAX_REQUEST_BYTES) and _pass(answered, near, protocol.MAX_REPLY_BYTES):
+                    pass
+
+
+def _pass(source: io.BufferedReader, target: socket.socket, limit: int) -> bool:
+    head = source.read(4)
+    if len(head) < 4:
+        return False
+    (size,) = struct.unpack(">I", head)
+    if size > limit:
+        return False
+    body = source.read(size)
+    target.sendall(head + body)
+    return bool(len(body) == size)

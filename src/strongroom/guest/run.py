@@ -1,0 +1,181 @@
+"""Running an attested job: open or serve its volumes, confine and run the program, seal and commit its outputs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from strongroom.errors import InputError, IntegrityError
+from strongroom.guest import confine, tunnel
+from strongroom.guest.agent import KeyAgent
+from strongroom.guest.column_keys import ColumnKey, ColumnKeys
+from strongroom.guest.document import Report
+from strongroom.guest.document import column_keys as keys_of
+from strongroom.guest.document import volumes as volumes_of
+from strongroom.guest.door import Door
+from strongroom.guest.lease import Lease
+from strongroom.guest.peers import Peers
+from strongroom.guest.session import Certified, Grant, ServiceSession
+from strongroom.guest.staging import StagedVolume
+from strongroom.guest.volumes import SealedVolume
+from strongroom.guest.workload import Workload
+
+__all__ = ["check_hidden", "column_keys", "make_places", "run_job"]
+
+SEALED_FOLDER = Path("/sealed")
+BUSY_PATIENCE_S = 10.0  # a job that writes while it runs may take hours: whoever comes second is told
+AGENT_SOCKET = "/run/strongroom/agent.sock"
+
+
+def run_job(
+    document: dict[str, object],
+    session: ServiceSession,
+    grants: dict[tuple[str, str], Grant],
+    report: Report,
+    *,
+    peers: tuple[Certified, Door] | None = None,
+) -> None:
+    """Run the program of `document` to its end and commit what it wrote.
+
+    Args:
+        document: The job document.
+        session: The attested session.
+        grants: What the service released.
+        report: Where outcomes go.
+        peers: For the driver of a job on several machines.
+
+    Raises:
+        StrongroomError: What kept the program or its outputs from finishing; nothing half-written is committed.
+    """
+    staged = document.get("staged") is True
+    if staged:
+        check_hidden()
+    run_id = next(iter(grants.values())).run_id if grants else bytes(16)
+    volumes = {str(v["name"]): _volume(v, grants, run_id, staged=staged) for v in volumes_of(document)}
+    report.details["run"] = run_id.hex()
+
+    def renew() -> float:
+        session.attest()
+        return min(session.key(owner, name).ends_at for owner, name in grants)
+
+    lease = Lease(session.lock, renew, min((g.ends_at for g in grants.values()), default=None))
+
+    def commit_batch(checkpoint: SealedVolume) -> None:
+        # The checkpoint comes last: a batch that it does not name yet is repeated, one that it names is never lost.
+        for sealed in sorted(volumes.values(), key=lambda v: v is checkpoint):
+            sealed.commit(session, running=True)
+
+    agent = KeyAgent(volumes, run_id, lease.check, keys=column_keys(document, grants), on_batch=commit_batch)
+    network = _lead(peers, agent, document)
+    workload = Workload(document, staged=staged)
+
+    def end(reason: str) -> None:
+        agent.stop(reason)
+        workload.stop(reason)
+
+    lease.start(end)  # before the staging, which may take longer than a lease
+    plain = [StagedVolume(v, Path("/work") / v.name) for v in volumes.values()] if staged else []
+    for volume in plain:
+        volume.open_all()
+    if not staged:
+        make_places(volumes)
+        agent.start(AGENT_SOCKET)
+
+    with contextlib.ExitStack() as held:
+        if not staged:  # the program changes the sealed folders while it runs
+            for sealed in volumes.values():
+                held.enter_context(sealed.changing(session, BUSY_PATIENCE_S))
+        lease.check()
+        exit_code = workload.run()
+        agent.stop("the job has ended")
+        if network is not None:
+            network.end()
+        report.exit_code = exit_code
+        if workload.stopped:
+            raise InputError(workload.stopped)
+        if exit_code == 0 or document.get("publish_on_failure") is True:
+            if staged:
+                for sealed in volumes.values():
+                    held.enter_context(sealed.changing(session))
+            for volume in plain:
+                volume.seal_changes()
+            for sealed in volumes.values():
+                sealed.commit(session)
+    heads = {v.name: v.committed for v in volumes.values()}
+    report.details["committed"] = {n: {"dataset": h.dataset, "epoch": h.epoch} for n, h in heads.items() if h}
+    report.status = "completed"
+
+
+def _lead(peers: tuple[Certified, Door] | None, agent: KeyAgent, document: Mapping[str, object]) -> Peers | None:
+    # Capabilities are this thread's: those that are started from now on have none either.
+    if peers is None:
+        confine.drop_capabilities()
+        return None
+    network = Peers(*peers, serve_agent=agent.serve, limit=_workers(document))
+    network.lead()
+    interface = tunnel.open_interface(network.address)
+    confine.drop_capabilities()
+    network.start(interface)
+    return network
+
+
+def make_places(volumes: Iterable[str]) -> None:
+    """Make the folder of the agent's socket, and one for each volume, which programs name their files by."""
+    os.mkdir(os.path.dirname(AGENT_SOCKET), 0o700)
+    for name in volumes:
+        os.mkdir(f"/work/{name}")
+
+
+def _workers(document: Mapping[str, object]) -> int:
+    workers = document.get("workers")
+    count = workers.get("count") if isinstance(workers, dict) else None
+    if not isinstance(count, int) or count < 1:
+        raise InputError("the job document names no workers")
+    return count
+
+
+def column_keys(document: Mapping[str, object], grants: Mapping[tuple[str, str], Grant]) -> ColumnKeys:
+    """Return the job's column keys; each has one owner and one mode."""
+    keys = {}
+    for key in keys_of(document):
+        owner, name = str(key["owner"]), str(key["name"])
+        if name in keys:
+            raise InputError(f"the job document names the column key {name!r} twice")
+        keys[name] = ColumnKey(ring=grants[(owner, name)].ring, mode=str(key["mode"]))
+    return ColumnKeys(keys)
+
+
+def check_hidden() -> None:
+    """Refuse a sandbox in which the program could reach the sealed folders."""
+    # The guest alone passes this folder, by a capability that it drops before the program starts.
+    if SEALED_FOLDER.exists() and SEALED_FOLDER.stat().st_mode & 0o777:
+        raise IntegrityError("the program could reach the sealed folders: not the sandbox that the job asks for")
+
+
+def _folder(name: str, *, staged: bool) -> Path:
+    folder = SEALED_FOLDER / name
+    if not staged:
+        return folder
+    # Kept open: the path is out of reach once the capability is dropped.
+    return Path(f"/proc/self/fd/{os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)}")
+
+
+def _volume(
+    volume: Mapping[str, object], grants: Mapping[tuple[str, str], Grant], run_id: bytes, *, staged: bool
+) -> SealedVolume:
+    grant = grants[(str(volume["owner"]), str(volume["key"]))]
+    head = grant.heads.get(str(volume["dataset"]))
+    if head is None or (head.owner, head.key) != (volume["owner"], volume["key"]):
+        raise IntegrityError(f"volume {volume['name']}: the release has no head of its data set")
+    name = str(volume["name"])
+    return SealedVolume(
+        name=name,
+        folder=_folder(name, staged=staged),
+        mode=str(volume["mode"]),
+        ring=grant.ring,
+        head=head,
+        run_id=run_id,
+        visible_names=volume.get("names") == "visible",
+    )

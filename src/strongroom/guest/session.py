@@ -1,0 +1,230 @@
+"""The guest's conversation with the trust service: attest, receive, commit (docs/formats/release-protocol.md).
+
+The service is whoever holds an identity key whose SPKI id the measured job document names. The address comes from the
+host and proves nothing.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import logging
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from strongroom._encoding import b64u_decode, parse_json
+from strongroom._secret import SecretBytes
+from strongroom.attest.attesters import Attester
+from strongroom.attest.binding import rcar_report_data
+from strongroom.attest.handshake import AttestRequest, AuthRequest, Challenge, tee_pubkey
+from strongroom.crypto import jose, tls, x509
+from strongroom.crypto.https import HTTPSConnection
+from strongroom.crypto.keys import StaticKeyRing
+from strongroom.errors import DeniedError, IntegrityError, UnavailableError, VerificationError
+
+if TYPE_CHECKING:  # attesting does not need the storage: guest/main.py imports it meanwhile
+    from strongroom.storage.dataset import Head
+
+__all__ = ["Certified", "Grant", "ServiceSession", "boottime"]
+
+_log = logging.getLogger(__name__)
+
+HEAD_TYPE = "strongroom-head+jwt"
+COMMIT_PATIENCE_S = 300.0
+"""A service that was away for a minute is back well before this ends, however slowly it starts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """What one release gave.
+
+    Attributes:
+        ring: The named key's versions.
+        heads: Data-set id -> head, signed by the service.
+        run_id: 16 bytes that mark this run's files.
+        ends_at: End of the lease on CLOCK_BOOTTIME, counted from before the release was asked for.
+    """
+
+    ring: StaticKeyRing
+    heads: Mapping[str, Head]
+    run_id: bytes
+    ends_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Certified:
+    """What the service gave for the guest's TLS key.
+
+    Attributes:
+        certificate_pem: Names job and owner as URIs.
+        key_pem: The TLS key.
+        root_pem: The root of all workload certificates, which alone says nothing about the job.
+        ends_at: End of the lease on CLOCK_BOOTTIME, counted from before the certificate was asked for.
+    """
+
+    certificate_pem: str
+    key_pem: bytes
+    root_pem: str
+    ends_at: float
+
+
+class ServiceSession:
+    """One attested session. It has one connection: whoever shares the session between threads holds `lock`.
+
+    Args:
+        address: From the host.
+        identity_pem: From the host; checked against `identity`.
+        identity: SPKI ids from the job document.
+        attester: Makes evidence.
+        init_data: The job's Initdata, as measured.
+    """
+
+    def __init__(
+        self, address: str, identity_pem: str, identity: Sequence[str], attester: Attester, init_data: str
+    ) -> None:
+        key = x509.certificate_from_pem(identity_pem).public_key()
+        found = x509.spki_id(key) if isinstance(key, ec.EllipticCurvePublicKey) else ""
+        if not any(hmac.compare_digest(found, wanted) for wanted in identity):
+            raise VerificationError(
+                f"the trust service's identity key: expected {' or '.join(identity)}, got {found}",
+                hint="the job was built for another trust service",
+            )
+        assert isinstance(key, ec.EllipticCurvePublicKey)
+        self._identity = key
+        self._attester = attester
+        self._init_data = init_data
+        self._connection = HTTPSConnection(address, tls.client_context(identity_pem))
+        self._key = x509.new_key()
+        self._tls_key = x509.new_key()
+        self.lock = threading.RLock()
+
+    def attest(self) -> str:
+        """Prove what this enclave is; return the attestation result (EAR token).
+
+        Raises:
+            AttestationError, DeniedError: The service does not believe the evidence.
+        """
+        reply = self._connection.request("POST", "/kbs/v0/auth", AuthRequest(tee="sgx").to_json())
+        challenge = Challenge.from_json(reply.json())
+        self._connection.headers["Cookie"] = reply.headers.get("set-cookie", "").partition(";")[0]
+        pubkey = tee_pubkey(self._key.public_key(), self._tls_key.public_key())
+        evidence = self._attester.attest(rcar_report_data(challenge.nonce, pubkey))
+        request = AttestRequest(
+            nonce=challenge.nonce, tee_pubkey=pubkey, evidence=evidence.to_json(), init_data=self._init_data
+        )
+        token = self._connection.request("POST", "/kbs/v0/attest", request.to_json()).json().get("token")
+        if not isinstance(token, str):
+            raise VerificationError("the service's answer has no token")
+        return token
+
+    def key(self, owner: str, name: str) -> Grant:
+        """Return the release of a named key.
+
+        Raises:
+            AppraisalError: The key's policy refuses this guest.
+            DeniedError, VerificationError: Not ours, not sealed to this guest, or without a lease.
+        """
+        asked_at = boottime()
+        message = self._connection.request("GET", f"/kbs/v0/resource/{owner}/key/{name}").json()
+        with jose.jwe_open(message, self._key) as raw:
+            released = parse_json(raw, "the release")
+        if not isinstance(released, dict) or (released.get("type"), released.get("name")) != ("key", name):
+            raise VerificationError(f"the release is not key {name!r}")
+        lease_s = released.get("lease_s")
+        if not isinstance(lease_s, int) or isinstance(lease_s, bool) or lease_s < 1:
+            raise VerificationError(f"the release of key {name!r} has no lease: got {lease_s!r:.40}")
+        versions = {int(n): SecretBytes(b64u_decode(v)) for n, v in released["versions"].items()}
+        heads = {str(d): self.head(str(token)) for d, token in released["heads"].items()}
+        return Grant(
+            ring=StaticKeyRing(name, versions),
+            heads=heads,
+            run_id=bytes.fromhex(str(released["run_id"])),
+            ends_at=asked_at + lease_s,
+        )
+
+    def head(self, token: str) -> Head:
+        """Return the head in a statement signed by the service."""
+        found = jose.verify_jws(token, [self._identity], typ=HEAD_TYPE)
+        from strongroom.storage.dataset import Head  # noqa: PLC0415  # see above
+
+        try:
+            return Head(**found)  # type: ignore[arg-type]
+        except TypeError as exc:
+            raise VerificationError("the signed head is not a head") from exc
+
+    def certificate(self) -> Certified:
+        """Return certificate, private key and root for this guest's TLS key.
+
+        Raises:
+            AppraisalError, DeniedError: The policy of a key of the job refuses this guest.
+            VerificationError: The answer has no lease.
+        """
+        asked_at = boottime()
+        csr = x509.new_csr(self._tls_key, "workload")
+        found = self._connection.request("POST", "/kbs/v0/strongroom/certificate", {"csr": csr}).json()
+        lease_s = found.get("lease_s")
+        if not isinstance(lease_s, int) or isinstance(lease_s, bool) or lease_s < 1:
+            raise VerificationError(f"the certificate has no lease: got {lease_s!r:.40}")
+        return Certified(
+            certificate_pem=str(found["certificate"]),
+            key_pem=x509.private_key_pem(self._tls_key),
+            root_pem=str(found["root"]),
+            ends_at=asked_at + lease_s,
+        )
+
+    def commit(self, owner: str, expected: Head, manifest: str, versions: Sequence[int]) -> Head:
+        """Replace the head `expected` by its successor that names `manifest`.
+
+        A service that was restarted in between has forgotten this session, and may or may not have committed: the guest
+        attests again and looks, for up to five minutes.
+
+        Raises:
+            IntegrityError: Another run committed first.
+            UnavailableError: The service does not come back in time.
+        """
+        limit = time.monotonic() + COMMIT_PATIENCE_S
+        while True:
+            try:
+                with self.lock:
+                    return self._commit(expected, manifest, versions)
+            except (UnavailableError, DeniedError) as exc:
+                if time.monotonic() > limit:
+                    raise
+                _log.warning("commit not answered reason=%s, attesting again", exc)
+            try:
+                time.sleep(1)
+                with self.lock:
+                    self.attest()
+                    found = self.key(owner, expected.key).heads[expected.dataset]
+            except UnavailableError:
+                continue
+            if (found.epoch, found.manifest) == (expected.epoch + 1, manifest):
+                return found
+
+    def _commit(self, expected: Head, manifest: str, versions: Sequence[int]) -> Head:
+        body = {
+            "dataset": expected.dataset,
+            "epoch": expected.epoch,
+            "manifest": expected.manifest,
+            "new_manifest": manifest,
+            "versions": list(versions),
+        }
+        answer = self._connection.request("POST", "/kbs/v0/strongroom/commit", body).json()
+        head = self.head(str(answer.get("signed")))
+        if (head.dataset, head.epoch, head.manifest) != (expected.dataset, expected.epoch + 1, manifest):
+            raise IntegrityError(f"the service committed another head than asked for: {json.dumps(answer.get('head'))}")
+        return head
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+
+def boottime() -> float:
+    """Return seconds of CLOCK_BOOTTIME, which goes on while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -1,0 +1,391 @@
+"""A job's view of one sealed data set while it runs: the manifest, plus what this run changed.
+
+This is where a file is accepted or refused: it must be the one that the head's manifest names, or one that this run
+wrote. Nothing is committed before the job has ended well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import logging
+import os
+import stat
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from strongroom.crypto.header import HEADER_BYTES, PREFIX_BYTES, FileHeader
+from strongroom.crypto.keys import KeyRing
+from strongroom.crypto.stream import FileSecret, new_prefix, open_prefix, plaintext_size
+from strongroom.errors import DeniedError, InputError, IntegrityError
+from strongroom.guest.names import NameTree
+from strongroom.guest.session import ServiceSession
+from strongroom.keyagent.protocol import FOLDER, OPEN_FILE
+from strongroom.storage import leftovers
+from strongroom.storage.dataset import (
+    Head,
+    Manifest,
+    ManifestEntry,
+    TamperKind,
+    check_path,
+    load_manifest,
+    remove_stale_manifests,
+    tampered,
+    write_manifest,
+)
+from strongroom.storage.places import DATASET_FOLDER, LocalPlace
+
+__all__ = ["SealedVolume", "open_regular"]
+
+SALT_BYTES = 24
+PATIENCE_S = 60.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _File:
+    size: int
+    salt: bytes
+    key_version: int
+
+
+class SealedVolume:
+    """One volume of the running job; every method may be called from any thread.
+
+    Args:
+        name: The volume's name.
+        folder: Where the sealed files are (/sealed/<name>).
+        mode: `ro` or `rw`.
+        ring: The named key.
+        head: The released head.
+        run_id: Marks the files that this run writes.
+        visible_names: Whether folders may be called `column=value`.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        folder: Path,
+        mode: str,
+        ring: KeyRing,
+        head: Head,
+        run_id: bytes,
+        visible_names: bool = False,
+    ) -> None:
+        self._visible_names = visible_names
+        self.name = name
+        self.folder = folder
+        self.mode = mode
+        self._ring = ring
+        self._head = self._released = head
+        self._run_id = run_id
+        self._committed = load_manifest(str(folder), head, ring)
+        self._files = {
+            e.path: _File(size=e.size, salt=e.salt, key_version=e.key_version) for e in self._committed.entries
+        }
+        self._open: dict[str, _File] = {}
+        self._names = NameTree(self._files)  # of both
+        self._committed_salts = frozenset(e.salt for e in self._committed.entries)
+        self._unchecked: set[str] = set()  # written since the last commit
+        self._changed = False
+        self._undecided = False  # a commit was sent and not answered
+        self._lock = threading.RLock()
+
+    def paths(self) -> list[tuple[str, int]]:
+        """Return every readable file and its plaintext size."""
+        with self._lock:
+            return sorted((path, file.size) for path, file in self._files.items())
+
+    @property
+    def committed(self) -> Head | None:
+        """The head that this run committed last; None if it committed nothing."""
+        return self._head if self._head != self._released else None
+
+    def holds(self, path: str) -> bool:
+        """Return whether there is a readable file at `path`."""
+        with self._lock:
+            return path in self._files
+
+    def open(self, path: str, prefix: bytes) -> tuple[FileSecret, int]:
+        """Return the file secret and size of the file at `path` that begins with `prefix`.
+
+        Raises:
+            IntegrityError: Not the file that belongs there; says how.
+        """
+        check_path(path)
+        if len(prefix) != PREFIX_BYTES:
+            raise self._tampered("truncated or extended", path, "it is too short to be a sealed file")
+        with self._lock:
+            file = self._files.get(path)
+        if file is None:
+            raise self._tampered("added", path, "the manifest does not list it")
+        try:
+            header = FileHeader.decode(prefix[:HEADER_BYTES])
+        except IntegrityError as exc:
+            raise self._tampered("swapped or rolled back", path, f"it is not a sealed file: {exc}") from exc
+        if (header.key_name, header.dataset_id.hex()) != (self._ring.name, self._head.dataset):
+            raise self._tampered("swapped or rolled back", path, "it belongs to another key or data set")
+        if prefix[HEADER_BYTES : HEADER_BYTES + SALT_BYTES] != file.salt:
+            raise self._tampered("swapped or rolled back", path, "its salt is not the manifest's")
+        return open_prefix(self._ring.version(header.key_version), prefix), file.size
+
+    def create(self, path: str) -> tuple[bytes, FileSecret]:
+        """Return prefix and secret for a new file at `path`; it does not exist before `finish`."""
+        self._check_writable(path)
+        self._check_names(path)
+        version, key = self._ring.current()
+        header = FileHeader(
+            key_name=self._ring.name,
+            key_version=version,
+            dataset_id=self._head.dataset_id,
+            run_id=self._run_id,
+        )
+        prefix, secret = new_prefix(key, header)
+        with self._lock:
+            self._open[path] = _File(
+                size=-1, salt=prefix[HEADER_BYTES : HEADER_BYTES + SALT_BYTES], key_version=version
+            )
+            self._names.add(path)
+        return prefix, secret
+
+    def finish(self, path: str, size: int) -> None:
+        """Make the created file at `path` readable; it holds `size` plaintext bytes."""
+        self._check_writable(path)
+        if size >= 1 << 53:
+            raise InputError(f"{path} cannot hold {size} bytes")
+        with self._lock:
+            file = self._open.pop(path, None)
+            if file is None:
+                raise InputError(f"{path} was not created")
+            self._files[path] = _File(size=size, salt=file.salt, key_version=file.key_version)
+            self._unchecked.add(path)
+            self._changed = True
+
+    def abort(self, path: str) -> None:
+        """Forget a created file that will not be finished."""
+        self._check_writable(path)
+        with self._lock:
+            if self._open.pop(path, None) is not None and path not in self._files:
+                self._names.discard(path)
+
+    def rename(self, source: str, target: str) -> None:
+        """Follow the renaming of a file or folder."""
+        self._check_writable(source)
+        self._check_writable(target)
+        with self._lock:
+            moves = {path: target + path[len(source) :] for path in self._names.below(source)}
+            for moved in moves.values():
+                self._check_names(moved)
+            for path, moved in moves.items():
+                for files in (self._files, self._open):
+                    if path in files:
+                        files[moved] = files.pop(path)
+                self._names.discard(path)
+                self._names.add(moved)
+                self._unchecked.add(moved)
+            self._changed = True
+
+    def delete(self, path: str) -> None:
+        """Follow the deletion of a file or of a folder with all below; the top folder is `""`."""
+        if path:
+            self._check_writable(path)
+        elif self.mode != "rw":
+            raise self._read_only("")
+        with self._lock:
+            for found in self._names.below(path):
+                self._files.pop(found, None)
+                self._open.pop(found, None)
+                self._names.discard(found)
+            self._changed = True
+
+    def keep(self, path: str) -> dict[str, str]:
+        """Return path -> name below `.dataset/kept` of the committed files at and below `path`.
+
+        Whoever is about to remove them moves them there instead, so that a run that fails can be undone.
+        """
+        if path:
+            self._check_writable(path)
+        with self._lock:
+            found = {p: self._files[p].salt for p in self._names.below(path) if p in self._files}
+            return {p: salt.hex() for p, salt in sorted(found.items()) if salt in self._committed_salts}
+
+    def list(self, folder: str) -> dict[str, int]:
+        """Return name -> plaintext size of what must be in `folder`; folders and open files have sizes of their own."""
+        if folder:
+            check_path(folder)
+        found: dict[str, int] = {}
+        with self._lock:
+            for name in sorted(self._names.children(folder)):
+                size = self.stat(f"{folder}/{name}" if folder else name)
+                assert size is not None
+                found[name] = size
+        return found
+
+    def stat(self, path: str) -> int | None:
+        """Return what `list` of its folder says of `path`, without the work of a listing; None if nothing is there."""
+        with self._lock:
+            if self._names.is_folder(path):
+                return FOLDER
+            if path in self._files:
+                return self._files[path].size
+            return OPEN_FILE if path in self._open else None
+
+    def commit(self, session: ServiceSession, *, running: bool = False) -> Head | None:
+        """Check that the folder holds exactly this view, seal its manifest and advance the head; None if unchanged.
+
+        Args:
+            session: Where the head is kept.
+            running: The program goes on: only what it finished since the last commit is checked, and what it is writing
+                stays out.
+
+        Raises:
+            IntegrityError: A file is missing, strange or plain; or another run committed first.
+        """
+        with self._lock:
+            if self.mode != "rw" or not self._changed:
+                return None
+            if running:
+                for path in self._unchecked & self._files.keys():
+                    self._check_file(path)
+            else:
+                self._check_folder()
+            entries = tuple(
+                ManifestEntry(path=path, size=f.size, salt=f.salt, key_version=f.key_version)
+                for path, f in self._files.items()
+            )
+            self._flush()
+            manifest = Manifest(dataset=self._head.dataset, entries=entries)
+            digest = write_manifest(str(self.folder), manifest, self._ring, self._run_id)
+            versions = sorted({e.key_version for e in entries} | {self._ring.current()[0]})
+            self._undecided = True
+            self._head = session.commit(self._head.owner, self._head, digest, versions)
+            self._undecided = False
+            self._committed, self._changed = manifest, False
+            self._committed_salts = frozenset(e.salt for e in entries)
+            self._unchecked.clear()
+            leftovers.forget(LocalPlace(self.folder), manifest)
+            remove_stale_manifests(str(self.folder), self._head)
+            return self._head
+
+    @contextlib.contextmanager
+    def changing(self, session: ServiceSession, patience_s: float = PATIENCE_S) -> Iterator[None]:
+        """Hold the folder alone while it is changed in place; what is not committed at the end is undone.
+
+        Raises:
+            IntegrityError: Another run has committed since this one began.
+            UnavailableError: Another run holds the folder for longer than `patience_s`.
+        """
+        if self.mode != "rw":
+            yield
+            return
+        place = LocalPlace(self.folder)
+        with place.locked(patience_s):
+            place.tidy()
+            if self._is_stale(place, session):
+                raise IntegrityError(
+                    f"volume {self.name}: another run committed to this data set meanwhile", hint="run the job again"
+                )
+            if leftovers.was_interrupted(place):
+                _log.warning("volume=%s a run before did not end: %s", self.name, self._restore(place))
+            leftovers.begin_changes(place)
+            try:
+                yield
+            finally:
+                if self._undecided:  # the next run looks which head there is
+                    _log.warning("volume=%s the commit was not answered: left as it is", self.name)
+                elif self._changed or self._open:
+                    _log.info("volume=%s not committed: %s", self.name, self._restore(place))
+                else:
+                    leftovers.end_changes(place)
+
+    def _restore(self, place: LocalPlace) -> str:
+        done = leftovers.restore(place, self._committed)
+        return f"{done.put_back} files put back, {done.removed} removed"
+
+    def _is_stale(self, place: LocalPlace, session: ServiceSession) -> bool:
+        # Who commits removes the manifest before: if ours alone is there, it is the newest. Otherwise, as when a run
+        # died around its commit, only the service can tell.
+        ours = {self._head.manifest.removeprefix("sha256:")} if self._head.manifest else set()
+        manifests = {name for name in place.names(DATASET_FOLDER) if len(name) == 64}
+        if manifests == ours and not leftovers.was_interrupted(place):
+            return False
+        with session.lock:
+            return session.key(self._head.owner, self._head.key).heads.get(self._head.dataset) != self._head
+
+    def _check_folder(self) -> None:
+        found: set[str] = set()
+        for entry in LocalPlace(self.folder).files():
+            if entry.path not in self._files:
+                what = f"it is {entry.trouble}" if entry.trouble else "this run did not write it sealed"
+                raise self._tampered("added", entry.path, what)
+            self._check_file(entry.path)
+            found.add(entry.path)
+        for path in self._files.keys() - found:
+            raise self._tampered("dropped", path, "it is not in the folder any more")
+
+    def _flush(self) -> None:
+        # A manifest must not outlive a power cut that the names it lists do not.
+        place = LocalPlace(self.folder)
+        for path in self._unchecked & self._files.keys():
+            place.touched(path)
+        place.settle()
+
+    def _check_file(self, path: str) -> None:
+        file = self._files[path]
+        try:
+            with open_regular(self.folder / path) as raw:
+                prefix = raw.read(PREFIX_BYTES)
+                size = raw.seek(0, os.SEEK_END)
+        except InputError as exc:
+            raise self._tampered("swapped or rolled back", path, str(exc)) from exc
+        if prefix[HEADER_BYTES : HEADER_BYTES + SALT_BYTES] != file.salt:
+            raise self._tampered("swapped or rolled back", path, "its salt is not the one written")
+        if plaintext_size(size) != file.size:
+            raise self._tampered("truncated or extended", path, f"it has {size} bytes")
+
+    def _tampered(self, kind: TamperKind, path: str, what: str) -> IntegrityError:
+        # A job may have several volumes with files of the same name.
+        return tampered(kind, f"{self.name}/{path}", what)
+
+    def _check_writable(self, path: str) -> None:
+        check_path(path)
+        if path == ".dataset" or path.startswith(".dataset/"):
+            raise InputError(f"volume {self.name}: .dataset is not for programs")
+        if self.mode != "rw":
+            raise self._read_only(path)
+
+    def _check_names(self, path: str) -> None:
+        shown = next((part for part in path.split("/")[:-1] if "=" in part), None)
+        if shown and not self._visible_names:
+            column = shown.partition("=")[0]
+            raise DeniedError(
+                f"volume {self.name}: folder names are visible to the host, and `{column}=...` would show values of a "
+                f"column: write without partitions, or let the job show them: --volume {self.name}=...:rw:names"
+            )
+
+    def _read_only(self, path: str) -> DeniedError:
+        return DeniedError(f"{path or '/'} is on volume {self.name}, which the job spec gives read-only")
+
+
+def open_regular(path: Path) -> io.FileIO:
+    """Return the file at `path`, open for reading; a link is not followed, a pipe does not block.
+
+    Raises:
+        InputError: It is no regular file.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as exc:
+        if exc.errno in (errno.ELOOP, errno.ENXIO):
+            raise InputError("it is a symbolic link or a special file") from exc
+        raise
+    raw = io.FileIO(handle)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        raw.close()
+        raise InputError("it is not a regular file")
+    return raw

@@ -1,0 +1,127 @@
+"""The worker's role in a job on several machines: no key ever comes here, only the secrets of the files it opens."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+import time
+from collections.abc import Mapping
+
+from strongroom.errors import InputError, UnavailableError
+from strongroom.guest import confine, tunnel
+from strongroom.guest.document import Report, volumes
+from strongroom.guest.door import Door
+from strongroom.guest.lease import Lease
+from strongroom.guest.peers import DRIVER, Peers
+from strongroom.guest.relay import RelayAgent
+from strongroom.guest.run import AGENT_SOCKET, make_places
+from strongroom.guest.session import Certified, ServiceSession
+from strongroom.guest.workload import Workload
+
+__all__ = ["run_worker", "worker_document"]
+
+_AGAIN_S = 0.2
+
+
+class _Role:
+    """The program that runs, and why it has to end."""
+
+    def __init__(self) -> None:
+        self.workload: Workload | None = None
+        self.reason = ""
+
+    def end(self, reason: str) -> None:
+        """End the program, now and for good."""
+        self.reason = self.reason or reason
+        if self.workload is not None:
+            self.workload.stop(reason)
+
+
+def run_worker(
+    document: Mapping[str, object],
+    session: ServiceSession,
+    identity: Certified,
+    door: Door,
+    driver: str,
+    report: Report,
+) -> None:
+    """Join the job of the driver at `driver`; run the worker's program as often as the driver's program wants it.
+
+    Raises:
+        StrongroomError: The driver does not admit this guest, or the service takes its certificate back.
+    """
+    role = _Role()
+    left = threading.Event()
+
+    def on_lost(number: int) -> None:
+        if number == DRIVER:
+            left.set()
+            role.end("the job's driver is gone")
+
+    def renew() -> float:
+        # A worker holds no key, but whoever may not have a certificate any more may not go on either.
+        session.attest()
+        return session.certificate().ends_at
+
+    peers = Peers(identity, door, on_lost=on_lost)
+    peers.join(driver)
+    interface = tunnel.open_interface(peers.address)
+    confine.drop_capabilities()  # of this thread: those that are started from now on have none either
+    report.details["address"] = peers.address
+    make_places(str(v["name"]) for v in volumes(document))
+    Lease(session.lock, renew, identity.ends_at).start(role.end)
+    peers.start(interface)
+    RelayAgent(peers.agent).start(AGENT_SOCKET)
+    wanted, port = worker_document(document, peers.number)
+    report.exit_code = 0
+    _end_on_signals(role)
+    while report.exit_code == 0 and _opened(tunnel.address(DRIVER), port, role):
+        role.workload = Workload(wanted, staged=False)
+        report.exit_code = role.workload.run()
+        _end_on_signals(role)
+    if role.reason and not left.is_set():
+        raise UnavailableError(role.reason)
+    report.exit_code = 0 if left.is_set() else report.exit_code
+    report.status = "completed"
+
+
+def _end_on_signals(role: _Role) -> None:
+    # While a program runs they go to it.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda _number, _frame: role.end("stopped"))
+
+
+def worker_document(document: Mapping[str, object], number: int) -> tuple[dict[str, object], int]:
+    """Return what the job document says of a worker as a document of its own, and the port to wait for.
+
+    In its command and environment `{job.number}` stands for its number and `{job.address}` for its address, which only
+    the run knows.
+
+    Raises:
+        InputError: The job has no workers.
+    """
+    found = document.get("workers")
+    if not isinstance(found, dict):
+        raise InputError("the job document names no workers")
+
+    def filled(value: object) -> str:
+        return str(value).replace("{job.address}", tunnel.address(number)).replace("{job.number}", str(number))
+
+    return {
+        "command": [filled(word) for word in found["command"]],
+        "arguments": [],
+        "environment": {name: filled(value) for name, value in found["environment"].items()},
+        "limits": document.get("limits"),
+    }, int(found["port"])
+
+
+def _opened(host: str, port: int, role: _Role) -> bool:
+    # A program may take hours before it starts its engine, and may start it again after it ended.
+    while not role.reason:
+        try:
+            socket.create_connection((host, port), timeout=5).close()
+            return True
+        except OSError:
+            time.sleep(_AGAIN_S)
+    return False

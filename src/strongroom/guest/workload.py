@@ -1,0 +1,119 @@
+"""Running the workload: confined, signalled, waited for; process one also buries orphans."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Mapping
+
+from strongroom.errors import InputError
+from strongroom.guest import confine
+
+__all__ = ["Workload"]
+
+_log = logging.getLogger(__name__)
+
+GRACE_S = 10.0
+_SEALED = "/sealed"
+
+
+class Workload:
+    """The program of a job document.
+
+    Args:
+        document: The job document: `command`, `arguments`, `environment`, `limits`.
+        staged: The program sees plain copies, so the sealed folders are out of its reach.
+    """
+
+    def __init__(self, document: Mapping[str, object], *, staged: bool) -> None:
+        self._argv = [*_texts(document, "command"), *_texts(document, "arguments")]
+        environment = document.get("environment")
+        if not isinstance(environment, dict):
+            raise InputError("the job document has no environment")
+        self._environment = {str(k): str(v) for k, v in environment.items()}
+        limits = document.get("limits")
+        limit = limits.get("max_runtime_s") if isinstance(limits, dict) else None
+        self._max_runtime_s = limit if isinstance(limit, int) else 86_400
+        self._writable = confine.WRITABLE if staged else (*confine.WRITABLE, _SEALED)
+        self._process: subprocess.Popen[bytes] | None = None
+        self.stopped = ""
+
+    def run(self) -> int:
+        """Start the program and wait for its end; return its exit code (128 + n for signal n).
+
+        Raises:
+            InputError: It cannot be started, or was stopped before.
+        """
+        if self.stopped:
+            raise InputError(self.stopped)
+        try:
+            # Between fork and exec nothing but system calls runs; no other thread holds a lock it needs.
+            self._process = subprocess.Popen(
+                self._argv,
+                env=self._environment,
+                cwd="/work",
+                stdin=subprocess.DEVNULL,
+                preexec_fn=lambda: confine.restrict_workload(confine.READABLE, self._writable),  # noqa: PLW1509
+            )
+        except (OSError, subprocess.SubprocessError) as exc:
+            raise InputError(f"{self._argv[0]} could not be started: {exc}") from exc
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._forward)
+        timer = threading.Timer(
+            min(self._max_runtime_s, threading.TIMEOUT_MAX),
+            self.stop,
+            [f"the job ran longer than {self._max_runtime_s} s"],
+        )
+        timer.daemon = True
+        timer.start()
+        if self.stopped:  # between the check above and the start, nobody was there to be stopped
+            self._forward(signal.SIGKILL, None)
+        code = self._wait(self._process.pid)
+        timer.cancel()
+        return code
+
+    def stop(self, reason: str) -> None:
+        """End the program: SIGTERM, and after a grace SIGKILL."""
+        self.stopped = self.stopped or reason
+        _log.warning("stopping the workload reason=%s", reason)
+        self._forward(signal.SIGTERM, None)
+        killer = threading.Timer(GRACE_S, self._forward, [signal.SIGKILL, None])
+        killer.daemon = True
+        killer.start()
+
+    def _forward(self, number: int, _frame: object) -> None:
+        if self._process is not None and self._process.returncode is None:
+            os.kill(self._process.pid, number)
+
+    def _wait(self, main: int) -> int:
+        while True:
+            pid, status = os.waitpid(-1, 0)
+            if pid == main:
+                assert self._process is not None
+                code = os.waitstatus_to_exitcode(status)
+                self._process.returncode = code
+                _end_stragglers()
+                return code if code >= 0 else 128 - code
+
+
+def _end_stragglers() -> None:
+    # What the program left behind must not change its outputs while they are sealed. -1 is everything else in this
+    # process namespace, which only process one may clear.
+    if os.getpid() != 1:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(-1, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.waitpid(-1, 0)
+
+
+def _texts(document: Mapping[str, object], name: str) -> list[str]:
+    value = document.get(name)
+    if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+        raise InputError(f"the job document has no list of texts {name!r}")
+    return [str(v) for v in value]

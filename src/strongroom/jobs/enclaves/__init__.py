@@ -1,0 +1,3 @@
+"""Kinds of TEE."""
+
+__all__: list[str] = []

@@ -1,0 +1,97 @@
+"""Enclave kind `sim`: a bundle for the simulated platform.
+
+SIMULATED: real evidence formats under a root that this workspace made; it protects against mistakes only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from strongroom.attest.simulated.platform import bundle_measurement
+from strongroom.errors import InputError
+from strongroom.jobs.plan import Bundle, LaunchPlan
+from strongroom.jobs.runtimes import Runtimes
+from strongroom.jobs.spec import Location
+
+__all__ = ["SimulatedEnclave"]
+
+_WORKLOADS = Path(__file__).parent.parent / "workloads"
+
+
+class SimulatedEnclave:
+    """Builds bundles for the simulated platform.
+
+    Args:
+        runtimes: Where runtimes come from.
+        cache: Digest cache.
+        service: Folder with the trust service's guest socket.
+        identity_pem: The service's identity certificate; the guest checks it against the measured SPKI id.
+    """
+
+    def __init__(self, runtimes: Runtimes, *, cache: Path, service: Path, identity_pem: str) -> None:
+        self._runtimes = runtimes
+        self._cache = cache
+        self._service = service
+        self._identity_pem = identity_pem
+
+    def places(self, wanted: Sequence[str]) -> dict[str, Path]:
+        """Return place inside -> folder outside for everything measured of the runtimes that a workload wants."""
+        base = self._runtimes.base()
+        places = {"/usr": base / "usr", "/etc": base / "etc", "/strongroom/guest": self._runtimes.guest()}
+        places["/opt/python"] = self._runtimes.python()
+        if "env" in wanted:
+            places["/opt/env"] = self._runtimes.env()
+        if "jdk" in wanted:
+            places["/opt/jdk"] = self._runtimes.jdk()
+            places["/opt/strongroom/strongroom-spark.jar"] = _WORKLOADS / "strongroom-spark.jar"
+            places["/opt/strongroom/conf"] = _WORKLOADS / "spark-conf"
+        return places
+
+    def build(self, plan: LaunchPlan, folder: Path) -> Bundle:
+        """Write the bundle of `plan` below `folder`."""
+        spec = plan.spec
+        for volume in spec.volumes:
+            if isinstance(volume.location, Path) and not volume.location.is_dir():
+                raise InputError(f"volume {volume.name}: {volume.location} is not a folder")
+        places, peers = self.places(plan.command.runtimes), plan.command.worker is not None
+        target = folder / plan.job.removeprefix("sha256:")[:16]
+        target.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _write(target / "init-data.toml", plan.init_data)
+        launch = {"service": "unix:/run/trust/guest.sock", "identity": self._identity_pem}
+        _write(target / "launch.json", json.dumps(launch, indent=1))
+        bundle = {
+            "format": 1,
+            "runtimes": {place: str(source) for place, source in places.items()},
+            "code": {path.name: str(path.resolve()) for path in spec.code},
+            "volumes": [[v.name, _location(v.location), v.mode] for v in spec.volumes],
+            "staged": plan.command.staged,
+            "service": str(self._service),
+            "network": spec.sandbox.network,
+            "scratch_mb": spec.sandbox.scratch_mb,
+            "listen": "127.0.0.1:0" if peers else "",
+        }
+        _write(target / "bundle.json", json.dumps(bundle, indent=1))
+        _write(target / "job.json", json.dumps(dict(plan.document), indent=1, ensure_ascii=False))
+
+        def measure() -> str:
+            measured = bundle_measurement(places, network=spec.sandbox.network, cache=self._cache, peers=peers)
+            measurement = measured.hex()
+            reference = {"job": plan.job, "measurement": measurement, "simulated": True}
+            _write(target / "reference.json", json.dumps(reference, indent=1))
+            return measurement
+
+        stores = {v.name: (v.location, v.mode) for v in spec.volumes if isinstance(v.location, str)}
+        return Bundle(folder=target, job=plan.job, simulated=True, measure=measure, stores=stores)
+
+
+def _location(location: Location) -> str:
+    return str(location.resolve()) if isinstance(location, Path) else location
+
+
+def _write(path: Path, text: str) -> None:
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text)
+    beside.replace(path)

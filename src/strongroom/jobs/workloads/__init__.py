@@ -1,0 +1,3 @@
+"""Kinds of program."""
+
+__all__: list[str] = []

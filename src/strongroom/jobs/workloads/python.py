@@ -1,0 +1,53 @@
+"""Workload `python`: a Python program with the packages of the environment it is submitted from.
+
+Volumes are staged: opened into /work/<name> before the program starts, and, where writable, sealed after it ended
+well. The program needs no change and sees plain folders.
+"""
+
+from __future__ import annotations
+
+from strongroom.errors import InputError
+from strongroom.jobs.plan import Command
+from strongroom.jobs.spec import JobSpec
+
+__all__ = ["PythonWorkload"]
+
+FIXED_ENVIRONMENT = {
+    "HOME": "/work",
+    "LANG": "C.UTF-8",
+    "PATH": "/opt/env/bin:/opt/python/bin:/usr/bin",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "TMPDIR": "/tmp",  # enclave memory
+    "TZ": "UTC",
+}
+
+LOADERS = {"LD_AUDIT", "LD_LIBRARY_PATH", "LD_PRELOAD", "PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP"}
+"""Variables that make a program load what was not measured."""
+
+
+class PythonWorkload:
+    """Runs `program` with the enclave's Python."""
+
+    def command(self, spec: JobSpec) -> Command:
+        """Return the interpreter's command line."""
+        if spec.workers:
+            raise InputError("workload python runs on one machine: take target cluster out")
+        if spec.engine:
+            raise InputError(f"workload python has no engine settings, got {sorted(spec.engine)}")
+        refused = sorted(set(spec.environment) & LOADERS)
+        if refused:
+            raise InputError(
+                f"environment variable {refused[0]} would load unmeasured code", hint="put the files beside the program"
+            )
+        return Command(
+            argv=("/opt/env/bin/python3", *(spec.inline or (f"/app/{_program(spec)}",))),
+            environment={**FIXED_ENVIRONMENT, **spec.environment},
+            runtimes=("base", "python", "guest", "env"),
+            staged=True,
+        )
+
+
+def _program(spec: JobSpec) -> str:
+    if spec.program is None:
+        raise InputError("the job names no program", hint='`program = "app.py"` in [job]')
+    return spec.program.name

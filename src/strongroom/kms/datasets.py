@@ -1,0 +1,151 @@
+"""Data-set heads: what each data set is right now, changed by compare-and-swap only."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+import sqlalchemy as sa
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from strongroom.crypto import jose
+from strongroom.errors import InputError, IntegrityError
+from strongroom.kms.stores.sql import datasets, key_versions
+
+__all__ = ["HEAD_TYPE", "DatasetStore"]
+
+HEAD_TYPE = "strongroom-head+jwt"
+_MANIFEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+class DatasetStore:
+    """Heads in a store, signed with the service's signing key (formats/data-set.md §3)."""
+
+    def __init__(self, key: ec.EllipticCurvePrivateKey) -> None:
+        self._key = key
+
+    def create(self, tx: sa.Connection, owner: str, key: str, *, now: datetime) -> dict[str, object]:
+        """Register a new, empty data set; return its head."""
+        row = {
+            "id": secrets.token_hex(16),
+            "owner": owner,
+            "key": key,
+            "epoch": 0,
+            "manifest": None,
+            "versions": "[]",
+            "created": now.isoformat(),
+            "updated": now.isoformat(),
+        }
+        tx.execute(sa.insert(datasets).values(**row))
+        return self.head(tx, owner, str(row["id"]))
+
+    def head(self, tx: sa.Connection, owner: str, dataset: str) -> dict[str, object]:
+        """Return the head of a data set of this owner.
+
+        Raises:
+            InputError: The owner has none of that id.
+        """
+        row = tx.execute(sa.select(datasets).where(datasets.c.id == dataset, datasets.c.owner == owner)).first()
+        if row is None:
+            raise InputError(f"there is no data set {dataset}", hint="`strongroom data list` shows yours")
+        return {
+            "dataset": row.id,
+            "epoch": row.epoch,
+            "key": row.key,
+            "manifest": row.manifest,
+            "owner": row.owner,
+        }
+
+    def signed(self, head: Mapping[str, object]) -> str:
+        """Return `head` as a signed statement."""
+        return jose.sign_jws(head, self._key, typ=HEAD_TYPE)
+
+    def all(self, tx: sa.Connection, owner: str) -> list[dict[str, object]]:
+        """Return the heads of all the owner's data sets."""
+        ids = tx.execute(sa.select(datasets.c.id).where(datasets.c.owner == owner).order_by(datasets.c.created))
+        return [self.head(tx, owner, str(i)) for i in ids.scalars().all()]
+
+    def commit(
+        self,
+        tx: sa.Connection,
+        owner: str,
+        dataset: str,
+        *,
+        epoch: int,
+        manifest: str | None,
+        new_manifest: str,
+        versions: Sequence[int],
+        now: datetime,
+    ) -> dict[str, object]:
+        """Replace the head (`epoch`, `manifest`) by the next epoch with `new_manifest`; return the new head.
+
+        Raises:
+            InputError: Not the name of a manifest, or not versions that exist.
+            IntegrityError: The head is not the one expected: somebody else committed, or the data set was rolled back.
+        """
+        if not _MANIFEST.fullmatch(new_manifest):
+            raise InputError("a manifest is named sha256:<64 hex digits>")
+        found = self.head(tx, owner, dataset)
+        if (found["epoch"], found["manifest"]) != (epoch, manifest):
+            raise IntegrityError(
+                f"data set {dataset} is at epoch {found['epoch']}, expected {epoch}: another run committed first",
+                hint="nothing was lost; run the job again on the newer data",
+            )
+        self._set(tx, found, epoch=epoch + 1, manifest=new_manifest, versions=versions, now=now)
+        return self.head(tx, owner, dataset)
+
+    def accept(
+        self, tx: sa.Connection, owner: str, dataset: str, *, manifest: str, versions: Sequence[int], now: datetime
+    ) -> dict[str, object]:
+        """Make `manifest` the head at the next epoch, whatever it was: the owner restored a backup on purpose."""
+        found = self.head(tx, owner, dataset)
+        if not _MANIFEST.fullmatch(manifest):
+            raise InputError("a manifest is named sha256:<64 hex digits>")
+        epoch = found["epoch"]
+        assert isinstance(epoch, int)
+        self._set(tx, found, epoch=epoch + 1, manifest=manifest, versions=versions, now=now)
+        return self.head(tx, owner, dataset)
+
+    def forget(self, tx: sa.Connection, owner: str, dataset: str) -> None:
+        """Remove a data set's head; its files can no longer be read."""
+        self.head(tx, owner, dataset)
+        tx.execute(sa.delete(datasets).where(datasets.c.id == dataset))
+
+    @staticmethod
+    def _set(
+        tx: sa.Connection,
+        head: Mapping[str, object],
+        *,
+        epoch: int,
+        manifest: str,
+        versions: Sequence[int],
+        now: datetime,
+    ) -> None:
+        _check_versions(tx, head, versions)
+        tx.execute(
+            sa.update(datasets)
+            .where(datasets.c.id == head["dataset"])
+            .values(
+                epoch=epoch,
+                manifest=manifest,
+                versions=json.dumps(sorted(set(versions))),
+                updated=now.isoformat(),
+            )
+        )
+
+
+def _check_versions(tx: sa.Connection, head: Mapping[str, object], versions: Sequence[int]) -> None:
+    # They keep key versions from being destroyed: a list that is empty or wrong would lose the data with the key.
+    if not versions or any(isinstance(v, bool) or not isinstance(v, int) for v in versions):
+        raise InputError("the key versions that the files need: expected a list of numbers that is not empty")
+    of_key = (key_versions.c.owner == head["owner"], key_versions.c.name == head["key"])
+    there = sa.select(key_versions.c.version).where(*of_key, key_versions.c.state != "destroyed")
+    missing = sorted(set(versions) - set(tx.execute(there).scalars()))
+    if missing:
+        raise InputError(
+            f"version {missing[0]} of key {head['key']!r} is destroyed or never was: its files could not be read",
+            hint="run the job again: it writes with a version that is there",
+        )

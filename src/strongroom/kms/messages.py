@@ -1,0 +1,222 @@
+"""The owner API's contract: one record per route. The service parses by it, the OpenAPI page is made from it.
+
+Unknown fields are errors. The guests' protocol is RCAR and lives in `attest.handshake`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+__all__ = ["MAX_LEASE_S", "ROUTES", "Route"]
+
+MAX_LEASE_S = 3600
+
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+Digest = Annotated[str, msgspec.Meta(pattern="^sha256:[0-9a-f]{64}$")]
+JSONObject = dict[str, object]
+
+
+class Body(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """Base of all request bodies."""
+
+
+class Empty(Body):
+    """No fields."""
+
+
+class CreateKey(Body):
+    """A new named key; `exportable` decides whether the purpose `export` is answered: a guard against accidents."""
+
+    name: Name
+    exportable: bool = False
+
+
+class SetExportable(Body):
+    """Whether the purpose `export` is answered; a guard against accidents, not against the owner."""
+
+    exportable: bool
+
+
+class DestroyVersion(Body):
+    """Destroy a version after a waiting time."""
+
+    wait_s: Annotated[int, msgspec.Meta(ge=0, le=365 * 86_400)] = 7 * 86_400
+
+
+class ReleaseToOwner(Body):
+    """Give the key to its owner, sealed to a fresh public key (JWK, P-256)."""
+
+    public_key: dict[str, str]
+    purpose: Literal["data", "export"] = "data"
+
+
+class Approved(Body):
+    """A job that the owner allows, kept so that a later refusal can say what differs."""
+
+    job: Digest
+    measurement: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64,128}$")]
+    document: JSONObject
+    claims: JSONObject = {}
+
+
+class PutPolicy(Body):
+    """The key's whole release policy; `revision` is the one it replaces."""
+
+    policy: JSONObject
+    revision: int
+    approved: list[Approved] = []
+    request: Annotated[int, msgspec.Meta(ge=1, lt=2**53)] | None = None
+
+
+class CloseRequest(Body):
+    """Dismiss a pending request."""
+
+    state: Literal["dismissed"]
+
+
+class CreateDataset(Body):
+    """A new, empty data set under a key."""
+
+    key: Name
+
+
+class Commit(Body):
+    """Advance a data set's head by compare-and-swap."""
+
+    epoch: Annotated[int, msgspec.Meta(ge=0)]
+    manifest: Digest | None
+    new_manifest: Digest
+    versions: list[Annotated[int, msgspec.Meta(ge=1)]]
+
+
+class AcceptEpoch(Body):
+    """Make a restored manifest the head, on purpose."""
+
+    manifest: Digest
+    versions: list[Annotated[int, msgspec.Meta(ge=1)]]
+
+
+class AddOwner(Body):
+    """Register another owner by certificate."""
+
+    name: Name
+    certificate: Annotated[str, msgspec.Meta(max_length=8192)]
+
+
+class Unlock(Body):
+    """Passphrase, or one share per entry."""
+
+    credentials: Annotated[list[str], msgspec.Meta(min_length=1, max_length=16)]
+
+
+class SetLease(Body):
+    """How long a guest that attests from now on may use what is released to it before it has to attest again.
+
+    At least twice what a release must be good for (`broker.MIN_LEASE_S`): guests renew at half time.
+    """
+
+    lease_s: Annotated[int, msgspec.Meta(ge=120, le=MAX_LEASE_S)]
+
+
+class RotateRoot(Body):
+    """Wrap every key under a new root key.
+
+    With `prepare` the new root key is only made and its shares are returned; `prepared` names it in a second request,
+    once people hold them, so that a crash in between loses nothing.
+    """
+
+    kind: Literal["keyfile", "passphrase", "shares"]
+    options: dict[str, str] = {}
+    prepare: bool = False
+    prepared: str = ""
+
+
+class Route(msgspec.Struct, frozen=True, kw_only=True):
+    """One operation of the owner API."""
+
+    method: str
+    path: str
+    name: str
+    summary: str
+    body: type[Body] = Empty
+    admin: bool = False
+    locked: bool = False  # works while the service is locked
+
+
+ROUTES: tuple[Route, ...] = (
+    Route(method="GET", path="/v1/status", name="status", summary="What this service is and trusts", locked=True),
+    Route(
+        method="POST",
+        path="/v1/unlock",
+        name="unlock",
+        summary="Unlock the root key",
+        body=Unlock,
+        admin=True,
+        locked=True,
+    ),
+    Route(method="GET", path="/v1/keys", name="list_keys", summary="The owner's keys"),
+    Route(method="POST", path="/v1/keys", name="create_key", summary="Create a key", body=CreateKey),
+    Route(method="GET", path="/v1/keys/{key}", name="show_key", summary="One key and its versions"),
+    Route(method="POST", path="/v1/keys/{key}/rotate", name="rotate_key", summary="Make a new version for new writes"),
+    Route(
+        method="POST",
+        path="/v1/keys/{key}/exportable",
+        name="set_exportable",
+        summary="Grant or take back export",
+        body=SetExportable,
+    ),
+    Route(
+        method="POST",
+        path="/v1/keys/{key}/release",
+        name="release_key",
+        summary="Release the key to its owner",
+        body=ReleaseToOwner,
+    ),
+    Route(method="POST", path="/v1/keys/{key}/versions/{version}/enable", name="enable", summary="Enable a version"),
+    Route(method="POST", path="/v1/keys/{key}/versions/{version}/disable", name="disable", summary="Disable a version"),
+    Route(
+        method="POST",
+        path="/v1/keys/{key}/versions/{version}/destroy",
+        name="destroy",
+        summary="Destroy a version after a waiting time",
+        body=DestroyVersion,
+    ),
+    Route(method="GET", path="/v1/keys/{key}/policy", name="show_policy", summary="The key's release policy"),
+    Route(method="PUT", path="/v1/keys/{key}/policy", name="put_policy", summary="Replace the policy", body=PutPolicy),
+    Route(method="GET", path="/v1/requests", name="list_requests", summary="Refused jobs that wait for the owner"),
+    Route(method="GET", path="/v1/requests/{number}", name="show_request", summary="One refused job"),
+    Route(
+        method="POST",
+        path="/v1/requests/{number}",
+        name="close_request",
+        summary="Dismiss a request",
+        body=CloseRequest,
+    ),
+    Route(method="GET", path="/v1/datasets", name="list_datasets", summary="Heads of the owner's data sets"),
+    Route(method="POST", path="/v1/datasets", name="create_dataset", summary="Register a data set", body=CreateDataset),
+    Route(method="GET", path="/v1/datasets/{dataset}", name="show_dataset", summary="One data set's signed head"),
+    Route(method="POST", path="/v1/datasets/{dataset}/commit", name="commit", summary="Advance the head", body=Commit),
+    Route(
+        method="POST",
+        path="/v1/datasets/{dataset}/accept-epoch",
+        name="accept_epoch",
+        summary="Accept a restored manifest",
+        body=AcceptEpoch,
+    ),
+    Route(method="DELETE", path="/v1/datasets/{dataset}", name="forget_dataset", summary="Forget a data set"),
+    Route(method="GET", path="/v1/audit", name="list_audit", summary="Audit records after ?after=, ?limit="),
+    Route(method="POST", path="/v1/owners", name="add_owner", summary="Register an owner", body=AddOwner, admin=True),
+    Route(method="GET", path="/v1/owners", name="list_owners", summary="Registered owners", admin=True),
+    Route(method="DELETE", path="/v1/owners/{owner}", name="revoke_owner", summary="Revoke an owner", admin=True),
+    Route(method="PUT", path="/v1/lease", name="set_lease", summary="Set guests' lease", body=SetLease, admin=True),
+    Route(
+        method="POST",
+        path="/v1/root/rotate",
+        name="rotate_root",
+        summary="Rotate the root key",
+        body=RotateRoot,
+        admin=True,
+    ),
+)

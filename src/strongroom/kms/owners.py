@@ -1,0 +1,71 @@
+"""Owners: who is registered at this trust service, and who was.
+
+An owner is the fingerprint of a certificate that its own key signed. A revoked owner's row stays, without certificate,
+so that neither the fingerprint nor the name can come back by a replayed admission.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import sqlalchemy as sa
+
+from strongroom.crypto import x509
+from strongroom.errors import InputError
+from strongroom.kms.stores.sql import owners
+
+__all__ = ["add_owner", "certificates", "is_registered", "list_owners", "revoke_owner"]
+
+_REVOKED = ""
+
+
+def add_owner(tx: sa.Connection, name: str, pem: str, *, now: datetime) -> str:
+    """Register an owner; return the owner's id, the certificate's fingerprint.
+
+    Raises:
+        InputError: Not a certificate that its own key signed, or name or certificate are taken, be it by a revoked
+            owner.
+    """
+    certificate = x509.certificate_from_pem(pem)  # the first one; whatever else is in the text gets no trust
+    x509.check_self_signed(certificate)
+    owner, pem = x509.fingerprint(certificate), x509.certificate_pem(certificate)
+    taken = sa.select(owners.c.certificate).where(sa.or_(owners.c.id == owner, owners.c.name == name))
+    row = tx.execute(taken).first()
+    if row is not None:
+        revoked = " and was revoked" if row.certificate == _REVOKED else ""
+        raise InputError(
+            f"an owner with the name {name!r} or this certificate exists{revoked}",
+            hint="a new owner has a new name and a new certificate: `strongroom owner request`",
+        )
+    tx.execute(sa.insert(owners).values(id=owner, name=name, certificate=pem, created=now.isoformat()))
+    return owner
+
+
+def revoke_owner(tx: sa.Connection, owner: str) -> str:
+    """Let an owner in no more, for good; return the owner's name.
+
+    Raises:
+        InputError: No such owner, or revoked already.
+    """
+    row = tx.execute(sa.select(owners).where(owners.c.id == owner)).first()
+    if row is None or row.certificate == _REVOKED:
+        raise InputError(f"there is no owner {owner:.64} to revoke", hint="`strongroom owner list` shows them")
+    tx.execute(sa.update(owners).where(owners.c.id == owner).values(certificate=_REVOKED))
+    return str(row.name)
+
+
+def is_registered(tx: sa.Connection, owner: str) -> bool:
+    """Return whether `owner` is registered and not revoked."""
+    found = tx.execute(sa.select(owners.c.certificate).where(owners.c.id == owner)).scalar()
+    return bool(found)
+
+
+def certificates(tx: sa.Connection) -> list[str]:
+    """Return the certificates of every owner that is not revoked."""
+    return [str(pem) for pem in tx.execute(sa.select(owners.c.certificate)).scalars() if pem != _REVOKED]
+
+
+def list_owners(tx: sa.Connection) -> list[dict[str, object]]:
+    """Return every owner's id, name, date and whether it was revoked."""
+    rows = tx.execute(sa.select(owners).order_by(owners.c.created))
+    return [{"owner": r.id, "name": r.name, "created": r.created, "revoked": r.certificate == _REVOKED} for r in rows]

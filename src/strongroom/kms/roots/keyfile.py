@@ -1,0 +1,51 @@
+"""Root kind `keyfile`: the secret in a file (0600) outside the data folder.
+
+The embedded default, so that a restart needs nobody. It does not protect against whoever can read this disk.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from strongroom._secret import SecretBytes
+from strongroom.errors import InputError, IntegrityError
+from strongroom.kms.roots import ROOT_BYTES
+
+__all__ = ["KeyfileRoot"]
+
+
+class KeyfileRoot:
+    """Reads and writes the key file."""
+
+    needs_credentials = False
+
+    def create(
+        self, secret: SecretBytes, path: Path, options: Mapping[str, str]
+    ) -> tuple[dict[str, object], list[str]]:
+        """Write the secret to `path`, readable by its owner only."""
+        if options:
+            raise InputError(f"root kind keyfile takes no options, got {sorted(options)}")
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "wb") as file, secret as raw:
+            file.write(raw)
+            file.flush()
+            os.fsync(file.fileno())
+        return {"kind": "keyfile"}, []
+
+    def unlock(self, descriptor: Mapping[str, object], path: Path, credentials: Sequence[str]) -> SecretBytes:
+        """Return the secret in `path`."""
+        try:
+            mode = path.stat().st_mode & 0o077
+            raw = path.read_bytes()
+        except OSError as exc:
+            raise IntegrityError(
+                f"the root key file {path} is not readable: {exc.strerror}",
+                hint="restore it from your backup; without it no key of this service opens",
+            ) from exc
+        if mode:
+            raise IntegrityError(f"the root key file {path} is readable by others", hint=f"chmod 600 {path}")
+        if len(raw) != ROOT_BYTES:
+            raise IntegrityError(f"the root key file {path} holds {len(raw)} bytes, expected {ROOT_BYTES}")
+        return SecretBytes(raw)

@@ -1,0 +1,96 @@
+"""The root kinds by name, and the descriptor file that says which one a service uses."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from strongroom._encoding import parse_json
+from strongroom._secret import SecretBytes
+from strongroom._unix import flush_folder
+from strongroom.errors import InputError, IntegrityError
+from strongroom.kms.roots import ROOT_BYTES, AESRootKey, RootKind, root_id
+from strongroom.kms.roots.keyfile import KeyfileRoot
+from strongroom.kms.roots.passphrase import PassphraseRoot
+from strongroom.kms.roots.shares import SharesRoot
+
+__all__ = ["KINDS", "RootFolder"]
+
+KINDS: Mapping[str, RootKind] = {"keyfile": KeyfileRoot(), "passphrase": PassphraseRoot(), "shares": SharesRoot()}
+
+
+class RootFolder:
+    """The root key's files: `root-<id>.json` (public descriptor) and, for a key file, `root-<id>.key`.
+
+    Two may be there after an interrupted rotation; the database says which one counts, so a rotation is one database
+    transaction (`KeyStore.rewrap_all`).
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def create(self, kind: str, options: Mapping[str, str]) -> tuple[AESRootKey, list[str]]:
+        """Make a new root key of `kind`, on the disk when this returns; return it and what must be handed to people."""
+        if kind not in KINDS:
+            raise InputError(f"unknown root kind {kind!r}", hint=f"choose one of {', '.join(KINDS)}")
+        secret = SecretBytes.random(ROOT_BYTES)
+        name = root_id(secret)
+        descriptor, handout = KINDS[kind].create(secret, self._key_path(name), options)
+        raw = json.dumps({**descriptor, "id": name}, sort_keys=True).encode()
+        handle = os.open(self._descriptor_path(name), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "wb") as file:
+            file.write(raw)
+            file.flush()
+            os.fsync(file.fileno())
+        flush_folder(self.folder)  # the names too: the database will soon need nothing else
+        return AESRootKey(secret), handout
+
+    def kind(self, name: str) -> RootKind:
+        """Return the kind of root key `name`."""
+        return KINDS[str(self._descriptor(name)["kind"])]
+
+    def kind_name(self, name: str) -> str:
+        """Return the kind's name of root key `name`."""
+        return str(self._descriptor(name)["kind"])
+
+    def unlock(self, name: str, credentials: Sequence[str]) -> AESRootKey:
+        """Return root key `name`, the one the database names.
+
+        Raises:
+            DeniedError: The credentials are not enough.
+            IntegrityError: The root key's file is missing, altered or of another root key.
+        """
+        descriptor = self._descriptor(name)
+        secret = KINDS[str(descriptor["kind"])].unlock(descriptor, self._key_path(name), credentials)
+        if root_id(secret) != name:
+            raise IntegrityError(f"the root key in {self.folder} is {root_id(secret)}, expected {name}")
+        return AESRootKey(secret)
+
+    def forget(self, name: str) -> None:
+        """Remove root key `name`, which the database has retired.
+
+        Only a name that the database retired itself: beside a database restored from a backup, an unknown root key may
+        be the one of the newest database.
+        """
+        for path in (self._key_path(name), self._descriptor_path(name)):
+            path.unlink(missing_ok=True)
+
+    def _descriptor(self, name: str) -> dict[str, object]:
+        path = self._descriptor_path(name)
+        try:
+            found = parse_json(path.read_bytes(), f"the root descriptor {path}")
+        except OSError as exc:
+            raise IntegrityError(
+                f"the root descriptor {path} is not readable: {exc.strerror}", hint="restore it from your backup"
+            ) from exc
+        if not isinstance(found, dict) or found.get("kind") not in KINDS:
+            raise IntegrityError(f"the root descriptor {path} names no known kind")
+        return found
+
+    def _descriptor_path(self, name: str) -> Path:
+        return self.folder / f"root-{name}.json"
+
+    def _key_path(self, name: str) -> Path:
+        return self.folder / f"root-{name}.key"

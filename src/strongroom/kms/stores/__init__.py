@@ -1,0 +1,3 @@
+"""Where the trust service keeps its state."""
+
+__all__: list[str] = []

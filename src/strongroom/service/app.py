@@ -1,0 +1,236 @@
+"""The two ASGI applications of a trust service, and what both do to every request: limits, errors, headers.
+
+Owners are known by their client certificate before a request is read. Guests are strangers: their requests are
+limited in size, time and rate, and a refusal before verification tells them its code only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from strongroom._encoding import check_bounds, parse_json
+from strongroom.errors import (
+    AttestationError,
+    DeniedError,
+    InputError,
+    StrongroomError,
+    UnavailableError,
+)
+from strongroom.kms import messages
+from strongroom.kms.audit import AuditLog
+from strongroom.service.guest_api import GuestAPI
+from strongroom.service.openapi import openapi
+from strongroom.service.owner_api import Call, OwnerAPI
+from strongroom.service.state import TrustService
+
+__all__ = ["PEER", "guest_app", "owner_app"]
+
+_log = logging.getLogger(__name__)
+
+PEER = "strongroom.peer"
+"""ASGI scope entry: fingerprint of the client certificate, set by the transport."""
+
+GUEST_BODY_BYTES = 512 << 10
+OWNER_BODY_BYTES = 16 << 20
+BODY_TIMEOUT_S = 10.0
+MAX_DEPTH = 32
+GUEST_RATE_PER_S = 500.0
+SESSION_COOKIE = "kbs-session-id"
+_PROBLEM = "https://strongroom.invalid/errors/"
+
+_Handler = Callable[[Request], Awaitable[Response]]
+
+
+def owner_app(service: TrustService, api: OwnerAPI) -> Starlette:
+    """Return the owners' application."""
+
+    def handler(route: messages.Route) -> _Handler:
+        operation = getattr(api, route.name)
+
+        async def handle(request: Request) -> Response:
+            owner = request.scope.get(PEER)
+            if not isinstance(owner, str):
+                raise DeniedError("no client certificate")
+            await run_in_threadpool(api.check_owner, owner)
+            call = Call(
+                owner=owner,
+                path=dict(request.path_params),
+                query=dict(request.query_params),
+                body=await run_in_threadpool(_parse, await _body(request, OWNER_BODY_BYTES), route.body),
+                now=datetime.now(UTC),
+            )
+            if route.admin:
+                api.check_admin(call)
+            if not route.locked:
+                service.parts  # noqa: B018  # UNAVAILABLE while locked
+            result = await run_in_threadpool(operation, call)
+            return await _with_head(service, JSONResponse(result))
+
+        return handle
+
+    routes = [Route(r.path, _guarded(handler(r), tell_all=True), methods=[r.method]) for r in messages.ROUTES]
+
+    async def describe(_request: Request) -> Response:
+        return JSONResponse(openapi())
+
+    return Starlette(routes=[*routes, Route("/openapi.json", describe, methods=["GET"])])
+
+
+def guest_app(api: GuestAPI) -> Starlette:
+    """Return the guests' application: RCAR."""
+    strangers, guests = _TokenBucket(GUEST_RATE_PER_S), _TokenBucket(GUEST_RATE_PER_S)
+
+    async def known(request: Request) -> str:
+        # Before a byte of the body is read: who never began a session costs a look-up and a turn of the strangers.
+        session = _session(request)
+        (guests if api.knows(session) else strangers).take()
+        return session
+
+    async def attested(request: Request) -> str:
+        session = await known(request)
+        await run_in_threadpool(lambda: api.guest(session, now=datetime.now(UTC)))
+        return session
+
+    async def auth(request: Request) -> Response:
+        strangers.take()
+        session, challenge = await run_in_threadpool(api.auth, await _json(request))
+        answer = JSONResponse(challenge)
+        answer.set_cookie(SESSION_COOKIE, session, secure=True, httponly=True, samesite="strict")
+        return answer
+
+    async def attest(request: Request) -> Response:
+        session = await known(request)
+        await run_in_threadpool(lambda: api.check_begun(session, now=datetime.now(UTC)))
+        body = await _json(request)
+        return JSONResponse(await run_in_threadpool(lambda: api.attest(session, body, now=datetime.now(UTC))))
+
+    async def resource(request: Request) -> Response:
+        session, path = await attested(request), request.path_params
+        names = (path["repository"], path["type"], path["tag"])
+        return JSONResponse(await run_in_threadpool(lambda: api.resource(session, *names, now=datetime.now(UTC))))
+
+    async def certificate(request: Request) -> Response:
+        session, body = await attested(request), await _json(request)
+        return JSONResponse(await run_in_threadpool(lambda: api.certificate(session, body, now=datetime.now(UTC))))
+
+    async def commit(request: Request) -> Response:
+        session, body = await attested(request), await _json(request)
+        return JSONResponse(await run_in_threadpool(lambda: api.commit(session, body, now=datetime.now(UTC))))
+
+    return Starlette(
+        routes=[
+            Route("/kbs/v0/auth", _guarded(auth), methods=["POST"]),
+            Route("/kbs/v0/attest", _guarded(attest), methods=["POST"]),
+            Route("/kbs/v0/resource/{repository}/{type}/{tag}", _guarded(resource, tell_all=True), methods=["GET"]),
+            Route("/kbs/v0/strongroom/certificate", _guarded(certificate, tell_all=True), methods=["POST"]),
+            Route("/kbs/v0/strongroom/commit", _guarded(commit, tell_all=True), methods=["POST"]),
+        ]
+    )
+
+
+def _guarded(handle: _Handler, *, tell_all: bool = False) -> _Handler:
+    async def guarded(request: Request) -> Response:
+        try:
+            return await handle(request)
+        except StrongroomError as exc:
+            _log.info("refused path=%r code=%s reason=%.1000r", request.url.path, exc.code, str(exc))
+            return _problem(exc, tell_all=tell_all)
+        except Exception:
+            _log.exception("unexpected path=%s", request.url.path)
+            return _problem(StrongroomError("unexpected error"), tell_all=False)
+
+    return guarded
+
+
+def _problem(exc: StrongroomError, *, tell_all: bool) -> Response:
+    # To a caller that nobody has verified, only the code; wrong requests and "not now" are its own business.
+    telling = tell_all or (isinstance(exc, InputError | UnavailableError) and not isinstance(exc, AttestationError))
+    body: dict[str, object] = {"type": _PROBLEM + exc.code, "title": exc.code, "status": exc.http_status}
+    if telling:
+        body |= {"detail": str(exc), "hint": exc.hint, **exc.details}
+    else:
+        body |= {
+            "detail": f"refused: {exc.code}",
+            "hint": "the trust service's log and its administrator's audit log say why",
+        }
+    return JSONResponse(body, status_code=exc.http_status, media_type="application/problem+json")
+
+
+def _session(request: Request) -> str:
+    return request.cookies.get(SESSION_COOKIE, "")
+
+
+async def _json(request: Request) -> object:
+    raw = await _body(request, GUEST_BODY_BYTES)
+    return await run_in_threadpool(_read, raw, GUEST_BODY_BYTES)  # the event loop serves everybody
+
+
+async def _body(request: Request, limit: int) -> bytes:
+    # The whole body has to be there in time, so that a slow client holds nothing for long.
+    parts = bytearray()
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            async for part in request.stream():
+                parts += part
+                if len(parts) > limit:
+                    raise InputError(f"the request is larger than {limit} bytes")
+    except TimeoutError as exc:
+        raise InputError(f"the request did not arrive within {BODY_TIMEOUT_S:.0f} seconds") from exc
+    return bytes(parts)
+
+
+def _read(raw: bytes, max_bytes: int) -> object:
+    # Later steps may write any part of a request into the database or the log: nothing may fail there.
+    value = parse_json(raw, "the request", max_bytes=max_bytes)
+    check_bounds(value, "the request", max_depth=MAX_DEPTH)
+    return value
+
+
+def _parse(raw: bytes, kind: type[messages.Body]) -> messages.Body:
+    try:
+        return msgspec.convert(_read(raw or b"{}", OWNER_BODY_BYTES), kind)
+    except msgspec.ValidationError as exc:
+        raise InputError(f"the request is not as the API defines it: {exc}") from exc
+
+
+async def _with_head(service: TrustService, response: Response) -> Response:
+    def read() -> str | None:
+        with service.store.transaction() as tx:
+            return AuditLog.head(tx)
+
+    try:
+        head = await run_in_threadpool(read)
+    except StrongroomError as exc:  # what the request did is done, and its answer may be the only one
+        _log.warning("no audit head for an answer reason=%s", exc)
+        head = None
+    if head is not None:
+        response.headers["strongroom-audit-head"] = head
+    return response
+
+
+class _TokenBucket:
+    """Lets `rate` requests a second through, and as many at once."""
+
+    def __init__(self, rate: float) -> None:
+        self._rate = rate
+        self._tokens = rate
+        self._last = time.monotonic()
+
+    def take(self) -> None:
+        now = time.monotonic()
+        self._tokens = min(self._rate, self._tokens + (now - self._last) * self._rate)
+        self._last = now
+        if self._tokens < 1:
+            raise UnavailableError("too many requests", hint="try again in a second")
+        self._tokens -= 1

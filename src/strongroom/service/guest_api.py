@@ -1,0 +1,322 @@
+"""The guests' door: RCAR (docs/formats/release-protocol.md) and nothing else.
+
+Everything here is said by strangers until evidence is verified, and even then by a guest that a policy has yet to
+accept. Nonces are used once; sessions live in memory and end with the lease or the process.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TypeGuard
+
+from strongroom._encoding import canonical_json, check_bounds, parse_json
+from strongroom.attest.binding import JOB_FILE, MAX_JOB_BYTES, init_data_digest
+from strongroom.attest.claims import Claims, check_init_data, check_report_data
+from strongroom.attest.endorsements import Endorsements, TrustAnchor
+from strongroom.attest.handshake import AttestRequest, AuthRequest, Challenge
+from strongroom.attest.result import issue_ear
+from strongroom.attest.verifiers import AnchoredVerifier, verify_any
+from strongroom.attest.verifiers.dcap import DCAPVerifier
+from strongroom.errors import (
+    AttestationError,
+    DeniedError,
+    EndorsementError,
+    InputError,
+    IntegrityError,
+    StrongroomError,
+    UnavailableError,
+)
+from strongroom.kms.broker import Guest, KeyWanted
+from strongroom.kms.repeats import HourlyLimit
+from strongroom.service.state import TrustService
+
+__all__ = ["GuestAPI"]
+
+_log = logging.getLogger(__name__)
+
+NONCE_LIFETIME_S = 60.0
+MAX_WAITING = 32_768
+"""More than the rate limit lets begin within a nonce's life, so that strangers cannot fill it."""
+MAX_SESSIONS = 65_536
+MAX_JOB_DEPTH = 32
+MAX_HELD_CHARS = 16 << 20
+"""Of init data, over all sessions: what is parsed from it takes some twenty times as much memory."""
+_NO_NONCE = "the nonce is unknown, used or too old"
+STRANGERS_RECORDED = 60
+"""Refused strangers that are logged and recorded per hour; of the rest only the number is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Waiting:
+    nonce: str
+    tee: str
+    until: float
+
+
+class GuestAPI:
+    """Sessions of guests on one trust service.
+
+    Args:
+        service: The unlocked or locked service.
+        uptime: Seconds of CLOCK_BOOTTIME, so that a suspended machine does not stretch a lease.
+    """
+
+    def __init__(self, service: TrustService, *, uptime: Callable[[], float] | None = None) -> None:
+        self._service = service
+        self._uptime = uptime or (lambda: time.clock_gettime(time.CLOCK_BOOTTIME))
+        self._waiting: OrderedDict[str, _Waiting] = OrderedDict()
+        self._guests: OrderedDict[str, Guest] = OrderedDict()
+        self._held: dict[str, int] = {}  # session -> characters of init data
+        self._lock = threading.Lock()
+        self._strangers = HourlyLimit(STRANGERS_RECORDED)
+        self._endorsements = _EndorsementFiles(service.folder / "endorsements")
+
+    def auth(self, body: object) -> tuple[str, dict[str, object]]:
+        """Begin a session: return its id and the challenge."""
+        request = AuthRequest.from_json(body)
+        self._service.parts  # noqa: B018  # a locked service says so before it hands out a nonce
+        session, nonce = secrets.token_urlsafe(24), secrets.token_urlsafe(32)
+        with self._lock:
+            self._forget_old()
+            if len(self._waiting) >= MAX_WAITING:
+                raise UnavailableError("too many guests wait to attest")
+            self._waiting[session] = _Waiting(nonce=nonce, tee=request.tee, until=self._uptime() + NONCE_LIFETIME_S)
+        return session, Challenge(nonce=nonce).to_json()
+
+    def knows(self, session: str) -> bool:
+        """Return whether `session` has begun or attested: whether its sender is worth reading a request of."""
+        with self._lock:
+            return session in self._guests or session in self._waiting
+
+    def check_begun(self, session: str, *, now: datetime) -> None:
+        """Return only if `session` has a challenge to answer.
+
+        Raises:
+            DeniedError: It has none; recorded under the admin.
+        """
+        with self._lock:
+            begun = session in self._waiting
+        if not begun:
+            refusal = DeniedError(_NO_NONCE, hint="begin again with /auth")
+            self._note("attest", refusal, now)
+            raise refusal
+
+    def attest(self, session: str, body: object, *, now: datetime) -> dict[str, object]:
+        """Return the attestation result of evidence that holds; record evidence that does not under the admin.
+
+        Raises:
+            AttestationError, InputError: What failed; the caller tells strangers only the code.
+        """
+        try:
+            return self._attest(session, body, now=now)
+        except (AttestationError, DeniedError) as refusal:
+            self._note("attest", refusal, now)
+            raise
+
+    def _attest(self, session: str, body: object, *, now: datetime) -> dict[str, object]:
+        """Verify evidence and return the attestation result.
+
+        Steps: 1. the nonce is this session's, unused and fresh; 2. the evidence verifies; 3. its report data binds
+        nonce and guest key; 4. its config id binds the init data; 5. the init data holds a job document in canonical
+        form, so that all that is said about it later can be written down.
+        """
+        with self._lock:
+            waiting = self._waiting.pop(session, None)  # 1. used up, whatever comes of it
+        request = AttestRequest.from_json(body)
+        if waiting is None or waiting.until < self._uptime() or waiting.nonce != request.nonce:
+            raise DeniedError(_NO_NONCE, hint="begin again with /auth")
+        key = request.tee_key()
+        claims = verify_any(request.read_evidence(waiting.tee), self._choices(), now=now)  # 2.
+        check_report_data(claims, request.report_data())  # 3.
+        if request.init_data is None:
+            raise DeniedError("the guest sent no init data")
+        files = check_init_data(claims, request.init_data)  # 4.
+        document = _job_document(files.get(JOB_FILE, ""))  # 5.
+        job = "sha256:" + init_data_digest(request.init_data).hex()
+        guest = Guest(
+            claims=claims,
+            job=job,
+            document=document,
+            public_key=key.key,
+            tls_spki=key.tls_spki or "",
+            run_id=secrets.token_hex(16),
+            expires_at=self._uptime() + self._service.lease_s,
+        )
+        with self._lock:
+            self._guests[session] = guest
+            self._held[session] = len(request.init_data)
+            while len(self._guests) > MAX_SESSIONS:
+                self._held.pop(self._guests.popitem(last=False)[0])
+            # The largest goes first: a flood of large documents pushes out itself, and no honest job.
+            while sum(self._held.values()) > MAX_HELD_CHARS:
+                largest = max(self._held, key=self._held.__getitem__)
+                del self._held[largest], self._guests[largest]
+        return {"token": self._result(claims, waiting.nonce, job, now)}
+
+    def _result(self, claims: Claims, nonce: str, job: str, now: datetime) -> str:
+        return issue_ear(
+            claims,
+            policy_id="verification-only",  # what a key's policy says is decided per key, at release
+            appraised=False,
+            nonce=nonce,
+            key=self._service.parts.identity,
+            now=now,
+            lifetime=timedelta(seconds=self._service.lease_s),
+            job_digest=job,
+        )
+
+    def guest(self, session: str, *, now: datetime) -> Guest:
+        """Return the attested guest of a session.
+
+        Raises:
+            DeniedError: There is none; recorded under the admin.
+        """
+        with self._lock:
+            guest = self._guests.get(session)
+        if guest is None:
+            refusal = DeniedError("this session has not attested", hint="begin again with /auth")
+            self._note("session", refusal, now)
+            raise refusal
+        return guest
+
+    def _note(self, action: str, refusal: StrongroomError, now: datetime) -> None:
+        # A stranger belongs to no owner and can come as often as it likes: bounded, and under the admin.
+        with self._lock:
+            missed = self._strangers.take(now)
+        if missed is None or self._service.locked:
+            return
+        reason = str(refusal)[:2000].encode("utf-8", "replace").decode()
+        _log.warning("refused a stranger action=%s code=%s reason=%.1000r", action, refusal.code, reason)
+        details: dict[str, object] = {"code": refusal.code, "reasons": [reason], "not_recorded": missed}
+        try:
+            with self._service.store.transaction() as tx:
+                self._service.parts.audit.append(
+                    tx,
+                    now=now,
+                    owner=self._service.admin,
+                    actor="stranger",
+                    action=action,
+                    subject="evidence" if action == "attest" else "no session",
+                    allowed=False,
+                    details=details,
+                )
+        except StrongroomError as exc:  # it is refused all the same
+            _log.error("a refused stranger is not in the audit log reason=%s", exc)
+
+    def resource(self, session: str, owner: str, kind: str, tag: str, *, now: datetime) -> dict[str, str]:
+        """Release a resource: `<owner>/key/<name>`, as a flattened JWE."""
+        guest = self.guest(session, now=now)
+        if kind != "key":
+            raise InputError(f"there are no resources of type {kind!r}", hint="expected <owner>/key/<name>")
+        wanted = KeyWanted(owner=owner, name=tag)
+        return self._service.parts.broker.release(guest, wanted, now=now, uptime_s=self._uptime())
+
+    def certificate(self, session: str, body: object, *, now: datetime) -> dict[str, object]:
+        """Return a certificate for the guest's TLS key."""
+        guest = self.guest(session, now=now)
+        csr = _fields(body, {"csr"})["csr"]
+        if not isinstance(csr, str):
+            raise InputError("csr is PEM text")
+        return self._service.parts.broker.certify(guest, csr, now=now, uptime_s=self._uptime())
+
+    def commit(self, session: str, body: object, *, now: datetime) -> dict[str, object]:
+        """Advance a data set's head for the guest's job."""
+        guest = self.guest(session, now=now)
+        fields = _fields(body, {"dataset", "epoch", "manifest", "new_manifest", "versions"})
+        dataset, epoch, manifest = fields["dataset"], fields["epoch"], fields["manifest"]
+        new_manifest, versions = fields["new_manifest"], fields["versions"]
+        if not isinstance(dataset, str) or not _is_number(epoch) or not isinstance(new_manifest, str):
+            raise InputError("commit: dataset and new_manifest are text, epoch is a number")
+        if not isinstance(versions, list) or not all(_is_number(v) for v in versions):
+            raise InputError("commit: versions is a list of numbers")
+        head = self._service.parts.broker.commit(
+            guest,
+            dataset,
+            epoch=epoch,
+            manifest=None if manifest is None else str(manifest),
+            new_manifest=new_manifest,
+            versions=versions,
+            now=now,
+            uptime_s=self._uptime(),
+        )
+        return {"head": head, "signed": self._service.parts.datasets.signed(head)}
+
+    def _choices(self) -> list[tuple[AnchoredVerifier, Endorsements]]:
+        choices: list[tuple[AnchoredVerifier, Endorsements]] = []
+        for anchor, endorsements in self._endorsements.current():
+            if any(anchor.fingerprint == a["fingerprint"] and anchor.kind == a["kind"] for a in self._service.anchors):
+                choices.append((DCAPVerifier(anchor), endorsements))
+        if not choices:
+            raise EndorsementError(
+                "the trust service has no endorsements for any root it trusts",
+                hint="`strongroom service refresh-endorsements`",
+            )
+        return choices
+
+    def _forget_old(self) -> None:
+        uptime = self._uptime()
+        while self._waiting and next(iter(self._waiting.values())).until < uptime:
+            self._waiting.popitem(last=False)
+        while self._guests and next(iter(self._guests.values())).expires_at < uptime:
+            self._held.pop(self._guests.popitem(last=False)[0])
+
+
+class _EndorsementFiles:
+    """Endorsements as files, `{"anchor": ..., "endorsements": [...]}`, read again when the folder changes.
+
+    The files are the host's word: the chain in them ends in an anchor that the database names, or they are not used.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._stamp: tuple[tuple[str, int], ...] = ()
+        self._found: list[tuple[TrustAnchor, Endorsements]] = []
+
+    def current(self) -> list[tuple[TrustAnchor, Endorsements]]:
+        paths = sorted(self._folder.glob("*.json"))
+        stamp = tuple((path.name, path.stat().st_mtime_ns) for path in paths)
+        if stamp != self._stamp:
+            self._found = [pair for path in paths for pair in _read_endorsements(path)]
+            self._stamp = stamp
+        return self._found
+
+
+def _read_endorsements(path: Path) -> list[tuple[TrustAnchor, Endorsements]]:
+    try:
+        document = json.loads(path.read_bytes())
+        anchor = TrustAnchor.from_json(document["anchor"])
+        return [(anchor, Endorsements.from_json(value)) for value in document["endorsements"]]
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise IntegrityError(f"the endorsements in {path} are not readable: {type(exc).__name__}") from exc
+
+
+def _job_document(text: str) -> dict[str, object]:
+    # It is JSON in a text of the request, so the request's own limits did not see inside.
+    document = parse_json(text, "the job document", max_bytes=MAX_JOB_BYTES)
+    check_bounds(document, "the job document", max_depth=MAX_JOB_DEPTH)
+    try:
+        canonical = canonical_json(document).decode("utf-8")
+    except (RecursionError, UnicodeEncodeError) as exc:
+        raise InputError(f"the job document has no canonical form: {type(exc).__name__}") from exc
+    if not isinstance(document, dict) or canonical != text:
+        raise InputError("the job document is not a canonical JSON object")
+    return document
+
+
+def _is_number(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _fields(body: object, expected: set[str]) -> Mapping[str, object]:
+    if not isinstance(body, dict) or set(body) != expected:
+        raise InputError(f"expected the fields {', '.join(sorted(expected))}")
+    return body

@@ -1,0 +1,309 @@
+"""The running trust service: a supervisor that holds the sockets, and one worker that holds the state.
+
+The supervisor binds the sockets once and starts the worker again if it dies, so that a killed service is back in a
+second and no connection is refused meanwhile. It holds no keys.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import hashlib
+import logging
+import os
+import signal
+import socket
+import ssl
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from strongroom.crypto import tls
+from strongroom.errors import InputError, StrongroomError, UnavailableError
+from strongroom.service.app import PEER, guest_app, owner_app
+from strongroom.service.guest_api import GuestAPI
+from strongroom.service.owner_api import OwnerAPI
+from strongroom.service.state import TrustService
+
+__all__ = ["serve"]
+
+_log = logging.getLogger(__name__)
+
+REQUEST_HEAD_S = 10.0
+MAX_HEAD_BYTES = 64 << 10
+MAX_REST_BYTES = 32 << 20
+LEAF_RENEWAL_S = 86_400.0
+HOUSEKEEPING_S = 60.0
+_PR_SET_PDEATHSIG = 1
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
+
+
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's protocol, which also says who the TLS client is and drops clients that send nothing."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
+        super().connection_made(transport)
+        tls_object = transport.get_extra_info("ssl_object")
+        der = tls_object.getpeercert(binary_form=True) if tls_object is not None else None
+        inner, peer = self.app, hashlib.sha256(der).hexdigest() if der else None
+
+        async def app(scope, receive, send):  # type: ignore[no-untyped-def]
+            await inner({**scope, PEER: peer}, receive, send)
+
+        self.app = app
+        self._unread_bytes = 0
+        self._limit: asyncio.TimerHandle | None = None
+        self._watch(0)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch(len(data))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._limit is not None:
+            self._limit.cancel()
+
+    def _watch(self, size_bytes: int) -> None:
+        # Between requests, only the head of the next one may arrive: soon, and it is small.
+        if not self._is_between_requests():
+            if self._limit is not None:
+                self._limit.cancel()
+            self._limit, self._unread_bytes = None, 0
+            return
+        if self._limit is None:
+            self._limit = self.loop.call_later(REQUEST_HEAD_S, self._drop)
+        self._unread_bytes += size_bytes
+        # After an early refusal the rest of its body still arrives.
+        if self._unread_bytes > (MAX_HEAD_BYTES if self.cycle is None else MAX_REST_BYTES):
+            self.transport.abort()
+
+    def _is_between_requests(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _drop(self) -> None:
+        self._limit = None
+        if self._is_between_requests():
+            self.transport.abort()
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    """An event loop whose servers drop clients that do not finish the TLS handshake; uvicorn has no setting for it."""
+
+    async def create_server(self, *args: Any, **options: Any) -> asyncio.Server:
+        if options.get("ssl") is not None:
+            options |= {"ssl_handshake_timeout": REQUEST_HEAD_S, "ssl_shutdown_timeout": 2.0}
+        return await super().create_server(*args, **options)
+
+
+def serve(folder: Path, root_folder: Path, run: Path, *, listen: str | None, on_start: Callable[[], object]) -> None:
+    """Run the service until SIGTERM; the worker is started again whenever it dies.
+
+    Args:
+        folder: Data folder.
+        root_folder: Where the root key is.
+        run: Folder for the sockets `owner.sock` and `guest/guest.sock`.
+        listen: `host:port` for owners and `host:port+1` for guests, or None for Unix sockets only.
+        on_start: Called once the sockets are there.
+    """
+    lock = _single(run)
+    sockets = _bind(run, listen)
+    on_start()
+    stopping = False
+
+    def stop(_number: int, _frame: object) -> None:
+        nonlocal stopping
+        stopping = True
+        if worker:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGTERM)
+
+    worker = 0
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    while not stopping:
+        started = time.monotonic()
+        signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)  # a signal between fork and here would be lost
+        worker = os.fork()
+        if worker == 0:
+            _work(folder, root_folder, sockets)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
+        _, status = os.waitpid(worker, 0)
+        worker = 0
+        code = os.waitstatus_to_exitcode(status)
+        if stopping or code == 0:
+            break
+        if code == 1:  # the worker said why: the same will happen again
+            sys.exit(1)
+        _log.warning("worker died code=%s, starting it again", code)
+        if time.monotonic() - started < 1:
+            time.sleep(0.5)
+    lock.close()
+
+
+def _single(run: Path) -> socket.socket:
+    # An abstract socket name is held by the kernel for exactly as long as this process lives.
+    run.mkdir(parents=True, exist_ok=True, mode=0o700)
+    lock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    info = run.stat()
+    try:
+        lock.bind(f"\0strongroom-service-{info.st_dev}-{info.st_ino}")
+    except OSError as exc:
+        raise UnavailableError("the trust service of this workspace is already running") from exc
+    return lock
+
+
+def _bind(run: Path, listen: str | None) -> tuple[list[socket.socket], list[socket.socket]]:
+    (run / "guest").mkdir(exist_ok=True, mode=0o700)
+    owner, guest = [_unix(run / "owner.sock")], [_unix(run / "guest" / "guest.sock")]
+    if listen:
+        host, _, port = listen.rpartition(":")
+        if not port.isdigit() or not host:
+            raise InputError(f"listen is host:port, got {listen!r}")
+        try:
+            owner.append(_tcp(host, int(port)))
+            guest.append(_tcp(host, int(port) + 1))
+        except (OSError, OverflowError) as exc:
+            raise InputError(f"cannot listen on {listen}: {exc}", hint="choose another port") from exc
+    return owner, guest
+
+
+def _tcp(host: str, port: int) -> socket.socket:
+    family, _, _, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind(address)
+    return sock
+
+
+def _unix(path: Path) -> socket.socket:
+    path.unlink(missing_ok=True)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        sock.bind(f"/proc/self/fd/{folder}/{path.name}")
+    finally:
+        os.close(folder)
+    path.chmod(0o600)
+    return sock
+
+
+def _work(folder: Path, root_folder: Path, sockets: tuple[list[socket.socket], list[socket.socket]]) -> NoReturn:
+    status = 2
+    try:
+        # Without its supervisor a worker would go on alone: nobody could stop it or start it again.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
+        status = _serve_until_stopped(folder, root_folder, sockets)
+    except BaseException:
+        _log.exception("the worker failed")
+    finally:
+        logging.shutdown()
+        os._exit(status)  # never back into the supervisor's code
+
+
+def _serve_until_stopped(
+    folder: Path, root_folder: Path, sockets: tuple[list[socket.socket], list[socket.socket]]
+) -> int:
+    try:
+        service = TrustService(folder, root_folder)
+        if not service.needs_credentials:
+            service.unlock([], now=datetime.now(UTC))
+        with asyncio.Runner(loop_factory=_Loop) as runner:
+            runner.run(_run(service, sockets))
+    except StrongroomError as exc:
+        sys.stderr.write(f"{exc}\n" + (f"\nhint: {exc.hint}\n" if exc.hint else ""))
+        return 1
+    except OSError as exc:
+        sys.stderr.write(f"{exc.filename or folder}: {exc.strerror}\n\nhint: check the path, its owner and its mode\n")
+        return 1
+    return 0
+
+
+async def _run(service: TrustService, sockets: tuple[list[socket.socket], list[socket.socket]]) -> None:
+    chain, key = service.leaf(now=datetime.now(UTC))
+    owner_tls = tls.server_context(chain, key, client_pems=service.owner_certificates())
+    guest_tls = tls.server_context(chain, key, client_pems=None)
+
+    loop = asyncio.get_running_loop()
+
+    def reload_tls() -> None:
+        fresh_chain, fresh_key = service.leaf(now=datetime.now(UTC))
+        certificates = service.owner_certificates()
+
+        async def renew() -> None:  # in the loop's thread: OpenSSL contexts must not change under a handshake
+            tls.renew(owner_tls, fresh_chain, fresh_key, also_trust=certificates)
+            tls.renew(guest_tls, fresh_chain, fresh_key)
+
+        asyncio.run_coroutine_threadsafe(renew(), loop).result(30)
+
+    owners = _server(owner_app(service, OwnerAPI(service, reload_tls)), owner_tls)
+    guests = _server(guest_app(GuestAPI(service)), guest_tls)
+    # After the last one, so that a stopped service's `state.db` is its whole state.
+    owners.after_shutdown = guests.after_shutdown = lambda: (
+        service.store.close() if owners.is_down and guests.is_down else None
+    )
+    housekeeping = asyncio.create_task(_housekeeping(service, reload_tls))
+    await asyncio.gather(owners.serve(sockets[0]), guests.serve(sockets[1]))
+    housekeeping.cancel()
+
+
+async def _housekeeping(service: TrustService, reload_tls: Callable[[], None]) -> None:
+    # Certificates are renewed long before they expire; keys whose waiting time is over are destroyed.
+    renewed = time.monotonic()
+    while True:
+        await asyncio.sleep(HOUSEKEEPING_S)
+        if service.locked:
+            continue
+        try:
+            await asyncio.to_thread(_destroy_due, service)
+            if time.monotonic() - renewed > LEAF_RENEWAL_S:
+                await asyncio.to_thread(reload_tls)
+                renewed = time.monotonic()
+        except Exception:  # a full disk now must not stop the renewal of tomorrow
+            _log.exception("housekeeping failed")
+
+
+def _destroy_due(service: TrustService) -> None:
+    with service.store.transaction() as tx:
+        service.destroy_due(tx, now=datetime.now(UTC))
+
+
+class _Server(uvicorn.Server):
+    """A server that says when it is down: uvicorn ends the process by the signal it got, so nothing runs after it."""
+
+    is_down = False
+    after_shutdown: Callable[[], None] | None = None
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        self.is_down = True
+        if self.after_shutdown is not None:
+            self.after_shutdown()
+
+
+def _server(app: object, context: ssl.SSLContext) -> _Server:
+    config = uvicorn.Config(
+        app,  # type: ignore[arg-type]
+        http=_Protocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=5,
+        limit_concurrency=2048,
+        backlog=512,
+        ssl_context_factory=lambda _config, _default: context,
+    )
+    return _Server(config)

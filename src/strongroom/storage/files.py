@@ -1,0 +1,221 @@
+"""One sealed file: seal it whole, open it whole, or hand out a reader.
+
+Trusts the key ring and what the caller expects; the file and its header are claims to check against both. Follows
+docs/formats/sealed-file.md §4.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from strongroom.crypto.header import HEADER_BYTES, ID_BYTES, PREFIX_BYTES, FileHeader, refusal
+from strongroom.crypto.keys import KeyRing
+from strongroom.crypto.stream import (
+    SALT_BYTES,
+    RawSource,
+    RawTarget,
+    Reader,
+    Writer,
+    new_prefix,
+    open_prefix,
+    write_all,
+)
+from strongroom.errors import InputError, IntegrityError, StrongroomError
+from strongroom.storage.places import LocalPlace, Location, Place, place
+
+__all__ = [
+    "Expected",
+    "OnBytes",
+    "Opened",
+    "SealedEntry",
+    "open_file",
+    "open_sealed",
+    "read_prefix",
+    "seal_file",
+    "seal_stream",
+    "sealed_by",
+]
+
+OnBytes = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SealedEntry:
+    """What a manifest records of a sealed file.
+
+    Attributes:
+        size: Plaintext bytes.
+        salt: 24 bytes that identify the sealed bytes.
+        key_version: Version of the named key.
+    """
+
+    size: int
+    salt: bytes
+    key_version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """What the reader was told about a sealed file, not by the file.
+
+    Attributes:
+        dataset_id: 16 bytes.
+        salt: The manifest's, or None if the file is in no manifest.
+        size: The manifest's plaintext size, or None.
+        run_id: The run that must have written it, or None for any.
+    """
+
+    dataset_id: bytes
+    salt: bytes | None = None
+    size: int | None = None
+    run_id: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """A sealed file whose prefix and final chunk have been verified.
+
+    Attributes:
+        reader: Opens the chunks.
+        header: No longer a claim.
+        salt: 24 bytes.
+    """
+
+    reader: Reader
+    header: FileHeader
+    salt: bytes
+
+    @property
+    def entry(self) -> SealedEntry:
+        """Return what a manifest records of it."""
+        return SealedEntry(size=self.reader.size, salt=self.salt, key_version=self.header.key_version)
+
+
+def read_prefix(raw: RawSource) -> bytes:
+    """Return up to 184 bytes from the start of `raw`."""
+    prefix = bytearray(PREFIX_BYTES)
+    view, filled = memoryview(prefix), 0
+    raw.seek(0)
+    while filled < PREFIX_BYTES and (got := raw.readinto(view[filled:])):
+        filled += got
+    return bytes(prefix[:filled])
+
+
+@contextmanager
+def sealed_by(name: str) -> Iterator[None]:
+    """Put `name` in front of an error about a sealed file that does not know how it is called."""
+    try:
+        yield
+    except StrongroomError as exc:
+        if str(exc).startswith(f"{name}: "):
+            raise
+        named = type(exc)(f"{name}: {exc}", hint=exc.hint, details=exc.details)
+        raise named from exc
+
+
+def open_sealed(raw: RawSource, ring: KeyRing, expect: Expected) -> Opened:
+    """Return `raw` opened, after its identity, commitment and final chunk have been checked.
+
+    Raises:
+        IntegrityError: Malformed, truncated, altered, or genuine but not what `expect` and `ring` name.
+        DeniedError: The ring does not hold the version that the header names.
+    """
+    prefix = read_prefix(raw)
+    if len(prefix) < PREFIX_BYTES:
+        raise refusal("truncated", f"the file has {len(prefix)} bytes, too few for a sealed file")
+    # 1. The header is a claim: compare it with what the reader was told.
+    header = FileHeader.decode(prefix[:HEADER_BYTES])
+    _check_identity(header, ring.name, expect)
+    salt = prefix[HEADER_BYTES : HEADER_BYTES + SALT_BYTES]
+    if expect.salt is not None and salt != expect.salt:
+        raise _unlisted("swapped or rolled back", "its salt is not the manifest's")
+    # 2. Commitment, 3. final chunk, and with it the size.
+    reader = Reader(raw, open_prefix(ring.version(header.key_version), prefix))
+    if expect.size is not None and reader.size != expect.size:
+        raise _unlisted("truncated or extended", f"it holds {reader.size} bytes, expected {expect.size}")
+    return Opened(reader=reader, header=header, salt=salt)
+
+
+def _unlisted(kind: str, message: str) -> IntegrityError:
+    return IntegrityError(f"{kind}: {message}", details={"class": kind})  # data-set.md §4
+
+
+def _check_identity(header: FileHeader, key_name: str, expect: Expected) -> None:
+    if header.key_name != key_name:
+        raise refusal("identity", f"the file names key {header.key_name}, expected {key_name}")
+    if header.dataset_id != expect.dataset_id:
+        raise refusal(
+            "identity",
+            f"the file belongs to data set {header.dataset_id.hex()}, expected {expect.dataset_id.hex()}",
+        )
+    if expect.run_id is not None and header.run_id != expect.run_id:
+        raise refusal("identity", f"the file was written by run {header.run_id.hex()}, expected {expect.run_id.hex()}")
+
+
+def seal_stream(
+    raw: RawSource,
+    out: RawTarget,
+    ring: KeyRing,
+    *,
+    dataset_id: bytes,
+    run_id: bytes = bytes(ID_BYTES),
+    on_bytes: OnBytes | None = None,
+) -> SealedEntry:
+    """Seal everything in `raw` into `out` under the ring's current version and a fresh salt."""
+    version, key = ring.current()
+    header = FileHeader(key_name=ring.name, key_version=version, dataset_id=dataset_id, run_id=run_id)
+    prefix, secret = new_prefix(key, header)
+    with Writer(out, prefix, secret) as writer:
+        writer.copy_from(raw, on_bytes)
+    return SealedEntry(size=writer.size, salt=prefix[HEADER_BYTES : HEADER_BYTES + SALT_BYTES], key_version=version)
+
+
+def _one_file(location: Location) -> tuple[Place, str]:
+    text = os.fspath(location).rstrip("/")
+    folder, slash, name = text.rpartition("/")
+    if not name:
+        raise InputError(f"{text or '/'} is a folder", hint="name a file")
+    if folder.endswith(":/"):  # memory://orders.csv
+        folder += "/"
+    return place(folder or ("/" if slash else "."), single=False), name
+
+
+def seal_file(
+    source: Location, target: Location, ring: KeyRing, *, dataset_id: bytes, run_id: bytes = bytes(ID_BYTES)
+) -> SealedEntry:
+    """Seal one file; `target` appears whole, on disk, or not at all.
+
+    Raises:
+        InputError: A path is missing, not permitted, or not a regular file.
+        UnavailableError: No space is left, or the disk fails.
+    """
+    (here, name), (there, sealed_name) = _one_file(source), _one_file(target)
+    _tidy_folder(there)
+    with here.read(name) as raw, there.create(sealed_name) as out:
+        entry = seal_stream(raw, out, ring, dataset_id=dataset_id, run_id=run_id)
+    there.settle()
+    return entry
+
+
+def open_file(source: Location, target: Location, ring: KeyRing, *, expect: Expected) -> SealedEntry:
+    """Open one sealed file; `target` appears only after every chunk has been verified.
+
+    Raises:
+        IntegrityError: The file is not whole, not genuine, or not what `expect` names.
+    """
+    (here, name), (there, plain_name) = _one_file(source), _one_file(target)
+    _tidy_folder(there)
+    with here.read(name) as raw, sealed_by(os.fspath(source)):
+        opened = open_sealed(raw, ring, expect)
+        with there.create(plain_name) as out:
+            opened.reader.copy_to(lambda view: write_all(out, view))
+    there.settle()
+    return opened.entry
+
+
+def _tidy_folder(folder: Place) -> None:
+    if isinstance(folder, LocalPlace):
+        folder.tidy(deep=False)

@@ -1,0 +1,382 @@
+"""The private network of a job: who is no attested enclave of this very job gets no answer from it (T190 to T195)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from strongroom.crypto import tls, x509
+from strongroom.errors import DeniedError, StrongroomError, UnavailableError
+from strongroom.guest import peers as peers_module
+from strongroom.guest import tunnel
+from strongroom.guest.peers import Peers
+from strongroom.guest.session import Certified
+from strongroom.kms.ca import WorkloadCA
+
+JOB = "sha256:" + "1" * 64
+OWNER = "ab" * 32
+NOW = datetime.now(UTC)
+
+
+class _Door:
+    """Hands out sockets of this machine's loopback, as the platform does."""
+
+    def __init__(self) -> None:
+        self.listeners: list[socket.socket] = []
+
+    def listen(self) -> tuple[socket.socket, str]:
+        self.listeners.append(socket.create_server(("127.0.0.1", 0)))
+        return self.listeners[-1], f"127.0.0.1:{self.listeners[-1].getsockname()[1]}"
+
+    def connect(self, at: str) -> socket.socket:
+        host, _, port = at.rpartition(":")
+        try:
+            return socket.create_connection((host, int(port)), timeout=5)
+        except OSError as exc:
+            raise UnavailableError(str(exc)) from exc
+
+
+class _Interfaces:
+    """Stands in for the kernel's end of each enclave's interface: a socket on which one message is one packet."""
+
+    def __init__(self) -> None:
+        self.far: dict[str, socket.socket] = {}
+
+    def open(self, own: str) -> int:
+        near, self.far[own] = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.far[own].settimeout(10)
+        return near.detach()
+
+
+@pytest.fixture
+def interfaces(monkeypatch: pytest.MonkeyPatch) -> _Interfaces:
+    found = _Interfaces()
+    monkeypatch.setattr(tunnel, "open_interface", found.open)
+    return found
+
+
+@pytest.fixture
+def ca() -> WorkloadCA:
+    return WorkloadCA(x509.new_key(), now=NOW)
+
+
+def _identity(ca: WorkloadCA, job: str = JOB, owner: str = OWNER, now: datetime = NOW) -> Certified:
+    key = x509.new_key()
+    certificate = ca.issue(x509.new_csr(key, "workload"), job=job, owner=owner, now=now, lifetime=timedelta(hours=1))
+    return Certified(
+        certificate_pem=certificate, key_pem=x509.private_key_pem(key), root_pem=ca.root_pem, ends_at=0
+    )
+
+
+def _echo(sock: socket.socket) -> None:
+    with sock, contextlib.suppress(OSError):
+        sock.sendall(sock.recv(100))
+
+
+@pytest.fixture
+def driver(ca: WorkloadCA, interfaces: _Interfaces) -> tuple[str, list[int]]:
+    lost: list[int] = []
+    peers = Peers(_identity(ca), _Door(), serve_agent=_echo, on_lost=lost.append, limit=2)  # type: ignore[arg-type]
+    return _lead(peers), lost
+
+
+def _join(ca: WorkloadCA, at: str, **kinds: str) -> Peers:
+    peers = Peers(_identity(ca, **kinds), _Door())  # type: ignore[arg-type]
+    peers.join(at, patience_s=0)
+    peers.start(tunnel.open_interface(peers.address))
+    return peers
+
+
+def _lead(peers: Peers) -> str:
+    peers.lead()
+    return peers.start(tunnel.open_interface(peers.address))
+
+
+def _packet(source: int, target: int, body: bytes) -> bytes:
+    head = bytes((0x45, 0)) + (20 + len(body)).to_bytes(2, "big") + bytes(4) + bytes((64, 17)) + bytes(2)
+    return head + bytes((10, 77, 0, source)) + bytes((10, 77, 0, target)) + body
+
+
+def _eventually(holds: Callable[[], object]) -> None:
+    limit = time.monotonic() + 15
+    while not holds():
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+
+
+def _exchange(interfaces: _Interfaces, source: int, target: int, body: bytes) -> bytes:
+    # A link may not be there yet: then the packet is dropped, as a network may.
+    near, far = interfaces.far[tunnel.address(source)], interfaces.far[tunnel.address(target)]
+    far.settimeout(0.2)
+    for _ in range(50):
+        near.send(_packet(source, target, body))
+        with contextlib.suppress(TimeoutError):
+            return far.recv(65_535)
+    raise AssertionError("no packet arrived")
+
+
+def test_packets_pass_between_all_enclaves_of_a_job(
+    ca: WorkloadCA, driver: tuple[str, list[int]], interfaces: _Interfaces
+) -> None:
+    first, second = _join(ca, driver[0]), _join(ca, driver[0])
+    assert (first.number, second.number) == (2, 3)
+    for source, target in ((1, 2), (2, 1), (1, 3), (3, 1), (2, 3), (3, 2)):
+        body = os.urandom(60_000)
+        assert _exchange(interfaces, source, target, body) == _packet(source, target, body)
+    with first.agent() as agent:
+        agent.sendall(b"hello")
+        assert agent.recv(100) == b"hello"
+
+
+@pytest.mark.parametrize("kind", ["no certificate", "own root", "another job", "another owner", "expired"])
+def test_t190_a_stranger_is_not_admitted(
+    ca: WorkloadCA, driver: tuple[str, list[int]], kind: str
+) -> None:
+    stranger = WorkloadCA(x509.new_key(), now=NOW)
+    if kind == "no certificate":
+        context = tls.client_context(ca.root_pem)
+        context.check_hostname = False
+        raw = socket.create_connection(("127.0.0.1", int(driver[0].rpartition(":")[2])))
+        raw.settimeout(10)
+        hello = json.dumps({"kind": "join", "at": ""}).encode()
+        answer = b""
+        with contextlib.suppress(OSError), context.wrap_socket(raw) as sock:
+            sock.sendall(len(hello).to_bytes(4, "big") + hello)
+            answer = sock.recv(100)
+        assert answer == b""
+        assert _join(ca, driver[0]).number == 2, "nobody was admitted before"
+        return
+    kinds: dict[str, Any] = {
+        "own root": (stranger, {}),
+        "another job": (ca, {"job": "sha256:" + "2" * 64}),
+        "another owner": (ca, {"owner": "cd" * 32}),
+        "expired": (ca, {"now": NOW - timedelta(days=2)}),
+    }
+    issuer, changed = kinds[kind]
+    with pytest.raises(StrongroomError):
+        _join(issuer, driver[0], **changed)
+    assert _join(ca, driver[0]).number == 2, "nobody was admitted before"
+
+
+def test_t191_a_worker_is_not_led_to_a_strangers_driver(ca: WorkloadCA, interfaces: _Interfaces) -> None:
+    at = _lead(Peers(_identity(ca, job="sha256:" + "2" * 64), _Door()))  # type: ignore[arg-type]
+    with pytest.raises(DeniedError, match="certificate is for"):
+        _join(ca, at)
+
+
+def test_t192_another_run_of_the_job_and_too_many_workers_are_refused(
+    ca: WorkloadCA, driver: tuple[str, list[int]], interfaces: _Interfaces
+) -> None:
+    peers = Peers(_identity(ca), _Door())  # type: ignore[arg-type]
+    for hello in ({"kind": "packets", "run": "00", "number": 2, "to": 1, "at": ""}, {"kind": "agent", "run": "00"}):
+        with pytest.raises(DeniedError, match="another run"):
+            peers._call(driver[0], hello)
+    _join(ca, driver[0]), _join(ca, driver[0])
+    with pytest.raises(DeniedError, match="has its 2 workers"):
+        _join(ca, driver[0])
+
+
+def test_t193_a_worker_speaks_for_itself_alone(
+    ca: WorkloadCA, driver: tuple[str, list[int]], interfaces: _Interfaces
+) -> None:
+    worker = _join(ca, driver[0])
+    _exchange(interfaces, 2, 1, b"x" * 40)
+    link = worker._peers[1].link
+    assert link is not None
+    link.send(_packet(3, 1, b"y" * 40))
+    _eventually(lambda: driver[1] == [2])
+    far = interfaces.far[tunnel.address(1)]
+    far.settimeout(1)
+    with contextlib.suppress(TimeoutError):
+        while True:
+            assert far.recv(65_535)[12:16] == bytes((10, 77, 0, 2)), "the forged packet did not arrive"
+
+
+def test_t194_connections_to_a_lost_peer_are_reset(
+    ca: WorkloadCA, driver: tuple[str, list[int]], interfaces: _Interfaces
+) -> None:
+    worker = _join(ca, driver[0])
+    _exchange(interfaces, 2, 1, b"x" * 40)
+    far = interfaces.far[tunnel.address(1)]
+    tcp = bytes((0x1B, 0xA6, 0x30, 0x39)) + (7).to_bytes(4, "big") + (99).to_bytes(4, "big")
+    tcp += bytes((0x50, 0x10)) + bytes(6)
+    packet = bytearray(_packet(1, 2, tcp))
+    packet[9] = 6
+    _eventually(lambda: worker._peers[1].inbound)
+    far.send(bytes(packet))
+    link = worker._peers[1].link
+    assert link is not None
+    link.close()
+    _eventually(lambda: driver[1] == [2])
+    far.settimeout(10)
+    while (answer := far.recv(65_535))[9] != 6:
+        pass
+    assert answer[12:20] == bytes((10, 77, 0, 2, 10, 77, 0, 1))
+    assert answer[20:24] == bytes((0x30, 0x39, 0x1B, 0xA6)), "ports the other way round"
+    assert answer[24:28] == (99).to_bytes(4, "big")
+    assert answer[33] & 4, "a reset"
+    assert tunnel._checksum(answer[:20]) == b"\0\0"
+
+
+def test_packets_are_cut_out_of_a_stream_at_any_border() -> None:
+    whole = [_packet(2, 1, os.urandom(size)) for size in (0, 1, 1000, 60_000)]
+    stream = b"\0".join(whole)
+    for step in (1, 7, 19, 20, 16_384):
+        if step == 1:
+            stream = b"\0".join(whole[:3])
+        buffer, found = bytearray(), []
+        for at in range(0, len(stream), step):
+            buffer += stream[at : at + step]
+            found += list(tunnel.packets(buffer))
+        assert found == whole[: len(found)]
+        assert len(found) == (3 if step == 1 else 4)
+        stream = b"\0".join(whole)
+    for wrong in (b"\x60" + bytes(40), b"\x45\0\0\x13" + bytes(40)):
+        with pytest.raises(StrongroomError):
+            list(tunnel.packets(bytearray(wrong)))
+
+
+def test_a_connection_is_renewed_before_its_keys_are_worn(
+    ca: WorkloadCA, driver: tuple[str, list[int]], interfaces: _Interfaces, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers_module, "MAX_BYTES_PER_KEY", 100_000)
+    worker = _join(ca, driver[0])
+    _exchange(interfaces, 2, 1, b"x")
+    link = worker._peers[1].link
+    assert link is not None
+    before = link.sock
+    for _ in range(10):
+        _exchange(interfaces, 2, 1, os.urandom(50_000))
+    assert worker._peers[1].link is link
+    assert link.sock is not before
+    assert driver[1] == []
+
+
+def test_t195_raw_bytes_behind_tls_are_never_packets(
+    ca: WorkloadCA, driver: tuple[str, list[int]], interfaces: _Interfaces
+) -> None:
+    # Python takes TLS off a socket that is shut down by another thread, and then reads from it what comes in the clear.
+    worker = _join(ca, driver[0])
+    _exchange(interfaces, 2, 1, b"x")
+    inbound = _driver_of(interfaces)
+    raw = socket.socket(fileno=os.dup(worker._peers[1].link.sock.fileno()))  # type: ignore[union-attr]
+    forged = _packet(2, 1, b"forged")
+    with contextlib.suppress(OSError):
+        for _ in range(50):
+            raw.sendall(forged)
+    _eventually(lambda: driver[1] == [2])
+    inbound.settimeout(1)
+    with contextlib.suppress(TimeoutError):
+        while packet := inbound.recv(65_535):
+            assert packet != forged
+
+
+def _driver_of(interfaces: _Interfaces) -> socket.socket:
+    return interfaces.far[tunnel.address(1)]
+
+
+def test_t195_hanging_up_does_not_take_tls_off_the_socket(ca: WorkloadCA) -> None:
+    near, far = socket.socketpair()
+    one, other = _identity(ca), _identity(ca)
+    server, _ = tls.peer_contexts(one.certificate_pem, one.key_pem, one.root_pem)
+    _, client = tls.peer_contexts(other.certificate_pem, other.key_pem, other.root_pem)
+    found: list[ssl.SSLSocket] = []
+    thread = threading.Thread(target=lambda: found.append(server.wrap_socket(near, server_side=True)))
+    thread.start()
+    sender = client.wrap_socket(far)
+    thread.join()
+    sender.sendall(b"good")
+    assert found[0].recv(100) == b"good"
+    with socket.socket(fileno=os.dup(sender.fileno())) as raw:
+        raw.sendall(_packet(2, 1, b"forged"))
+    peers_module._hang_up(found[0])
+    with contextlib.suppress(OSError):
+        assert found[0].recv(100) == b""
+
+
+def test_workers_that_lost_only_each_other_find_each_other_again(
+    ca: WorkloadCA, driver: tuple[str, list[int]], interfaces: _Interfaces
+) -> None:
+    first, second = _join(ca, driver[0]), _join(ca, driver[0])
+    _exchange(interfaces, 2, 3, b"x")
+    _exchange(interfaces, 3, 2, b"x")
+    link = first._peers[3].link
+    assert link is not None
+    link.close()
+    _eventually(lambda: 3 not in first._peers or first._peers[3].link is not link)
+    for source, target in ((2, 3), (3, 2), (1, 2), (1, 3)):
+        body = os.urandom(100)
+        _eventually(lambda s=source, t=target, b=body: _arrives(interfaces, s, t, b))
+    assert second.number == 3
+    assert driver[1] == []
+
+
+def _arrives(interfaces: _Interfaces, source: int, target: int, body: bytes) -> bool:
+    interfaces.far[tunnel.address(source)].send(_packet(source, target, body))
+    far = interfaces.far[tunnel.address(target)]
+    far.settimeout(0.3)
+    with contextlib.suppress(TimeoutError):
+        while True:
+            if far.recv(65_535) == _packet(source, target, body):
+                return True
+    return False
+
+
+def test_the_end_waits_for_the_workers_processes(ca: WorkloadCA, interfaces: _Interfaces) -> None:
+    leader = Peers(_identity(ca), _Door())  # type: ignore[arg-type]
+    at = _lead(leader)
+    gone: list[int] = []
+    worker = Peers(_identity(ca), _Door(), on_lost=gone.append)  # type: ignore[arg-type]
+    worker.join(at, patience_s=0)
+    worker.start(tunnel.open_interface(worker.address))
+    _exchange(interfaces, 2, 1, b"x")
+    _exchange(interfaces, 1, 2, b"x")
+    held = worker._peers[1].link
+    assert held is not None
+    ended = threading.Thread(target=leader.end)
+    ended.start()
+    _eventually(lambda: gone == [1])
+    time.sleep(0.3)
+    assert ended.is_alive(), "the worker's program may still write"
+    with pytest.raises(DeniedError, match="has ended"):
+        _join(ca, at)
+    held.close()  # as its process does when it ends
+    ended.join(10)
+    assert not ended.is_alive()
+
+
+def test_connections_are_forgotten_and_noted_at_the_same_time() -> None:
+    flows, ended = tunnel.Flows(), threading.Event()
+    failed: list[Exception] = []
+
+    def note() -> None:
+        port = 0
+        while not ended.is_set():
+            port = (port + 1) % 60_000
+            packet = bytearray(_packet(1, 2 + port % 2, port.to_bytes(2, "big") * 2 + bytes(16)))
+            packet[9] = 6
+            try:
+                flows.note(bytes(packet))
+            except Exception as exc:
+                failed.append(exc)
+
+    thread = threading.Thread(target=note)
+    thread.start()
+    try:
+        for _ in range(200):
+            flows.resets(2)
+            flows.resets(3)
+    finally:
+        ended.set()
+        thread.join()
+    assert not failed

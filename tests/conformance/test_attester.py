@@ -1,0 +1,45 @@
+"""Every attester: exactly the asked report data, in a quote that verifies."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+
+import pytest
+from tests.fakes.attest_parts import NOW, FakeAttester, Platform, serve_quotes
+
+from strongroom.attest.attesters import Attester
+from strongroom.attest.attesters.simulated import SimulatedAttester
+from strongroom.errors import InputError
+
+Factory = Callable[[], Attester]
+
+
+def _fake() -> Attester:
+    return FakeAttester()
+
+
+def _simulated() -> Attester:
+    ours, theirs = socket.socketpair()
+    platform = Platform()
+    serve_quotes(theirs, lambda data: b"\0" + platform.quote(report_data=data))
+    return SimulatedAttester(ours)
+
+
+@pytest.fixture(params=[_fake, _simulated], ids=["fake", "simulated"])
+def attester(request: pytest.FixtureRequest) -> Iterator[Attester]:
+    return request.param()
+
+
+def test_carries_the_report_data(attester: Attester) -> None:
+    platform = Platform()
+    for data in (bytes(64), b"\xff" * 64, bytes(range(64))):
+        evidence = attester.attest(data)
+        claims = platform.verifier.verify(evidence, platform.endorsements(evidence.tee), now=NOW)
+        assert claims.report_data == data
+
+
+@pytest.mark.parametrize("size", [0, 32, 63, 65])
+def test_refuses_another_size(attester: Attester, size: int) -> None:
+    with pytest.raises(InputError):
+        attester.attest(bytes(size))

@@ -1,0 +1,129 @@
+"""Fixtures that several kinds of test share."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from strongroom.client.setup import create_workspace
+from strongroom.client.workspace import Workspace
+
+STRONGROOM = str(Path(sys.executable).parent / "strongroom")
+
+
+@dataclass
+class Shell:
+    """Runs `strongroom` in a folder that holds a workspace, as a person would."""
+
+    folder: Path
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def workspace(self) -> Workspace:
+        return Workspace.find(self.folder)
+
+    def run(self, *words: str, check: bool = True, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
+        """Run one command; with `check` a failure fails the test with everything that was said."""
+        done = subprocess.run(
+            [STRONGROOM, *words],
+            cwd=self.folder,
+            env={**os.environ, **self.environment},
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+        if check and done.returncode:
+            raise AssertionError(f"strongroom {' '.join(words)} -> {done.returncode}\n{done.stdout}\n{done.stderr}")
+        return done
+
+    def json(self, *words: str) -> Mapping[str, object]:
+        """Run one command with --json and return what it printed; a failing exit status is allowed."""
+        done = self.run(*words, "--json", check=False)
+        try:
+            found = json.loads(done.stdout)
+        except ValueError as exc:
+            raise AssertionError(f"strongroom {' '.join(words)} printed no JSON\n{done.stdout}\n{done.stderr}") from exc
+        assert isinstance(found, dict)
+        return found
+
+
+def stop_service(workspace: Workspace) -> None:
+    """Stop the embedded service of a workspace, if it runs, and wait until it is gone."""
+    pid = workspace.pid()
+    if pid is None or not workspace.is_running():
+        return
+    os.kill(pid, signal.SIGTERM)
+    for _ in range(400):
+        if workspace.pid() is None:
+            return
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)  # it may be our own child
+        time.sleep(0.025)
+    os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def new_shell(tmp_path: Path) -> Iterator[Callable[[str], Shell]]:
+    """Return a maker of workspaces; their services are stopped at the end."""
+    made: list[Shell] = []
+
+    def make(name: str = "ws") -> Shell:
+        folder = tmp_path / name
+        create_workspace(folder)
+        shell = Shell(folder=folder)
+        made.append(shell)
+        return shell
+
+    yield make
+    for shell in made:
+        stop_service(shell.workspace)
+
+
+@pytest.fixture
+def shell(new_shell: Callable[[str], Shell]) -> Shell:
+    """Return a fresh workspace's shell."""
+    return new_shell("ws")
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Path:
+    """Return an empty folder for a run under plain Spark."""
+    folder = tmp_path / "plain"
+    folder.mkdir()
+    return folder
+
+
+LONG = Path(__file__).parents[1] / "docs/reference/e2e-long.md"
+_LONG_HEAD = """# What is too long for every landing
+
+`make e2e-long` runs these and writes this page: when each was run last, at which commit, and what came of it.
+
+| test | when, commit | result | s |
+| --- | --- | --- | --- |
+"""
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Keep the last dated result of every long test."""
+    if config.option.markexpr != "long":
+        return
+    known = {line.split(" | ")[0]: line for line in LONG.read_text().splitlines() if line.startswith("| `")}
+    words = ["git", "describe", "--always", "--dirty", "--abbrev=8"]
+    commit = subprocess.run(words, cwd=LONG.parent, capture_output=True, text=True, check=True).stdout.strip()
+    for result in ("passed", "failed", "error"):
+        for report in terminalreporter.getreports(result):
+            if report.when == "call" or result == "error":
+                name = f"| `{report.nodeid.removeprefix('tests/e2e/')}`"
+                known[name] = f"{name} | {time.strftime('%Y-%m-%d')}, {commit} | {result} | {report.duration:.0f} |"
+    LONG.write_text(_LONG_HEAD + "".join(f"{known[name]}\n" for name in sorted(known)))

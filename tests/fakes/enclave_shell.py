@@ -1,0 +1,76 @@
+# ruff: noqa: E501  # programs and tables
+"""What the tests of the enclave share: a workspace with sealed data, and runs in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.conftest import STRONGROOM, Shell
+
+from strongroom.client.setup import create_workspace
+
+APPROVE = ("--approve", "--unsafe-accept-simulated")
+
+
+@dataclass
+class Enclave(Shell):
+    """A shell whose workspace has key `sales` and the data set `in` with a few files."""
+
+    def seal(self, name: str, files: Mapping[str, str], key: str = "sales") -> Path:
+        """Seal texts into the data set `name` and return its folder."""
+        for path, text in files.items():
+            target = self.folder / f"{name}.plain" / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(text)
+        self.run("data", "seal", f"{name}.plain", name, "--key", key)
+        return self.folder / name
+
+    def open(self, name: str) -> dict[str, str]:
+        """Open a data set and return its files' texts."""
+        target = self.folder / f"opened-{name}-{os.urandom(4).hex()}"
+        self.run("data", "open", name, target.name)
+        return {
+            p.relative_to(target).as_posix(): p.read_text(errors="replace") for p in target.rglob("*") if p.is_file()
+        }
+
+    def outcome(self, *words: str, approve: bool = True) -> Mapping[str, object]:
+        """Run a program and return the outcome of --json, with the program's output as `said`."""
+        command = [STRONGROOM, "run", "--json", *(APPROVE if approve else ()), *words]
+        done = subprocess.run(
+            command, cwd=self.folder, env={**os.environ, **self.environment}, capture_output=True, text=True,
+            timeout=120, check=False,
+        )  # fmt: skip
+        try:
+            found = json.loads(done.stdout)
+        except ValueError as exc:
+            raise AssertionError(f"no outcome: {done.returncode}\n{done.stdout}\n{done.stderr}") from exc
+        assert isinstance(found, dict)
+        return {**found, "said": done.stderr, "status": done.returncode}
+
+    def start(self, *words: str, approve: bool = True) -> subprocess.Popen[str]:
+        """Start a run and return its process, both outputs as pipes."""
+        return subprocess.Popen(
+            [STRONGROOM, "run", *(APPROVE if approve else ()), *words],
+            cwd=self.folder, env={**os.environ, **self.environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+
+def make_enclave(folder: Path) -> Enclave:
+    """Return a shell over a new workspace with key and data."""
+    create_workspace(folder)
+    shell = Enclave(folder=folder)
+    shell.run("key", "create", "sales")
+    shell.seal("in", {"a.csv": "id,name\n1,alpha\n", "sub/b.csv": "2,beta\n"})
+    return shell
+
+
+def error(outcome: Mapping[str, object]) -> Mapping[str, object]:
+    """Return the error of an outcome."""
+    found = outcome["error"]
+    assert isinstance(found, dict)
+    return found

@@ -1,0 +1,168 @@
+# ruff: noqa: E501  # programs and tables
+"""Bad input through the command line: one clear sentence, a hint, exit status 1, no traceback, nothing lost."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.conftest import stop_service
+from tests.fakes.enclave_shell import Enclave, make_enclave
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Enclave]:
+    made = make_enclave(tmp_path_factory.mktemp("bad"))
+    (made.folder / "app.py").write_text("print(1)")
+    (made.folder / "plain").mkdir()
+    (made.folder / "plain/x").write_text("x")
+    yield made
+    stop_service(made.workspace)
+
+
+def clear(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    """One sentence that holds these words, a hint, exit status 1, no traceback."""
+    assert done.returncode == 1, (done.returncode, done.stdout, done.stderr)
+    assert "Traceback" not in done.stdout + done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith(("error:", "Error:"))]
+    assert len(lines) == 1, done.stderr
+    for word in words:
+        assert word in lines[0], lines[0]
+    assert "hint: " in done.stderr or "Usage:" in done.stderr or "--help" in done.stderr, done.stderr
+
+
+JOB = "[job]\nworkload = 'python'\nprogram = 'app.py'\n"
+CASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "missing source": (("data", "seal", "nowhere", "t", "--key", "sales"), ("nowhere", "does not exist")),
+    "unknown key": (("data", "seal", "plain", "t1", "--key", "sails"), ("sails",)),
+    "impossible key name": (("key", "show", "../x"), ("../x", "not a key name")),
+    "unknown key show": (("key", "show", "sails"), ("sails",)),
+    "not a data set": (("data", "open", "plain", "o"), ("plain", "not a sealed data set")),
+    "no such data set": (("data", "verify", "nowhere"), ("nowhere", "not a sealed data set")),
+    "volume is no data set": (
+        ("run", "--volume", "in=plain", "--", "python", "app.py"),
+        ("plain", "not a sealed data set"),
+    ),
+    "volume form": (("run", "--volume", "plain", "--", "python", "app.py"), ("NAME=PATH",)),
+    "unknown volume key": (("run", "--volume", "o=new1:sails:rw", "--", "python", "app.py"), ("sails",)),
+    "volume under another key": (("run", "--volume", "in=in:other", "--", "python", "app.py"), ("'sales'", "'other'")),
+    "env form": (("run", "--env", "A", "--", "python", "app.py"), ("NAME=VALUE",)),
+    "loader": (("run", "--env", "LD_PRELOAD=x", "--", "python", "app.py"), ("LD_PRELOAD",)),
+    "missing program": (("run", "--", "python", "missing.py"), ("missing.py", "not readable")),
+    "not python": (("run", "--", "ruby", "x.rb"), ("ruby",)),
+    "python alone": (("run", "--", "python"), ("program",)),
+    "scratch": (("run", "--scratch-mb", "0", "--", "python", "app.py"), ("scratch_mb",)),
+    "runtime": (("run", "--max-runtime", "-1", "--", "python", "app.py"), ("max_runtime_s",)),
+    "missing job file": (("job", "run", "missing.toml"), ("missing.toml", "not readable")),
+    "unknown option": (("run", "--volumes", "x", "--", "python", "app.py"), ("--volumes",)),
+    "unknown command": (("datas",), ("datas",)),
+    "spark fs.impl": (
+        ("spark-submit", "--conf", "spark.hadoop.fs.file.impl=x", "app.py"),
+        ("spark.hadoop.fs.file.impl",),
+    ),
+    "spark packages": (("spark-submit", "--packages", "a:b:1", "app.py"), ("spark.jars.packages",)),
+    "spark flag": (("spark-submit", "--nonsense", "x", "app.py"), ("--nonsense",)),
+    "spark conf form": (("spark-submit", "--conf", "x", "app.py"), ("NAME=VALUE",)),
+    "spark without a program": (("spark-submit",), ("no program",)),
+    "spark properties": (("spark-submit", "--properties-file", "missing", "app.py"), ("missing",)),
+    "missing evidence": (("attest", "show", "missing"), ("missing",)),
+    "request": (("policy", "request", "99"), ("99",)),
+    "free": (("policy", "set", "sales", "--allow", "x.toml", "--free", "x"), ("N=PATTERN",)),
+    "audit file": (("audit", "verify", "missing"), ("missing",)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_wrong_requests(shell: Enclave, case: str) -> None:
+    words, expected = CASES[case]
+    if case == "free":
+        (shell.folder / "x.toml").write_text(JOB + "[[volume]]\nname='in'\npath='in'\n")
+        words = (*words, "--unsafe-accept-simulated")
+    clear(shell.run(*words, check=False), *expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("[job]\nworkload = 'python'\nprogramm = 'app.py'\n", "programm"),
+        (JOB + "[sandbox]\nnetwerk = true\n", "netwerk"),
+        (JOB + "[sandbox]\nnetwork = 'no'\n", "network"),
+        ("[job", "TOML"),
+        ("[job]\nworkload = 'cobol'\nprogram = 'app.py'\n", "cobol"),
+        (JOB + "enclave = 'sgx'\n", "sgx"),
+    ],
+)
+def test_wrong_job_files(shell: Enclave, text: str, word: str) -> None:
+    (shell.folder / "job.toml").write_text(text)
+    done = shell.run("job", "run", "job.toml", check=False)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert word in done.stderr
+
+
+def test_no_workspace(tmp_path: Path) -> None:
+    clear(Enclave(folder=tmp_path).run("key", "list", check=False), "no workspace")
+
+
+@pytest.mark.parametrize("text", ["", "not toml [", "identity = 3", "\udcff\udcfe"])
+def test_damaged_workspace_toml(shell: Enclave, text: str) -> None:
+    path = shell.workspace.folder / "workspace.toml"
+    kept = path.read_bytes()
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    try:
+        done = Enclave(folder=shell.folder).run("key", "list", check=False)
+    finally:
+        path.write_bytes(kept)
+    assert done.returncode in (1, 2), done.stderr
+    assert "Traceback" not in done.stderr
+    assert "error:" in done.stderr
+    shell.run("key", "list")
+
+
+def test_damaged_memory_of_what_was_seen(shell: Enclave) -> None:
+    path = shell.workspace.folder / "seen.json"
+    kept = path.read_bytes()
+    path.write_text("{")
+    try:
+        clear(shell.run("key", "list", check=False), "seen.json", "damaged")
+    finally:
+        path.write_bytes(kept)
+
+
+def test_no_permission(shell: Enclave) -> None:
+    if os.getuid() == 0:
+        target = Path("/proc/strongroom-out")  # root may write everywhere else
+    else:
+        target = shell.folder / "locked"
+        target.mkdir(mode=0o500, exist_ok=True)
+        target = target / "out"
+    done = shell.run("data", "open", "in", str(target), check=False)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "error:" in done.stderr
+
+
+def test_no_space_left(shell: Enclave) -> None:
+    """A file system of 1 MiB, in a mount namespace of its own."""
+    small, big = shell.folder / "small", shell.folder / "big"
+    small.mkdir()
+    big.mkdir()
+    (big / "x").write_bytes(os.urandom(4 << 20))
+    strongroom = Path(sys.executable).parent / "strongroom"
+    script = f"mount -t tmpfs -o size=1m none {small} && {strongroom} data seal big small/s --key sales; code=$?; find {small} -type f; exit $code"
+    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script]
+    if shutil.which("unshare") is None or subprocess.run([*command[:4], "true"], check=False).returncode:
+        pytest.skip("no user namespaces")
+    done = subprocess.run(command, cwd=shell.folder, capture_output=True, text=True, check=False)
+    clear(done, "space")
+    assert "small/s/x" not in done.stdout
+    shutil.rmtree(small)
+    shell.run("data", "seal", "big", "small/s", "--key", "sales")
+
+
+def test_nothing_was_lost(shell: Enclave) -> None:
+    assert shell.open("in") == {"a.csv": "id,name\n1,alpha\n", "sub/b.csv": "2,beta\n"}
+    shell.run("audit", "verify")

@@ -1,0 +1,602 @@
+# ruff: noqa: E501  # programs and tables
+"""SealedVolume: what a file may become while a job runs, and what a commit accepts."""
+
+import io
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from strongroom._secret import SecretBytes
+from strongroom.crypto.header import PREFIX_BYTES
+from strongroom.crypto.keys import StaticKeyRing
+from strongroom.crypto.stream import Reader, Writer
+from strongroom.errors import DeniedError, InputError, IntegrityError, StrongroomError, UnavailableError
+from strongroom.guest.session import Grant
+from strongroom.guest.staging import StagedVolume
+from strongroom.guest.volumes import SealedVolume
+from strongroom.keyagent.protocol import FOLDER, OPEN_FILE
+from strongroom.storage.dataset import DatasetInfo, Head, load_manifest, write_info
+
+KEY = SecretBytes(b"1" * 32)
+RING = StaticKeyRing("sales", {1: KEY})
+RUN = b"r" * 16
+EMPTY = Head(dataset="ab" * 16, epoch=0, key="sales", manifest=None, owner="me")
+
+
+class Session:
+    """The trust service as a volume sees it: one head, compare and swap."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.head = EMPTY
+        self.commits = 0
+
+    def commit(self, owner: str, expected: Head, manifest: str, versions: list[int]) -> Head:
+        if expected != self.head:
+            raise IntegrityError("another run committed first")
+        self.commits += 1
+        self.head = Head(
+            dataset=expected.dataset, epoch=expected.epoch + 1, key="sales", manifest=manifest, owner=owner
+        )
+        return self.head
+
+    def key(self, owner: str, name: str) -> Grant:
+        return Grant(ring=RING, heads={self.head.dataset: self.head}, run_id=RUN, ends_at=1e9)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_info(str(tmp_path / "v"), DatasetInfo(dataset=EMPTY.dataset, key="sales", owner="me"))
+    return tmp_path / "v"
+
+
+def volume(folder: Path, head: Head = EMPTY, mode: str = "rw", ring: StaticKeyRing = RING) -> SealedVolume:
+    return SealedVolume(name="out", folder=folder, mode=mode, ring=ring, head=head, run_id=RUN)
+
+
+def put(at: SealedVolume, path: str, data: bytes = b"data") -> None:
+    prefix, secret = at.create(path)
+    (at.folder / path).parent.mkdir(parents=True, exist_ok=True)
+    with open(at.folder / path, "wb", buffering=0) as out, Writer(out, prefix, secret) as writer:
+        writer.copy_from(io.BytesIO(data))
+    at.finish(path, len(data))
+
+
+def get(at: SealedVolume, path: str) -> bytes:
+    raw = (at.folder / path).read_bytes()
+    secret, size = at.open(path, raw[:PREFIX_BYTES])
+    opened = Reader(io.BytesIO(raw), secret).readall()
+    assert len(opened) == size
+    return opened
+
+
+@pytest.fixture
+def committed(folder: Path) -> tuple[Session, Path]:
+    session, first = Session(), volume(folder)
+    put(first, "a")
+    put(first, "d/b", b"bb")
+    assert first.commit(session) == session.head  # type: ignore[arg-type]
+    return session, folder
+
+
+def test_a_created_file_is_not_there_before_finish(folder: Path) -> None:
+    at = volume(folder)
+    prefix, _ = at.create("x")
+    assert at.list("") == {"x": OPEN_FILE}
+    assert at.paths() == []
+    with pytest.raises(IntegrityError, match="x: added"):
+        at.open("x", prefix)
+    at.finish("x", 4)
+    assert at.list("") == {"x": 4}
+
+
+def test_round_trip_before_and_after_commit(committed: tuple[Session, Path]) -> None:
+    session, folder = committed
+    again = volume(folder, session.head, "ro")
+    assert (get(again, "a"), get(again, "d/b")) == (b"data", b"bb")
+    assert again.paths() == [("a", 4), ("d/b", 2)]
+    assert again.list("") == {"a": 4, "d": FOLDER}
+    assert again.list("d") == {"b": 2}
+    assert again.list("nothing") == {}
+
+
+def test_abort_and_finish_of_what_was_not_created(folder: Path) -> None:
+    at = volume(folder)
+    at.create("x")
+    at.abort("x")
+    for path in ("x", "never"):
+        with pytest.raises(InputError, match="not created"):
+            at.finish(path, 1)
+    at.abort("never")
+    assert at.list("") == {}
+
+
+def test_finish_with_an_impossible_size(folder: Path) -> None:
+    at = volume(folder)
+    at.create("x")
+    for size in (FOLDER, OPEN_FILE, 1 << 53):
+        with pytest.raises(InputError, match="cannot hold"):
+            at.finish("x", size)
+
+
+def test_rename_of_files_folders_and_open_files(committed: tuple[Session, Path]) -> None:
+    session, folder = committed
+    at = volume(folder, session.head)
+    at.create("d/open")
+    at.rename("d", "e")
+    at.rename("a", "e/a")
+    assert at.list("") == {"e": FOLDER}
+    assert at.list("e") == {"b": 2, "a": 4, "open": OPEN_FILE}
+    assert [at.stat(path) for path in ("e", "e/b", "e/open", "e/none", "none")] == [FOLDER, 2, OPEN_FILE, None, None]
+    at.finish("e/open", 1)
+    at.rename("unknown", "else")
+    with pytest.raises(IntegrityError, match="d/b: added"):
+        at.open("d/b", bytes(PREFIX_BYTES))
+
+
+def test_rename_does_not_touch_names_that_only_begin_alike(folder: Path) -> None:
+    at = volume(folder)
+    put(at, "dir/a")
+    put(at, "dirty")
+    at.rename("dir", "x")
+    assert at.list("") == {"x": FOLDER, "dirty": 4}
+    at.delete("di")
+    at.delete("x")
+    assert at.list("") == {"dirty": 4}
+
+
+def test_rename_onto_a_file_replaces_it_and_commits(committed: tuple[Session, Path]) -> None:
+    session, folder = committed
+    at = volume(folder, session.head)
+    os.replace(folder / "a", folder / "d/b")
+    at.rename("a", "d/b")
+    at.commit(session)  # type: ignore[arg-type]
+    assert get(volume(folder, session.head), "d/b") == b"data"
+
+
+def test_delete_of_everything(committed: tuple[Session, Path]) -> None:
+    session, folder = committed
+    at = volume(folder, session.head)
+    at.create("open")
+    at.delete("")
+    assert at.list("") == {}
+    for path in ("a", "d/b"):
+        (folder / path).unlink()
+    assert at.commit(session) is not None  # type: ignore[arg-type]
+    assert load_manifest(str(folder), session.head, RING).entries == ()
+
+
+def test_unchanged_and_read_only_volumes_do_not_commit(committed: tuple[Session, Path]) -> None:
+    session, folder = committed
+    assert volume(folder, session.head).commit(session) is None  # type: ignore[arg-type]
+    assert volume(folder, session.head, "ro").commit(session) is None  # type: ignore[arg-type]
+    assert session.commits == 1
+
+
+def test_read_only_refuses_every_change(committed: tuple[Session, Path]) -> None:
+    session, folder = committed
+    at = volume(folder, session.head, "ro")
+    for change in (
+        lambda: at.create("x"),
+        lambda: at.finish("a", 4),
+        lambda: at.rename("a", "x"),
+        lambda: at.delete("a"),
+        lambda: at.delete(""),
+        lambda: at.abort("a"),
+    ):
+        with pytest.raises(DeniedError, match="read-only"):
+            change()
+    assert at.list("") == {"a": 4, "d": FOLDER}
+
+
+BAD = ["../x", "/etc/passwd", "a/../b", "", ".", "..", "a//b", "a/", "a\0b", "a\nb", ".dataset/x", "d/.dataset", ".~strongroom-1",
+       "e\u0301", "x" * 5000, "\udcff"]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", BAD)
+def test_strange_names_are_refused_by_every_operation(folder: Path, path: str) -> None:
+    at = volume(folder)
+    put(at, "ok")
+    operations = [
+        lambda: at.open(path, bytes(PREFIX_BYTES)),
+        lambda: at.create(path),
+        lambda: at.finish(path, 1),
+        lambda: at.rename(path, "x"),
+        lambda: at.rename("ok", path),
+        lambda: at.abort(path),
+    ]
+    if path:
+        operations += [lambda: at.delete(path), lambda: at.list(path)]
+    for operation in operations:
+        with pytest.raises(InputError):
+            operation()
+    assert at.list("") == {"ok": 4}
+
+
+def test_open_says_how_a_file_is_wrong(committed: tuple[Session, Path], tmp_path: Path) -> None:
+    session, folder = committed
+    at = volume(folder, session.head)
+    good, other = (folder / "a").read_bytes()[:PREFIX_BYTES], (folder / "d/b").read_bytes()[:PREFIX_BYTES]
+    with pytest.raises(IntegrityError, match="a: swapped"):
+        at.open("a", other)
+    with pytest.raises(IntegrityError, match="a: truncated"):
+        at.open("a", good[:-1])
+    with pytest.raises(IntegrityError, match="a: swapped"):
+        at.open("a", bytes(PREFIX_BYTES))
+    for place in range(0, PREFIX_BYTES, 7):  # any byte of header, salt or commitment
+        changed = bytearray(good)
+        changed[place] ^= 1
+        with pytest.raises(StrongroomError):
+            at.open("a", bytes(changed))
+    strange = SealedVolume(
+        name="o", folder=folder, mode="ro", ring=StaticKeyRing("other", {1: KEY}),
+        head=Head(dataset="cd" * 16, epoch=0, key="other", manifest=None, owner="me"), run_id=RUN,
+    )  # fmt: skip
+    strange._files = dict(at._files)
+    with pytest.raises(IntegrityError, match="another key or data set"):
+        strange.open("a", good)
+
+
+DISK = {
+    "plain text instead": ("a: swapped", lambda f: (f / "a").write_bytes(b"plain text")),
+    "plain file added": ("plain: added", lambda f: (f / "plain").write_bytes(b"plain text")),
+    "sealed copy added": ("copy: added", lambda f: (f / "copy").write_bytes((f / "a").read_bytes())),
+    "dropped": ("a: dropped", lambda f: (f / "a").unlink()),
+    "cut": ("a: truncated", lambda f: os.truncate(f / "a", (f / "a").stat().st_size - 1)),
+    "extended": ("a: truncated", lambda f: (f / "a").open("ab").write(b"x")),
+    "swapped": (
+        "swapped",
+        lambda f: ((f / "a").rename(f / "x"), (f / "d/b").rename(f / "a"), (f / "x").rename(f / "d/b")),
+    ),
+    "link to itself elsewhere": (
+        "a: swapped",
+        lambda f: ((f / "a").rename(f.parent / "a"), (f / "a").symlink_to(f.parent / "a")),
+    ),
+    "pipe": ("a: swapped", lambda f: ((f / "a").unlink(), os.mkfifo(f / "a"))),
+    "added link": ("l: added", lambda f: (f / "l").symlink_to("a")),
+    "added link to a folder": ("l: added", lambda f: (f / "l").symlink_to("/etc")),
+    "added pipe": ("p: added", lambda f: os.mkfifo(f / "p")),
+}
+
+
+@pytest.mark.parametrize("change", DISK)
+def test_commit_refuses_a_folder_that_is_not_the_view(committed: tuple[Session, Path], change: str) -> None:
+    session, folder = committed
+    at = volume(folder, session.head)
+    put(at, "new")
+    match, act = DISK[change]
+    act(folder)
+    with pytest.raises(IntegrityError, match=match):
+        at.commit(session)  # type: ignore[arg-type]
+    assert session.commits == 1
+
+
+def test_what_a_killed_run_left_does_not_block_the_next(committed: tuple[Session, Path]) -> None:
+    session, folder = committed
+    (folder / ".~strongroom-0123").write_bytes(b"left")
+    (folder / "d/.~strongroom-4567").write_bytes(b"left")
+    at = volume(folder, session.head)
+    with at.changing(session):  # type: ignore[arg-type]
+        put(at, "new")
+        assert at.commit(session) is not None  # type: ignore[arg-type]
+    assert not list(folder.rglob(".~strongroom-*"))
+
+
+def test_the_loser_of_two_runs_changes_nothing(committed: tuple[Session, Path]) -> None:
+    session, folder = committed
+    winner, loser = volume(folder, session.head), volume(folder, session.head)
+    put(winner, "a", b"winner")
+    winner.commit(session)  # type: ignore[arg-type]
+    with pytest.raises(IntegrityError, match="another run committed"), loser.changing(session):  # type: ignore[arg-type]
+        raise AssertionError
+    assert get(volume(folder, session.head), "a") == b"winner"
+
+
+def test_the_loser_of_two_first_runs_changes_nothing(folder: Path) -> None:
+    session, winner, loser = Session(), volume(folder), volume(folder)
+    put(winner, "a", b"winner")
+    winner.commit(session)  # type: ignore[arg-type]
+    with pytest.raises(IntegrityError, match="another run committed"), loser.changing(session):  # type: ignore[arg-type]
+        raise AssertionError
+    assert get(volume(folder, session.head), "a") == b"winner"
+
+
+# --- staged
+
+
+@pytest.fixture
+def staged(committed: tuple[Session, Path], tmp_path: Path) -> StagedVolume:
+    at = StagedVolume(volume(committed[1], committed[0].head), tmp_path / "work")
+    at.open_all()
+    return at
+
+
+def publish(at: StagedVolume, session: Session) -> Head | None:
+    with at.volume.changing(session):  # type: ignore[arg-type]
+        at.seal_changes()
+        return at.volume.commit(session)  # type: ignore[arg-type]
+
+
+def test_staged_files_are_opened_changed_and_sealed(
+    staged: StagedVolume, committed: tuple[Session, Path], tmp_path: Path
+) -> None:
+    session, folder = committed
+    work = tmp_path / "work"
+    assert (work / "d/b").read_bytes() == b"bb"
+    assert publish(staged, session) is None
+    (work / "a").write_bytes(b"changed")
+    (work / "d/b").unlink()
+    (work / "d").rmdir()
+    (work / "d").write_bytes(b"a file where a folder was")
+    (work / "n/e").mkdir(parents=True)
+    (work / "n/e/w").write_bytes(bytes(40_000))
+    assert publish(staged, session) is not None
+    after = volume(folder, session.head)
+    assert [p for p, _ in after.paths()] == ["a", "d", "n/e/w"]
+    assert get(after, "a") == b"changed"
+    assert get(after, "d") == b"a file where a folder was"
+
+
+def test_a_change_with_size_and_mtime_restored_is_not_lost(
+    staged: StagedVolume, committed: tuple[Session, Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "work/a"
+    times = path.stat()
+    with open(path, "r+b") as file:
+        file.write(b"DATA")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert publish(staged, committed[0]) is not None
+    assert get(volume(committed[1], committed[0].head), "a") == b"DATA"
+
+
+@pytest.mark.parametrize("kind", ["link", "folder link", "pipe", "dangling link"])
+def test_outputs_that_are_no_files_are_refused_and_nothing_is_replaced(
+    staged: StagedVolume, committed: tuple[Session, Path], tmp_path: Path, kind: str
+) -> None:
+    work, before = tmp_path / "work", {p: p.read_bytes() for p in committed[1].rglob("*") if p.is_file()}
+    (work / "a").write_bytes(b"changed")
+    if kind == "pipe":
+        os.mkfifo(work / "z")
+    else:
+        (work / "z").symlink_to({"link": "a", "folder link": "/etc", "dangling link": "/nowhere"}[kind])
+    with pytest.raises(InputError, match="out/z cannot be sealed"):
+        publish(staged, committed[0])
+    assert {p: p.read_bytes() for p in committed[1].rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize("name", ["e\u0301", "a\nb", ".dataset", os.fsdecode(b"\xff")])
+def test_outputs_with_names_that_no_data_set_holds_are_refused(
+    staged: StagedVolume, committed: tuple[Session, Path], tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "work" / name).write_bytes(b"x")
+    with pytest.raises(InputError, match="name"):
+        publish(staged, committed[0])
+    assert committed[0].commits == 1
+
+
+@pytest.mark.parametrize(
+    "name", [*list(DISK)[:1], "dropped", "cut", "extended", "swapped", "link to itself elsewhere", "pipe"]
+)
+def test_staging_refuses_a_tampered_file_by_name(committed: tuple[Session, Path], tmp_path: Path, name: str) -> None:
+    session, folder = committed
+    at = StagedVolume(volume(folder, session.head), tmp_path / "work")
+    DISK[name][1](folder)
+    with pytest.raises(IntegrityError, match=r"(a|d/b): "):
+        at.open_all()
+
+
+# --- undoing
+
+
+def on_disk(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def write_in_place(at: SealedVolume, path: str, data: bytes = b"new") -> None:
+    """What the sealed FileSystem does for an overwriting write."""
+    for old, name in at.keep(path).items():
+        (at.folder / old).rename(at.folder / ".dataset/kept" / name)
+    at.delete(path)
+    put(at, path, data)
+
+
+class Killed(BaseException):
+    pass
+
+
+def run_that_fails(at: SealedVolume, session: Session, act: Callable[[], object]) -> None:
+    with at.changing(session):  # type: ignore[arg-type]
+        act()
+        raise Killed
+
+
+@pytest.mark.parametrize("kind", ["overwritten", "deleted", "renamed", "added", "swapped"])
+def test_a_run_that_fails_is_undone(committed: tuple[Session, Path], kind: str) -> None:
+    session, folder = committed
+    before = on_disk(folder)
+    at = volume(folder, session.head)
+    with pytest.raises(Killed):
+        run_that_fails(at, session, lambda: _change(at, folder, kind))
+    assert on_disk(folder) == before
+
+
+def _change(at: SealedVolume, folder: Path, kind: str) -> None:
+    if kind == "overwritten":
+        write_in_place(at, "a")
+    elif kind == "deleted":
+        for old, name in at.keep("d").items():
+            (folder / old).rename(folder / ".dataset/kept" / name)
+        (folder / "d").rmdir()
+        at.delete("d")
+    elif kind == "renamed":
+        (folder / "moved").mkdir()
+        (folder / "a").rename(folder / "moved/z")
+        at.rename("a", "moved/z")
+    elif kind == "swapped":
+        for source, target in (("a", "x"), ("d/b", "a"), ("x", "d/b")):
+            (folder / source).rename(folder / target)
+            at.rename(source, target)
+    else:
+        put(at, "new/deep/file")
+
+
+@pytest.mark.parametrize("kind", ["overwritten", "deleted", "renamed", "added", "swapped"])
+def test_a_run_that_was_killed_is_undone_by_the_next(committed: tuple[Session, Path], kind: str) -> None:
+    session, folder = committed
+    before = on_disk(folder)
+    pid = os.fork()
+    if pid == 0:
+        at = volume(folder, session.head)
+        with at.changing(session):  # type: ignore[arg-type]
+            _change(at, folder, kind)
+            os._exit(9)
+    os.waitpid(pid, 0)
+    assert on_disk(folder) != before
+    with volume(folder, session.head).changing(session):  # type: ignore[arg-type]
+        pass
+    assert on_disk(folder) == before
+
+
+def test_undoing_replaces_what_lies_in_a_kept_files_place(committed: tuple[Session, Path]) -> None:
+    """The machine died while a file was overwritten: nothing, or a piece of the prefix, has arrived."""
+    session, folder = committed
+    before = on_disk(folder)
+    for begun in (b"", b"STRG", b"not sealed at all"):
+        at = volume(folder, session.head)
+        with pytest.raises(Killed):
+            run_that_fails(
+                at, session, lambda at=at, begun=begun: (_change(at, folder, "overwritten"), (folder / "a").write_bytes(begun))
+            )  # fmt: skip
+        assert on_disk(folder) == before
+    with pytest.raises(Killed):
+        run_that_fails(at, session, lambda: (at.create("new"), (folder / "new").write_bytes(b"")))
+    assert on_disk(folder) == before
+
+
+def test_undoing_keeps_what_it_cannot_put_back(committed: tuple[Session, Path]) -> None:
+    session, folder = committed
+    at = volume(folder, session.head)
+
+    def act() -> None:
+        for old, name in at.keep("a").items():
+            (folder / old).rename(folder / ".dataset/kept" / name)
+        at.delete("a")
+        (folder / "a").mkdir()
+        (folder / "a/strange").write_text("from the host")
+
+    with pytest.raises(InputError, match="in the way"):
+        run_that_fails(at, session, act)
+    assert len(list((folder / ".dataset/kept").iterdir())) == 1
+    (folder / "a/strange").unlink()
+    with volume(folder, session.head).changing(session):  # type: ignore[arg-type]
+        pass
+    assert get(volume(folder, session.head), "a") == b"data"
+
+
+def test_a_run_with_an_older_head_undoes_nothing(committed: tuple[Session, Path]) -> None:
+    """One run died after its commit: its kept folder and both manifests are there, and only the service knows."""
+    session, folder = committed
+    old = session.head
+    waiting = volume(folder, old)
+    manifest = folder / ".dataset" / (old.manifest or "").removeprefix("sha256:")
+    raw = manifest.read_bytes()
+    with volume(folder, old).changing(session):  # type: ignore[arg-type]
+        pass
+    winner = volume(folder, old)
+    with winner.changing(session):  # type: ignore[arg-type]
+        write_in_place(winner, "a", b"winner")
+        winner.commit(session)  # type: ignore[arg-type]
+    manifest.write_bytes(raw)
+    (folder / ".dataset/kept").mkdir()
+    with pytest.raises(IntegrityError, match="another run committed"), waiting.changing(session):  # type: ignore[arg-type]
+        raise AssertionError
+    assert get(volume(folder, session.head), "a") == b"winner"
+
+
+def test_an_unanswered_commit_is_decided_by_the_next_run(committed: tuple[Session, Path]) -> None:
+    session, folder = committed
+    head = session.head
+    at = volume(folder, head)
+
+    class Lost(Session):
+        def commit(self, *words: object) -> Head:
+            session.commit(*words)  # type: ignore[arg-type]
+            raise UnavailableError("no answer")
+
+    with at.changing(session):  # type: ignore[arg-type]
+        write_in_place(at, "a")
+        with pytest.raises(UnavailableError):
+            at.commit(Lost())  # type: ignore[arg-type]
+    assert session.head != head
+    with volume(folder, session.head).changing(session):  # type: ignore[arg-type]
+        pass
+    after = volume(folder, session.head)
+    assert get(after, "a") == b"new"
+    assert not (folder / ".dataset/kept").exists()
+
+
+def test_a_second_writer_is_told_and_changes_nothing(committed: tuple[Session, Path]) -> None:
+    session, folder = committed
+    first, second = volume(folder, session.head), volume(folder, session.head)
+    with (
+        first.changing(session),  # type: ignore[arg-type]
+        pytest.raises(UnavailableError, match="another run is writing"),
+        second.changing(session, 0.1),  # type: ignore[arg-type]
+    ):
+        raise AssertionError
+
+
+def test_undoing_leaves_what_is_not_ours(committed: tuple[Session, Path]) -> None:
+    session, folder = committed
+    at = volume(folder, session.head)
+    (folder / "plain.csv").write_text("from the host")
+    with pytest.raises(Killed):
+        run_that_fails(at, session, lambda: put(at, "new"))
+    assert (folder / "plain.csv").read_text() == "from the host"
+    assert not (folder / "new").exists()
+
+
+def test_commit_while_running_leaves_open_files_out(committed: tuple[Session, Path]) -> None:
+    session, folder = committed
+    at = volume(folder, session.head)
+    with at.changing(session):  # type: ignore[arg-type]
+        put(at, "batch/1")
+        prefix, _ = at.create("batch/2")
+        (folder / "batch/2").write_bytes(prefix)
+        assert at.commit(session, running=True) is not None  # type: ignore[arg-type]
+        assert at.commit(session, running=True) is None  # type: ignore[arg-type]
+    assert [p for p, _ in volume(folder, session.head).paths()] == ["a", "batch/1", "d/b"]
+    assert not (folder / "batch/2").exists()
+
+
+def test_a_commit_while_running_forgets_what_was_deleted_before_it(committed: tuple[Session, Path]) -> None:
+    session, folder = committed
+    at = volume(folder, session.head)
+    kept = folder / ".dataset/kept"
+    with at.changing(session):  # type: ignore[arg-type]
+        write_in_place(at, "a")
+        assert len(list(kept.iterdir())) == 1
+        at.commit(session, running=True)  # type: ignore[arg-type]
+        assert list(kept.iterdir()) == []
+
+
+def test_values_in_folder_names_are_for_jobs_that_may_show_them(committed: tuple[Session, Path]) -> None:
+    session, folder = committed
+    at = volume(folder, session.head)
+    for path in ("t/country=FR/part-0", "a=1/b/c"):
+        with pytest.raises(DeniedError, match="visible to the host") as refused:
+            at.create(path)
+        assert "FR" not in str(refused.value)  # the message goes to the host
+        with pytest.raises(DeniedError):
+            at.rename("a", path)
+    with pytest.raises(DeniedError, match="visible to the host"):
+        at.rename("d", "country=FR")  # the folder itself, with the file in it
+    assert [path for path, _ in at.paths()] == ["a", "d/b"]
+    put(at, "t/a=b.csv")  # a file name is the program's own choice
+    shown = SealedVolume(
+        name="out", folder=folder, mode="rw", ring=RING, head=session.head, run_id=RUN, visible_names=True
+    )
+    put(shown, "t/country=FR/part-0")

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from strongroom.attest.simulated.platform import load_seed
+from strongroom.crypto.https import _is_ended
+from strongroom.errors import IntegrityError
+from strongroom.kms.roots.registry import RootFolder
+
+
+@pytest.fixture
+def flushed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    paths: list[str] = []
+    real = os.fsync
+
+    def fsync(handle: int) -> None:
+        paths.append(os.readlink(f"/proc/self/fd/{handle}"))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    return paths
+
+
+def test_a_new_root_key_is_on_the_disk_with_its_name(tmp_path: Path, flushed: list[str]) -> None:
+    root, _ = RootFolder(tmp_path).create("keyfile", {})
+    files = [str(tmp_path / f"root-{root.id}.{kind}") for kind in ("key", "json")]
+    assert flushed == [*files, str(tmp_path)]
+
+
+def test_the_seed_is_made_whole_and_once(tmp_path: Path, flushed: list[str]) -> None:
+    path = tmp_path / "platform" / "seed"
+    seeds: set[bytes] = set()
+    barrier = threading.Barrier(8)
+
+    def load() -> None:
+        barrier.wait()
+        seeds.add(load_seed(path))
+
+    threads = [threading.Thread(target=load) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(seeds) == 1
+    assert len(seeds.pop()) == 32
+    assert os.listdir(path.parent) == ["seed"]
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert str(path.parent) in flushed
+    path.write_bytes(b"")
+    with pytest.raises(IntegrityError, match="0 bytes"):
+        load_seed(path)
+
+
+def test_a_protected_process_leaves_no_dump_and_no_open_file(tmp_path: Path) -> None:
+    program = (
+        "import ctypes, os, resource; from strongroom._unix import protect_process; protect_process();"
+        "print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0), *resource.getrlimit(resource.RLIMIT_CORE), oct(os.umask(0)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.split() == ["0", "1", "1", "0o77"]
+
+
+def test_a_connection_with_a_high_descriptor_is_looked_at() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+    try:
+        low, peer = socket.socketpair()
+        with socket.socket(fileno=fcntl.fcntl(low, fcntl.F_DUPFD, 1500)) as high:
+            assert not _is_ended(high)
+            peer.close()
+            assert _is_ended(high)
+        low.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
