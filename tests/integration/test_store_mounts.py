@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes.util
 import errno
 import fcntl
@@ -203,11 +204,18 @@ def _kill(process: subprocess.Popen[str]) -> None:
 
 
 def _wait_gone(pid: int) -> None:
-    # Its lock is free once it is gone, which a kill only asks for.
+    # Its lock is free once its last thread is gone, which a kill only asks for: the first may be a zombie long before.
     limit = time.monotonic() + 20
-    while os.path.exists(f"/proc/{pid}") and " Z " not in Path(f"/proc/{pid}/stat").read_text():
+    while _threads_alive(pid):
         assert time.monotonic() < limit
         time.sleep(0.02)
+
+
+def _threads_alive(pid: int) -> bool:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        states = [p.read_text().rpartition(")")[2].split()[0] for p in Path(f"/proc/{pid}/task").glob("*/stat")]
+        return any(state != "Z" for state in states)
+    return False
 
 
 def _server(mounts: Mounts) -> int:
