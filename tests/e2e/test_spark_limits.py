@@ -153,7 +153,7 @@ def test_the_trust_service_is_away_for_a_minute(shell: Enclave) -> None:
     shell.run("service", "lease", str(LEASE_S))
     command = submit(
         shell, "--volume", "trips=trips", "--volume", "table=table:sales:rw", "--volume", "state=state:sales:rw",
-        str(PROGRAMS / "stream.py"), "/work/trips", "/work/table/t", "/work/state/c",
+        str(ROOT / "examples/streaming/trips.py"), "/work/trips", "/work/table/t", "/work/state/c",
     )  # fmt: skip
     process = start(shell, command)
     wait_for_batches(shell.folder / "state/.dataset", process)

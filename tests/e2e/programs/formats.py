@@ -2,6 +2,7 @@
 
 spark-submit formats.py write FOLDER   writes each case to FOLDER/CASE and reads it
 spark-submit formats.py read PATH...   reads each FOLDER/CASE
+spark-submit formats.py restart SOURCE PATH...   adds rows to SOURCE, then starts the stream of each checkpoint PATH
 Each case that is read is one line of JSON: its rows' count and hash, or the error.
 """
 
@@ -12,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import PurePosixPath
 
 from pyspark.ml.feature import StringIndexer, StringIndexerModel
@@ -164,6 +166,16 @@ def read_stream_source(spark: SparkSession, path: str) -> Iterable[object]:
     stream = spark.readStream.text(path).writeStream.format("memory").queryName(name)
     stream.option("checkpointLocation", scratch()).trigger(availableNow=True).start().awaitTermination()
     return spark.table(name).collect()
+
+
+def restart(spark: SparkSession, source: str, path: str) -> Iterable[object]:
+    """Go on from the checkpoint at `path`, which may be a new one, and return all counts."""
+    session = spark.newSession()
+    session.conf.set("spark.sql.shuffle.partitions", "1")
+    counts = session.readStream.text(source).groupBy("value").count()
+    stream = counts.writeStream.format("memory").queryName(name_of(path)).outputMode("complete")
+    stream.option("checkpointLocation", path).trigger(availableNow=True).start().awaitTermination()
+    return session.table(name_of(path)).collect()
 
 
 def state_of(provider: str) -> tuple[Write, Read]:
@@ -349,12 +361,12 @@ def write(spark: SparkSession, path: str) -> None:
     CASES[PurePosixPath(path).name][0](spark, path)
 
 
-def read(spark: SparkSession, path: str) -> dict[str, object]:
+def outcome(path: str, read: Callable[[], Iterable[object]]) -> dict[str, object]:
     """Return what reading the case at `path` gives: the count and hash of its rows, or the lines of the error."""
     place, name = PurePosixPath(path).parts[-2:]
     found: dict[str, object] = {"path": f"{place}/{name}"}
     try:
-        rows = sorted(repr(row) for row in CASES[name.partition(".")[0]][1](spark, path))
+        rows = sorted(repr(row) for row in read())
     except Exception as exc:
         return found | {"error": type(exc).__name__, "said": list(causes(exc))}
     digest = hashlib.sha256("\n".join(rows).encode()).hexdigest()
@@ -377,7 +389,13 @@ def main(mode: str, *paths: str) -> None:
             (folder,) = paths
             paths = tuple(f"{folder}/{case}" for case in CASES)
             list(pool.map(lambda path: write(spark, path), paths))
-        for found in pool.map(lambda path: read(spark, path), paths):
+        if mode == "restart":
+            source, *paths = paths
+            lines(spark).write.mode("append").text(source)
+            work = [partial(restart, spark, source, path) for path in paths]
+        else:
+            work = [partial(CASES[PurePosixPath(path).name.partition(".")[0]][1], spark, path) for path in paths]
+        for found in pool.map(outcome, paths, work):
             print(json.dumps(found))
     spark.stop()
 
