@@ -143,7 +143,11 @@ def test_a_key_that_is_taken_back(shell: Enclave, words: tuple[str, ...], what: 
     record(what, f"{figures} (lease {LEASE_S} s)")
 
 
-def test_the_trust_service_is_away_for_a_minute(shell: Enclave) -> None:
+@pytest.mark.parametrize(
+    ("master", "where"),
+    [("local[2]", ""), ("local-cluster[2,1,1024]", ", job of three enclaves")],
+)
+def test_the_trust_service_is_away_for_a_minute(shell: Enclave, master: str, where: str) -> None:
     """Batches are committed meanwhile, and a renewal of the lease falls due."""
     rows = [(f"2026-11-{day:02}", float(hour)) for day in range(1, BATCHES + 1) for hour in range(24)]
     shell.seal(
@@ -154,6 +158,7 @@ def test_the_trust_service_is_away_for_a_minute(shell: Enclave) -> None:
     command = submit(
         shell, "--volume", "trips=trips", "--volume", "table=table:sales:rw", "--volume", "state=state:sales:rw",
         str(ROOT / "examples/streaming/trips.py"), "/work/trips", "/work/table/t", "/work/state/c",
+        master=master,
     )  # fmt: skip
     process = start(shell, command)
     wait_for_batches(shell.folder / "state/.dataset", process)
@@ -179,7 +184,7 @@ def test_the_trust_service_is_away_for_a_minute(shell: Enclave) -> None:
     opened = pyarrow.parquet.read_table(shell.folder / "opened/t").to_pylist()
     assert sorted((r["at"], r["value"]) for r in opened) == sorted(rows)
     record(
-        "the trust service is away for a minute",
+        f"the trust service is away for a minute{where}",
         f"killed between batches of a stream; the next batch waits, the job ends {finished_s:.0f} s after the service "
         f"is back, with every row once (lease {LEASE_S} s)",
     )

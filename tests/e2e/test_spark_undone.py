@@ -26,9 +26,9 @@ def shell(tmp_path: Path) -> Iterator[Enclave]:
     stop_service(made.workspace)
 
 
-def submit(shell: Shell, *words: str) -> list[str]:
+def submit(shell: Shell, *words: str, master: str = "local[2]") -> list[str]:
     """Return the command line of a job that its owner approves."""
-    return [STRONGROOM, "spark-submit", *APPROVE, "--master", "local[2]", *QUICK, *words]
+    return [STRONGROOM, "spark-submit", *APPROVE, "--master", master, *QUICK, *words]
 
 
 def wait_for_batches(state: Path, process: subprocess.Popen[str], count: int = 3) -> None:

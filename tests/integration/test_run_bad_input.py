@@ -163,6 +163,23 @@ def test_no_space_left(shell: Enclave) -> None:
     shell.run("data", "seal", "big", "small/s", "--key", "sales")
 
 
+def test_enclave_memory_is_full(shell: Enclave) -> None:
+    (shell.folder / "full.py").write_text(
+        "import sys, time\n"
+        "with open(sys.argv[1] + '/x', 'wb', buffering=0) as out:\n"
+        "    try:\n"
+        "        while True: out.write(bytes(1 << 20))\n"
+        "    finally: time.sleep(1)\n"
+    )
+    for place in ("/tmp", "/work"):
+        done = shell.run("run", "--scratch-mb", "16", "--", "python", "full.py", place, check=False)
+        assert done.returncode == 1
+        assert "No space left on device" in done.stderr
+        said = [line for line in done.stderr.splitlines() if "--scratch-mb" in line]
+        assert len(said) == 2, done.stderr
+        assert all(place in line for line in said)
+
+
 def test_nothing_was_lost(shell: Enclave) -> None:
     assert shell.open("in") == {"a.csv": "id,name\n1,alpha\n", "sub/b.csv": "2,beta\n"}
     shell.run("audit", "verify")

@@ -88,7 +88,7 @@ def packets(buffer: bytearray) -> Iterator[bytes]:
             raise IntegrityError("a peer sent a packet shorter than its header")
         if len(buffer) - at < size:
             break
-        yield bytes(buffer[at : at + size])
+        yield bytes(memoryview(buffer)[at : at + size])
         at += size
     del buffer[:at]
 

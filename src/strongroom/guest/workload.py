@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from strongroom.errors import InputError
 from strongroom.guest import confine
+from strongroom.guest.memory import MemoryWatch
 
 __all__ = ["Workload"]
 
@@ -72,7 +73,10 @@ class Workload:
         timer.start()
         if self.stopped:  # between the check above and the start, nobody was there to be stopped
             self._forward(signal.SIGKILL, None)
+        memory = MemoryWatch()
+        memory.start()
         code = self._wait(self._process.pid)
+        memory.end(code)
         timer.cancel()
         return code
 
