@@ -139,7 +139,7 @@ def test_packets_pass_between_all_enclaves_of_a_job(
 
 
 @pytest.mark.parametrize("kind", ["no certificate", "own root", "another job", "another owner", "expired"])
-def test_t190_a_stranger_is_not_admitted(
+def test_T190_a_stranger_is_not_admitted(
     ca: WorkloadCA, driver: tuple[str, list[int]], kind: str
 ) -> None:
     stranger = WorkloadCA(x509.new_key(), now=NOW)
@@ -168,13 +168,13 @@ def test_t190_a_stranger_is_not_admitted(
     assert _join(ca, driver[0]).number == 2, "nobody was admitted before"
 
 
-def test_t191_a_worker_is_not_led_to_a_strangers_driver(ca: WorkloadCA, interfaces: _Interfaces) -> None:
+def test_T191_a_worker_is_not_led_to_a_strangers_driver(ca: WorkloadCA, interfaces: _Interfaces) -> None:
     at = _lead(Peers(_identity(ca, job="sha256:" + "2" * 64), _Door()))  # type: ignore[arg-type]
     with pytest.raises(DeniedError, match="certificate is for"):
         _join(ca, at)
 
 
-def test_t192_another_run_of_the_job_and_too_many_workers_are_refused(
+def test_T192_another_run_of_the_job_and_too_many_workers_are_refused(
     ca: WorkloadCA, driver: tuple[str, list[int]], interfaces: _Interfaces
 ) -> None:
     peers = Peers(_identity(ca), _Door())  # type: ignore[arg-type]
@@ -186,7 +186,7 @@ def test_t192_another_run_of_the_job_and_too_many_workers_are_refused(
         _join(ca, driver[0])
 
 
-def test_t193_a_worker_speaks_for_itself_alone(
+def test_T193_a_worker_speaks_for_itself_alone(
     ca: WorkloadCA, driver: tuple[str, list[int]], interfaces: _Interfaces
 ) -> None:
     worker = _join(ca, driver[0])
@@ -202,7 +202,7 @@ def test_t193_a_worker_speaks_for_itself_alone(
             assert far.recv(65_535)[12:16] == bytes((10, 77, 0, 2)), "the forged packet did not arrive"
 
 
-def test_t194_connections_to_a_lost_peer_are_reset(
+def test_T194_connections_to_a_lost_peer_are_reset(
     ca: WorkloadCA, driver: tuple[str, list[int]], interfaces: _Interfaces
 ) -> None:
     worker = _join(ca, driver[0])
@@ -262,7 +262,7 @@ def test_a_connection_is_renewed_before_its_keys_are_worn(
     assert driver[1] == []
 
 
-def test_t195_raw_bytes_behind_tls_are_never_packets(
+def test_T195_raw_bytes_behind_tls_are_never_packets(
     ca: WorkloadCA, driver: tuple[str, list[int]], interfaces: _Interfaces
 ) -> None:
     # Python takes TLS off a socket that is shut down by another thread, and then reads from it what comes in the clear.
@@ -285,7 +285,7 @@ def _driver_of(interfaces: _Interfaces) -> socket.socket:
     return interfaces.far[tunnel.address(1)]
 
 
-def test_t195_hanging_up_does_not_take_tls_off_the_socket(ca: WorkloadCA) -> None:
+def test_T195_hanging_up_does_not_take_tls_off_the_socket(ca: WorkloadCA) -> None:
     near, far = socket.socketpair()
     one, other = _identity(ca), _identity(ca)
     server, _ = tls.peer_contexts(one.certificate_pem, one.key_pem, one.root_pem)

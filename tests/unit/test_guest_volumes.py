@@ -185,6 +185,8 @@ def test_read_only_refuses_every_change(committed: tuple[Session, Path]) -> None
         lambda: at.rename("a", "x"),
         lambda: at.delete("a"),
         lambda: at.delete(""),
+        lambda: at.keep("a"),
+        lambda: at.keep(""),
         lambda: at.abort("a"),
     ):
         with pytest.raises(DeniedError, match="read-only"):
@@ -414,7 +416,7 @@ def run_that_fails(at: SealedVolume, session: Session, act: Callable[[], object]
 
 
 @pytest.mark.parametrize("kind", ["overwritten", "deleted", "renamed", "added", "swapped"])
-def test_a_run_that_fails_is_undone(committed: tuple[Session, Path], kind: str) -> None:
+def test_T133b_a_run_that_fails_is_undone(committed: tuple[Session, Path], kind: str) -> None:
     session, folder = committed
     before = on_disk(folder)
     at = volume(folder, session.head)

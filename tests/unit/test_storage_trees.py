@@ -188,7 +188,7 @@ def test_interrupted_reseal_goes_on(tmp_path: Path) -> None:
     assert content(tmp_path / "out") == content(source)
 
 
-def test_interrupted_reseal_then_another_seal_loses_nothing(tmp_path: Path) -> None:
+def test_T28b_interrupted_reseal_then_another_seal_loses_nothing(tmp_path: Path) -> None:
     source, heads = make(tmp_path / "in", **FILES), Heads()
     seal_tree(source, tmp_path / "s", V1, heads, info=INFO)
     interrupted_reseal(tmp_path, heads)
@@ -202,7 +202,7 @@ V3 = StaticKeyRing("sales", {**KEYS, 3: SecretBytes(b"3" * 32)})
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_reseal_killed_at_any_moment_loses_nothing(tmp_path: Path, workers: int) -> None:
+def test_T28b_reseal_killed_at_any_moment_loses_nothing(tmp_path: Path, workers: int) -> None:
     """Also when the key was rotated between two killed runs."""
     source, heads = make(tmp_path / "in", **{f"f{i}": bytes([i]) * 5000 for i in range(8)}), Heads()
     seal_tree(source, tmp_path / "s", V1, heads, info=INFO)

@@ -126,6 +126,9 @@ def _protection() -> list[_Row]:
     rows.append(("owner.key", "no", "a file of mode 0600: as safe as this account"))
     if not here.embedded:
         return rows
+    leaf = here.service_folder / "locked-leaf.pem"
+    if leaf.exists():
+        rows.append((leaf.name, "no", "whoever steals it can pose as the locked service for up to 30 days"))
     keyfile = any(here.root_folder.glob("root-*.key"))
     by = "a key file on this disk: no protection against whoever steals the disk" if keyfile else "passphrase or shares"
     rows.append(("the root key", "no" if keyfile else "yes", by))

@@ -192,10 +192,7 @@ class SealedVolume:
 
     def delete(self, path: str) -> None:
         """Follow the deletion of a file or of a folder with all below; the top folder is `""`."""
-        if path:
-            self._check_writable(path)
-        elif self.mode != "rw":
-            raise self._read_only("")
+        self._check_removable(path)
         with self._lock:
             for found in self._names.below(path):
                 self._files.pop(found, None)
@@ -208,8 +205,7 @@ class SealedVolume:
 
         Whoever is about to remove them moves them there instead, so that a run that fails can be undone.
         """
-        if path:
-            self._check_writable(path)
+        self._check_removable(path)
         with self._lock:
             found = {p: self._files[p].salt for p in self._names.below(path) if p in self._files}
             return {p: salt.hex() for p, salt in sorted(found.items()) if salt in self._committed_salts}
@@ -358,6 +354,13 @@ class SealedVolume:
             raise InputError(f"volume {self.name}: .dataset is not for programs")
         if self.mode != "rw":
             raise self._read_only(path)
+
+    def _check_removable(self, path: str) -> None:
+        # The top folder has no name of its own to be checked.
+        if path:
+            self._check_writable(path)
+        elif self.mode != "rw":
+            raise self._read_only("")
 
     def _check_names(self, path: str) -> None:
         shown = next((part for part in path.split("/")[:-1] if "=" in part), None)
