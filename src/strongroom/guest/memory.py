@@ -46,7 +46,7 @@ class MemoryWatch:
             for place in self._places:
                 if place not in self.full and _used(place) >= _FULL:
                     self.full.append(place)
-                    _log.warning("enclave memory is full place=%s: --scratch-mb, [sandbox] scratch_mb, raises it", place)
+                    _log.warning("enclave memory is full place=%s: --scratch-mb raises it", place)
 
 
 def _used(place: str) -> float:
