@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import PurePosixPath
+from typing import Any
 
+from pyspark import RDD
 from pyspark.ml.feature import StringIndexer, StringIndexerModel
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as f
@@ -28,9 +30,11 @@ WRITABLES = ("org.apache.hadoop.io.LongWritable", "org.apache.hadoop.io.Text")
 SINKS = ("", ".flip", ".cut", ".swap", ".add", ".drop")
 THREADS = 6
 MOST = 2000
+ATTEMPTS = 3
 
 Write = Callable[[SparkSession, str], object]
-Read = Callable[[SparkSession, str], Iterable[object]]
+Read = Callable[[SparkSession, str], Any]
+"""Returns a DataFrame, an RDD or rows."""
 
 
 def frame(spark: SparkSession, rows: int = ROWS) -> DataFrame:
@@ -50,8 +54,8 @@ def of_format(kind: str, rows: Callable[[SparkSession], DataFrame] = frame, **op
     def write(spark: SparkSession, path: str) -> None:
         rows(spark).write.format(kind).options(**options).save(path)
 
-    def read(spark: SparkSession, path: str) -> Iterable[object]:
-        return spark.read.schema(SCHEMA).format(kind).options(**options).load(path).collect()
+    def read(spark: SparkSession, path: str) -> DataFrame:
+        return spark.read.schema(SCHEMA).format(kind).options(**options).load(path)
 
     return write, read
 
@@ -68,13 +72,13 @@ def write_arrays(spark: SparkSession, path: str) -> None:
     frame(spark).toJSON().glom().map(lambda rows: "[" + ",\n".join(rows) + "]").saveAsTextFile(path)
 
 
-def read_arrays(spark: SparkSession, path: str) -> Iterable[object]:
-    return spark.read.schema(SCHEMA).json(path, multiLine=True).collect()
+def read_arrays(spark: SparkSession, path: str) -> DataFrame:
+    return spark.read.schema(SCHEMA).json(path, multiLine=True)
 
 
 def read_binary(spark: SparkSession, path: str) -> Iterable[object]:
     return [
-        (r.length, hashlib.sha256(r.content).hexdigest()) for r in spark.read.format("binaryFile").load(path).collect()
+        (r.length, hashlib.sha256(r.content).hexdigest()) for r in all_rows(spark.read.format("binaryFile").load(path))
     ]
 
 
@@ -90,8 +94,8 @@ def write_new_api(spark: SparkSession, path: str) -> None:
     pairs.saveAsNewAPIHadoopFile(path, f"{NEW_API}.output.TextOutputFormat", *WRITABLES)
 
 
-def read_new_api(spark: SparkSession, path: str) -> Iterable[object]:
-    return spark.sparkContext.newAPIHadoopFile(path, f"{NEW_API}.input.TextInputFormat", *WRITABLES).values().collect()
+def read_new_api(spark: SparkSession, path: str) -> RDD:
+    return spark.sparkContext.newAPIHadoopFile(path, f"{NEW_API}.input.TextInputFormat", *WRITABLES).values()
 
 
 def write_rdd_checkpoint(spark: SparkSession, path: str) -> None:
@@ -101,10 +105,10 @@ def write_rdd_checkpoint(spark: SparkSession, path: str) -> None:
     rdd.count()
 
 
-def read_rdd_checkpoint(spark: SparkSession, path: str) -> Iterable[object]:
+def read_rdd_checkpoint(spark: SparkSession, path: str) -> RDD:
     (found,) = file_system(spark, path).globStatus(hadoop_path(spark, f"{path}/*/rdd-*"))
     context = spark.sparkContext
-    return context._checkpointFile(found.getPath().toString(), context.serializer).collect()
+    return context._checkpointFile(found.getPath().toString(), context.serializer)
 
 
 # --- models and tables
@@ -127,9 +131,9 @@ def write_managed_table(spark: SparkSession, path: str) -> None:
     spark.sql(f"INSERT INTO {name}.sales SELECT * FROM more WHERE id >= 1000")
 
 
-def read_managed_table(spark: SparkSession, path: str) -> Iterable[object]:
+def read_managed_table(spark: SparkSession, path: str) -> DataFrame:
     spark.sql(f"CREATE TABLE {name_of(path)}_read USING parquet LOCATION '{path}/sales'")
-    return spark.table(f"{name_of(path)}_read").collect()
+    return spark.table(f"{name_of(path)}_read")
 
 
 def write_bucketed_table(spark: SparkSession, path: str) -> None:
@@ -138,10 +142,10 @@ def write_bucketed_table(spark: SparkSession, path: str) -> None:
     frame(spark).where("id >= 1000").write.insertInto(name)
 
 
-def read_bucketed_table(spark: SparkSession, path: str) -> Iterable[object]:
+def read_bucketed_table(spark: SparkSession, path: str) -> DataFrame:
     buckets = "CLUSTERED BY (id) SORTED BY (id) INTO 2 BUCKETS"
     spark.sql(f"CREATE TABLE {name_of(path)}_read ({SCHEMA}) USING parquet {buckets} LOCATION '{path}'")
-    return spark.table(f"{name_of(path)}_read").collect()
+    return spark.table(f"{name_of(path)}_read")
 
 
 # --- Structured Streaming
@@ -161,21 +165,21 @@ def write_stream_sinks(spark: SparkSession, path: str) -> None:
         stream.trigger(availableNow=True).start(path + copy).awaitTermination()
 
 
-def read_stream_source(spark: SparkSession, path: str) -> Iterable[object]:
+def read_stream_source(spark: SparkSession, path: str) -> DataFrame:
     name = name_of(path)
     stream = spark.readStream.text(path).writeStream.format("memory").queryName(name)
     stream.option("checkpointLocation", scratch()).trigger(availableNow=True).start().awaitTermination()
-    return spark.table(name).collect()
+    return spark.table(name)
 
 
-def restart(spark: SparkSession, source: str, path: str) -> Iterable[object]:
+def restart(spark: SparkSession, source: str, path: str) -> DataFrame:
     """Go on from the checkpoint at `path`, which may be a new one, and return all counts."""
     session = spark.newSession()
     session.conf.set("spark.sql.shuffle.partitions", "1")
     counts = session.readStream.text(source).groupBy("value").count()
     stream = counts.writeStream.format("memory").queryName(name_of(path)).outputMode("complete")
     stream.option("checkpointLocation", path).trigger(availableNow=True).start().awaitTermination()
-    return session.table(name_of(path)).collect()
+    return session.table(name_of(path))
 
 
 def state_of(provider: str) -> tuple[Write, Read]:
@@ -192,8 +196,8 @@ def state_of(provider: str) -> tuple[Write, Read]:
             stream = counts.writeStream.format("noop").outputMode("update").option("checkpointLocation", path)
             stream.trigger(availableNow=True).start().awaitTermination()
 
-    def read(spark: SparkSession, path: str) -> Iterable[object]:
-        return spark.read.format("statestore").load(path).selectExpr("key.value", "value.count").collect()
+    def read(spark: SparkSession, path: str) -> DataFrame:
+        return spark.read.format("statestore").load(path).selectExpr("key.value", "value.count")
 
     return write, read
 
@@ -292,20 +296,20 @@ def write_renamed(spark: SparkSession, path: str) -> None:
         assert fs.rename(status.getPath(), hadoop_path(spark, f"{path}/renamed-{number}"))
 
 
-def read_lines(spark: SparkSession, path: str) -> Iterable[object]:
-    return spark.read.text(path).collect()
+def read_lines(spark: SparkSession, path: str) -> DataFrame:
+    return spark.read.text(path)
 
 
 def write_big(spark: SparkSession, path: str) -> None:
     frame(spark, 20 * ROWS).write.csv(path)
 
 
-def read_big(spark: SparkSession, path: str) -> Iterable[object]:
+def read_big(spark: SparkSession, path: str) -> DataFrame:
     session = spark.newSession()
     session.conf.set("spark.sql.files.maxPartitionBytes", "100000")
     rows = session.read.schema(SCHEMA).csv(path)
     assert rows.rdd.getNumPartitions() > 20
-    return rows.collect()
+    return rows
 
 
 CASES: dict[str, tuple[Write, Read]] = {
@@ -326,23 +330,23 @@ CASES: dict[str, tuple[Write, Read]] = {
     "rename": (write_renamed, read_lines),
     "rdd-text-file": (
         lambda spark, path: lines(spark).rdd.map(lambda row: row.value).saveAsTextFile(path),
-        lambda spark, path: spark.sparkContext.textFile(path).collect(),
+        lambda spark, path: spark.sparkContext.textFile(path),
     ),
     "rdd-pickle-file": (
         lambda spark, path: lines(spark).rdd.map(tuple).saveAsPickleFile(path),
-        lambda spark, path: spark.sparkContext.pickleFile(path).collect(),
+        lambda spark, path: spark.sparkContext.pickleFile(path),
     ),
-    "rdd-sequence-file": (write_sequence, lambda spark, path: spark.sparkContext.sequenceFile(path).collect()),
+    "rdd-sequence-file": (write_sequence, lambda spark, path: spark.sparkContext.sequenceFile(path)),
     "rdd-whole-text-files": (
         lambda spark, path: lines(spark).rdd.map(lambda row: row.value).saveAsTextFile(path),
-        lambda spark, path: spark.sparkContext.wholeTextFiles(path).values().collect(),
+        lambda spark, path: spark.sparkContext.wholeTextFiles(path).values(),
     ),
     "rdd-new-hadoop-api": (write_new_api, read_new_api),
     "rdd-checkpoint": (write_rdd_checkpoint, read_rdd_checkpoint),
     "ml-model": (write_model, lambda spark, path: StringIndexerModel.load(path).labels),
     "table-managed": (write_managed_table, read_managed_table),
     "table-bucketed": (write_bucketed_table, read_bucketed_table),
-    "stream-file-sink": (write_stream_sinks, lambda spark, path: spark.read.parquet(path).collect()),
+    "stream-file-sink": (write_stream_sinks, lambda spark, path: spark.read.parquet(path)),
     "stream-file-source": (
         lambda spark, path: lines(spark).rdd.map(lambda row: row.value).saveAsTextFile(path),
         read_stream_source,
@@ -361,12 +365,28 @@ def write(spark: SparkSession, path: str) -> None:
     CASES[PurePosixPath(path).name][0](spark, path)
 
 
-def outcome(path: str, read: Callable[[], Iterable[object]]) -> dict[str, object]:
+def all_rows(found: Any) -> Iterable[object]:
+    """Return the rows of what a case gives: themselves, or in a DataFrame or RDD.
+
+    `collect` takes the end of a broken connection to the JVM for the last row (BatchedSerializer.load_stream), which
+    was seen once under load, in plain Spark.
+    """
+    if not hasattr(found, "collect"):
+        return found
+    rows = found.collect()
+    for _ in range(ATTEMPTS):
+        if len(rows) == found.count():
+            return rows
+        rows = found.collect()
+    raise AssertionError(f"PySpark lost rows on their way: {len(rows)} of {found.count()}")
+
+
+def outcome(path: str, read: Callable[[], Any]) -> dict[str, object]:
     """Return what reading the case at `path` gives: the count and hash of its rows, or the lines of the error."""
     place, name = PurePosixPath(path).parts[-2:]
     found: dict[str, object] = {"path": f"{place}/{name}"}
     try:
-        rows = sorted(repr(row) for row in read())
+        rows = sorted(repr(row) for row in all_rows(read()))
     except Exception as exc:
         return found | {"error": type(exc).__name__, "said": list(causes(exc))}
     digest = hashlib.sha256("\n".join(rows).encode()).hexdigest()
