@@ -6,8 +6,10 @@ The command lines here are those of docs/guides/spark.md, and a test keeps it so
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -31,6 +33,10 @@ RESOURCES = EXAMPLES / "spark-sql/examples"
 JAVA_PI = "--class SparkPi spark-pi.jar 2"
 PYTHON_PI = "$PROGRAMS/pi.py 2"
 WORDS = "$PROGRAMS/wordcount.py texts"
+PLAIN_PYTHON = (
+    """python -c 'print("Hello World")'""",
+    "python -c 'import numpy; print(numpy.ones(3) @ numpy.ones(3))'",
+)
 PEOPLE = "--volume examples=people $PROGRAMS/sql/basic.py"
 STREAM = "--volume table=table:sales:rw --volume state=state:sales:rw examples/streaming/trips.py trips table/t state/c"
 MODELS = {
@@ -77,6 +83,16 @@ def test_guide_shows_these_commands() -> None:
     commands = [JAVA_PI, PYTHON_PI, WORDS, PEOPLE, STREAM]
     commands += [f"--volume model=model:health:rw examples/{command}" for command in MODELS]
     assert [c for c in commands if f"`strongroom spark-submit {c}`" not in guide] == []
+    assert [c for c in PLAIN_PYTHON if f"`strongroom run -- {c}`" not in guide] == []
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("command", PLAIN_PYTHON)
+def test_plain_python(shell: Shell, command: str) -> None:
+    words = shlex.split(command)
+    plainly = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True, check=True)
+    assert plainly.stdout.strip()
+    assert shell.run("run", "--", *words).stdout == plainly.stdout
 
 
 @pytest.mark.e2e

@@ -41,7 +41,7 @@ def steps(page: str) -> list[Step]:
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("page", ["cluster.md", "getting-started.md", "multi-party.md"])
+@pytest.mark.parametrize("page", ["cluster.md", "getting-started.md", "multi-party.md", "python.md"])
 def test_guide_runs_as_written(page: str, tmp_path: Path) -> None:
     todo = steps((GUIDES / page).read_text())
     assert len(todo) >= 5

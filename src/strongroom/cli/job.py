@@ -43,6 +43,11 @@ _OPTIONS = (
         type=click.Path(path_type=Path),
         help="A further measured file beside the program.",
     ),
+    click.option(
+        "--venv",
+        type=click.Path(path_type=Path),
+        help="The program's packages: of `strongroom env build`, a virtual environment, a prefix or a folder.",
+    ),
     click.option("--network", is_flag=True, help="Let the program see the host's network."),
     click.option(
         "--scratch-mb", type=int, default=4096, show_default=True, help="Enclave memory for /work and for /tmp."
@@ -84,6 +89,7 @@ def spec_with_options(spec: JobSpec, options: dict[str, Any]) -> tuple[JobSpec, 
         arguments=arguments,
         environment={**spec.environment, **environment},
         files=(*spec.files, *options["files"]),
+        venv=options["venv"],
         sandbox=Sandbox(network=options["network"], scratch_mb=options["scratch_mb"]),
         limits=Limits(max_runtime_s=options["max_runtime"]),
         publish_on_failure=options["publish_on_failure"],

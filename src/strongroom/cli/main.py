@@ -26,6 +26,7 @@ _COMMANDS = {
     "job": ("job", "Jobs from a job file: build, run"),
     "run": ("run", "Run a Python program in an enclave"),
     "spark-submit": ("spark", "Run a Spark program in an enclave, with spark-submit's flags"),
+    "env": ("env", "Environments that jobs bring along: lock, build, show"),
     "cluster": ("cluster", "Machines for Spark workers, over SSH: deploy, start, status, stop, undeploy"),
     "service": ("service", "The trust service: start, stop, status, unlock"),
     "attest": ("attest", "Explain and verify evidence"),

@@ -255,6 +255,7 @@ def read_job_file(path: Path) -> tuple[JobSpec, tuple[VolumeRequest, ...]]:
             sandbox=Sandbox(**cast(dict[str, bool], job["sandbox"])),
             limits=Limits(**cast(dict[str, int], job["limits"])),
             keys=tuple(_key_table(table) for table in keys),
+            venv=base / str(job["venv"]) if "venv" in job else None,
             publish_on_failure=bool(job.get("publish_on_failure", False)),
             enclave=str(job.get("enclave", "sim")),
             target=str(job.get("target", "local")),
@@ -320,6 +321,11 @@ class JobRunner:
         if spec.target == "cluster" or spec.engine.get("spark.master", "").startswith("spark://"):
             from strongroom.client.cluster import Cluster  # noqa: PLC0415  # 15 ms that most jobs do not need
 
+            if spec.venv is not None:
+                raise InputError(
+                    "a job on the cluster runs with the packages that were deployed: take the environment out",
+                    hint="install them beside strongroom, then `strongroom cluster deploy`",
+                )
             spec = replace(spec, target="cluster", workers=len(Cluster.load(self._workspace).hosts))
         owners = Petnames.load(self._workspace)
         resolved = tuple(resolve_volume(v, datasets, owners) for v in volumes)

@@ -28,7 +28,10 @@ from pathlib import Path
 
 from strongroom.errors import InputError
 
-__all__ = ["Runtimes", "java_home"]
+__all__ = ["BUILT_FILE", "Runtimes", "finish_env", "java_home"]
+
+BUILT_FILE = "strongroom-env.json"
+"""Says that a folder is an environment as it stands (environments.py)."""
 
 _STDLIB_LEFT_OUT = {"test", "tests", "idlelib", "turtledemo", "tkinter", "ensurepip", "site-packages", "__pycache__"}
 _ENV_LEFT_OUT = {"__pycache__", "pip", "_distutils_hack", "cryptography_vectors", "mypy", "mypyc"}
@@ -163,14 +166,44 @@ class Runtimes:
 
         return self._build("node", stamps, build)
 
-    def env(self) -> Path:
-        """Return the environment made from this interpreter's own site-packages."""
+    def env(self, venv: Path | None = None) -> Path:
+        """Return the environment at /opt/env.
+
+        Args:
+            venv: A built environment, which is taken as it stands; a virtual environment, a prefix or a folder of
+                packages, which is copied; None for this interpreter's own packages.
+
+        Raises:
+            InputError: There is none, or it is for another version of Python.
+        """
+        if venv is not None:
+            return self._brought(venv)
         packages = Path(sysconfig.get_path("purelib"))
         stamps = [sys.version, str(packages), *sorted(_ENV_LEFT_OUT), *sorted(_OWN_TESTS_LEFT_OUT)]
         stamps += sorted(
             f"{e.name}:{e.stat().st_mtime_ns}" for e in os.scandir(packages) if e.name not in _ENV_LEFT_OUT
         )
         return self._build("env", stamps, lambda target: _build_env(target, packages))
+
+    def _brought(self, venv: Path) -> Path:
+        own = f"python{sys.version_info.major}.{sys.version_info.minor}"
+        found = sorted(p.name for p in venv.glob("lib/python3.*") if (p / "site-packages").is_dir())
+        if not venv.is_dir() or (found and own not in found):
+            there = f"is for {found[-1]}, the enclave runs {own}" if found else "is not a folder"
+            raise InputError(f"environment {venv} {there}", hint="strongroom env build requirements.txt FOLDER")
+        if (venv / BUILT_FILE).exists():
+            return venv.resolve()
+        packages = venv / "lib" / own / "site-packages" if found else venv
+        libraries = sorted(venv.glob("lib/*.so*")) if found else []  # of a conda prefix; packages name them by $ORIGIN
+        # Every file's: whoever edits a package expects the job to see it.
+        stamps = [sys.version, str(packages), *_stamps(packages, {"__pycache__"}), *map(str, libraries)]
+
+        def build(target: Path) -> None:
+            _build_env(target, packages)
+            for library in libraries:
+                _link(str(library.resolve()), str(target / "lib" / library.name))
+
+        return self._build("env", stamps, build)
 
     def jdk(self) -> Path:
         """Return the JDK's folder, in place.
@@ -374,6 +407,11 @@ def _build_env(target: Path, packages: Path) -> None:
         elif entry.is_file(follow_symlinks=False) and not entry.name.endswith(".pth"):
             _link(entry.path, str(inside / entry.name))
     _adopt_bytecode(packages, inside)
+    finish_env(target)
+
+
+def finish_env(target: Path) -> None:
+    """Make the folder `target`, which holds site-packages, a virtual environment of the enclave's Python."""
     (target / "bin").mkdir()
     for name in ("python", "python3"):
         (target / "bin" / name).symlink_to("/opt/python/bin/python3")

@@ -117,6 +117,7 @@ class JobSpec:
         files: More measured files beside the program, by name.
         volumes: Sealed inputs and outputs.
         keys: Column keys.
+        venv: Environment that the job brings along, measured by the enclave; None for the submitter's own packages.
         sandbox: Sandbox settings.
         limits: Time limits.
         publish_on_failure: Commit outputs even if the program fails.
@@ -136,6 +137,7 @@ class JobSpec:
     files: tuple[Path, ...] = ()
     volumes: tuple[Volume, ...] = ()
     keys: tuple[JobKey, ...] = ()
+    venv: Path | None = None
     sandbox: Sandbox = field(default_factory=Sandbox)
     limits: Limits = field(default_factory=Limits)
     publish_on_failure: bool = False
@@ -210,7 +212,7 @@ def _digest(path: Path) -> str:
 
 _JOB_FIELDS = {
     "name", "workload", "program", "arguments", "environment", "engine", "main_class", "files", "publish_on_failure",
-    "enclave", "target",
+    "enclave", "target", "venv",
 }  # fmt: skip
 
 _KINDS: dict[str, tuple[type, str]] = {

@@ -37,14 +37,23 @@ class SimulatedEnclave:
         self._service = service
         self._identity_pem = identity_pem
 
-    def places(self, wanted: Sequence[str]) -> dict[str, Path]:
-        """Return place inside -> folder outside for everything measured of the runtimes that a workload wants."""
+    def places(self, wanted: Sequence[str], venv: Path | None = None) -> dict[str, Path]:
+        """Return place inside -> folder outside for everything measured of the runtimes that a workload wants.
+
+        Args:
+            wanted: Of base, python, guest, env, jdk.
+            venv: The environment that the job brings along.
+        """
         base = self._runtimes.base()
         places = {"/usr": base / "usr", "/etc": base / "etc", "/strongroom/guest": self._runtimes.guest()}
         places["/opt/python"] = self._runtimes.python()
         if "env" in wanted:
-            places["/opt/env"] = self._runtimes.env()
+            places["/opt/env"] = self._runtimes.env(venv)
         if "jdk" in wanted:
+            if not any(places["/opt/env"].glob("lib/python3.*/site-packages/pyspark")):
+                raise InputError(
+                    f"environment {venv or 'beside strongroom'} has no PySpark", hint="pip install 'strongroom[spark]'"
+                )
             places["/opt/jdk"] = self._runtimes.jdk()
             places["/opt/strongroom/strongroom-spark.jar"] = _WORKLOADS / "strongroom-spark.jar"
             places["/opt/strongroom/conf"] = _WORKLOADS / "spark-conf"
@@ -56,7 +65,7 @@ class SimulatedEnclave:
         for volume in spec.volumes:
             if isinstance(volume.location, Path) and not volume.location.is_dir():
                 raise InputError(f"volume {volume.name}: {volume.location} is not a folder")
-        places, peers = self.places(plan.command.runtimes), plan.command.worker is not None
+        places, peers = self.places(plan.command.runtimes, spec.venv), plan.command.worker is not None
         target = folder / plan.job.removeprefix("sha256:")[:16]
         target.mkdir(parents=True, exist_ok=True, mode=0o700)
         _write(target / "init-data.toml", plan.init_data)

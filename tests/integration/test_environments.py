@@ -1,0 +1,129 @@
+"""Environments that jobs bring along: built alike by anybody, measured, and nothing else is importable."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.conftest import stop_service
+from tests.fakes.enclave_shell import Enclave, error, make_enclave
+
+from strongroom.errors import InputError
+from strongroom.jobs import environments
+
+PACKAGE, NEEDED = "markdown-it-py==4.3.0", "mdurl"
+SITE = f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
+IMPORTS = "import importlib.util as u; print(*(n for n in ('markdown_it', 'numpy', 'own') if u.find_spec(n)))"
+
+
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("locked") / "locked.txt"
+    path.write_text(environments.lock([PACKAGE]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def built(locked: Path) -> Path:
+    return environments.build(locked, locked.parent / "env").folder
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Enclave]:
+    made = make_enclave(tmp_path_factory.mktemp("ws"))
+    yield made
+    stop_service(made.workspace)
+
+
+def test_a_lock_names_all_that_is_needed_with_hashes(locked: Path) -> None:
+    lines = locked.read_text().splitlines()
+    assert [line.partition("==")[0] for line in lines] == [PACKAGE.partition("==")[0], NEEDED]
+    assert all(" --hash=sha256:" in line for line in lines)
+
+
+def test_the_same_file_gives_the_same_digest_and_names_no_machine(locked: Path, built: Path, tmp_path: Path) -> None:
+    first, second = environments.inspect(built), environments.build(locked, tmp_path / "deep/again")
+    assert first.digest == second.digest
+    assert dict(first.packages)[NEEDED]
+    files = [p for p in second.folder.rglob("*") if p.is_file()]
+    assert any(p.suffix == ".pyc" for p in files)
+    for mark in (str(tmp_path), str(built), sys.prefix, sys.executable):
+        assert [p for p in files if mark.encode() in p.read_bytes()] == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda text: text.replace("--hash=sha256:", "--hash=sha256:0")[:-2] + "\n", "locked.txt"),
+        (lambda text: text.replace(text.split("sha256:")[1][:64], "0" * 64), "HASH"),
+        (lambda text: text.partition("\n")[0] + "\n", NEEDED),
+        (lambda text: PACKAGE + "\n", "no version with hashes"),
+        (lambda text: "markdown-it-py --hash=sha256:" + "0" * 64 + "\n", "no version with hashes"),
+        (lambda text: text + "--extra-index-url https://example.org\n", "no version with hashes"),
+        (lambda text: text + "-e .\n", "no version with hashes"),
+    ],
+)
+def test_what_is_not_locked_is_not_built(locked: Path, tmp_path: Path, change: object, said: str) -> None:
+    (tmp_path / "locked.txt").write_text(change(locked.read_text()))  # type: ignore[operator]
+    with pytest.raises(InputError, match=said) as caught:
+        environments.build(tmp_path / "locked.txt", tmp_path / "env")
+    assert caught.value.hint
+    assert [p.name for p in tmp_path.iterdir()] == ["locked.txt"]
+
+
+def test_an_environment_is_never_changed(locked: Path, built: Path) -> None:
+    with pytest.raises(InputError, match="exists"):
+        environments.build(locked, built)
+
+
+def test_a_program_has_the_packages_of_its_environment_and_no_others(shell: Enclave, built: Path) -> None:
+    assert shell.run("run", "--venv", str(built), "--", "python", "-c", IMPORTS).stdout == "markdown_it\n"
+    assert "markdown_it" in shell.run("run", "--", "python", "-c", IMPORTS).stdout
+    shown = shell.json("env", "show", str(built))
+    assert shown["digest"] == environments.inspect(built).digest
+
+
+def test_virtual_environments_and_folders_are_taken_too(shell: Enclave, built: Path) -> None:
+    venv, folder = shell.folder / "venv", shell.folder / "packages"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
+    for packages in (venv / SITE, folder):
+        packages.mkdir(parents=True, exist_ok=True)
+        for word in ("one", "another"):  # an edit is seen, whichever way it was saved
+            (packages / "new.py").write_text(f"print({word!r})\n")
+            (packages / "new.py").replace(packages / "own.py")
+            where = venv if packages != folder else folder
+            said = shell.run("run", "--venv", where.name, "--", "python", "-c", "import own\n" + IMPORTS).stdout
+            assert said == f"{word}\nown\n"
+
+
+def test_a_spark_job_needs_pyspark_in_its_environment(shell: Enclave, built: Path) -> None:
+    (shell.folder / "app.py").write_text("")
+    done = shell.run("spark-submit", "--venv", str(built), "app.py", check=False)
+    assert done.returncode == 1
+    assert "has no PySpark" in done.stderr
+
+
+@pytest.mark.parametrize(("name", "said"), [("nowhere", "is not a folder"), ("older", "is for python3.4")])
+def test_what_is_no_environment(shell: Enclave, name: str, said: str) -> None:
+    (shell.folder / "older/lib/python3.4/site-packages").mkdir(parents=True, exist_ok=True)
+    done = shell.run("run", "--venv", name, "--", "python", "-c", "pass", check=False)
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "hint: strongroom env build" in done.stderr
+
+
+def test_T196_an_environment_that_was_altered_after_approval_is_refused(
+    shell: Enclave, locked: Path, tmp_path: Path
+) -> None:
+    folder = environments.build(locked, tmp_path / "env").folder
+    (shell.folder / "app.py").write_text("import markdown_it; print(open('/work/in/a.csv').read())\n")
+    words = ("--venv", str(folder), "--volume", "in=in", "--", "python", "app.py")
+    assert "alpha" in str(shell.outcome(*words)["said"])
+    victim = folder / SITE / "markdown_it/__init__.py"
+    victim.write_text(victim.read_text() + "print(open('/work/in/a.csv').read())\n")
+    refused = shell.outcome(*words, approve=False)
+    assert refused["outcome"] == "refused"
+    assert "measurement: expected" in str(error(refused))
