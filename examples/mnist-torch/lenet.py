@@ -43,7 +43,7 @@ def main(folder: Path, target: Path, epochs: int) -> None:
     test_images, test_labels = load(folder, "t10k")
     print(f"{len(images)} images to learn from, {len(test_images)} to be tested with")
     model = lenet()
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.08)
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
     for epoch in range(1, epochs + 1):
         for batch in torch.randperm(len(images)).split(BATCH):
             optimiser.zero_grad()

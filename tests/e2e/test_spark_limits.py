@@ -145,7 +145,10 @@ def test_a_key_that_is_taken_back(shell: Enclave, words: tuple[str, ...], what: 
 
 @pytest.mark.parametrize(
     ("master", "where"),
-    [("local[2]", ""), ("local-cluster[2,1,1024]", ", job of three enclaves")],
+    [
+        pytest.param("local[2]", "", id="one-enclave"),
+        pytest.param("local-cluster[2,1,1024]", ", job of three enclaves", id="three-enclaves"),
+    ],
 )
 def test_the_trust_service_is_away_for_a_minute(shell: Enclave, master: str, where: str) -> None:
     """Batches are committed meanwhile, and a renewal of the lease falls due."""
