@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -58,12 +59,19 @@ def test_the_same_file_gives_the_same_digest_and_names_no_machine(locked: Path, 
     ("change", "said"),
     [
         (lambda text: text.replace("--hash=sha256:", "--hash=sha256:0")[:-2] + "\n", "locked.txt"),
+        (lambda text: "# a comment \\\n./evil.tar.gz --hash=sha256:" + "0" * 64 + "\n", "expected each package once"),
+        (lambda text: text.replace(" --hash", " ; python_version>'3' --no-binary :all: --hash", 1), "expected each"),
+        (lambda text: text.replace("==4.3.0", "==${VER}"), "expected each package once"),
+        (lambda text: text.replace("==4.3.0", "==4.*"), "expected each package once"),
+        (lambda text: text.replace("\n", " --hash=sha256:" + "0" * 64 + "\n", 1), "expected each package once"),
+        (lambda text: text + text, "expected each package once"),
+        (lambda text: text.replace("==4.3.0", " @ https://example.org/x.whl"), "expected each package once"),
         (lambda text: text.replace(text.split("sha256:")[1][:64], "0" * 64), "HASH"),
         (lambda text: text.partition("\n")[0] + "\n", NEEDED),
-        (lambda text: PACKAGE + "\n", "no version with hashes"),
-        (lambda text: "markdown-it-py --hash=sha256:" + "0" * 64 + "\n", "no version with hashes"),
-        (lambda text: text + "--extra-index-url https://example.org\n", "no version with hashes"),
-        (lambda text: text + "-e .\n", "no version with hashes"),
+        (lambda text: PACKAGE + "\n", "expected each package once"),
+        (lambda text: "markdown-it-py --hash=sha256:" + "0" * 64 + "\n", "expected each package once"),
+        (lambda text: text + "--extra-index-url https://example.org\n", "expected each package once"),
+        (lambda text: text + "-e .\n", "expected each package once"),
     ],
 )
 def test_what_is_not_locked_is_not_built(locked: Path, tmp_path: Path, change: object, said: str) -> None:
@@ -72,6 +80,36 @@ def test_what_is_not_locked_is_not_built(locked: Path, tmp_path: Path, change: o
         environments.build(tmp_path / "locked.txt", tmp_path / "env")
     assert caught.value.hint
     assert [p.name for p in tmp_path.iterdir()] == ["locked.txt"]
+
+
+def test_comments_and_line_breaks_are_nothing(locked: Path, built: Path, tmp_path: Path) -> None:
+    said = locked.read_text().replace(" --hash", " \\\n    --hash")
+    text = "# -*- coding: utf-7 -*-\n#+AAo---no-binary :all:\n# ends in a stroke \\\n" + said + "\n  # the end"
+    (tmp_path / "other.txt").write_text(text.replace("\n", "\r\n"))
+    assert environments.build(tmp_path / "other.txt", tmp_path / "env").digest == environments.inspect(built).digest
+
+
+def test_what_lies_in_the_current_folder_is_not_run(
+    locked: Path, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("pip", "compileall", "py_compile"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('run from here')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONOPTIMIZE", "1")
+    monkeypatch.setenv("PIP_DRY_RUN", "1")
+    assert environments.lock([PACKAGE]) == locked.read_text()
+    assert environments.build(locked, tmp_path / "env").digest == environments.inspect(built).digest
+
+
+@pytest.mark.parametrize("wanted", ["./evil", "evil @ https://example.org/x.tar.gz", "-e.", "--no-binary=:all:", "a/b"])
+def test_only_names_and_bounds_are_locked(wanted: str) -> None:
+    with pytest.raises(InputError, match="is not a package with bounds"):
+        environments.lock([wanted])
+
+
+def test_a_link_to_an_environment_is_that_environment(built: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(built)
+    assert environments.inspect(tmp_path / "link").digest == environments.inspect(built).digest
 
 
 def test_an_environment_is_never_changed(locked: Path, built: Path) -> None:
@@ -86,17 +124,57 @@ def test_a_program_has_the_packages_of_its_environment_and_no_others(shell: Encl
     assert shown["digest"] == environments.inspect(built).digest
 
 
-def test_virtual_environments_and_folders_are_taken_too(shell: Enclave, built: Path) -> None:
+def test_virtual_environments_and_folders_are_taken_too(shell: Enclave) -> None:
     venv, folder = shell.folder / "venv", shell.folder / "packages"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
-    for packages in (venv / SITE, folder):
-        packages.mkdir(parents=True, exist_ok=True)
-        for word in ("one", "another"):  # an edit is seen, whichever way it was saved
-            (packages / "new.py").write_text(f"print({word!r})\n")
-            (packages / "new.py").replace(packages / "own.py")
-            where = venv if packages != folder else folder
-            said = shell.run("run", "--venv", where.name, "--", "python", "-c", "import own\n" + IMPORTS).stdout
-            assert said == f"{word}\nown\n"
+
+    def said(where: Path) -> str:
+        return shell.run("run", "--venv", where.name, "--", "python", "-c", "import own\n" + IMPORTS).stdout
+
+    for where, packages in ((venv, venv / SITE), (folder, folder)):
+        packages.mkdir(exist_ok=True)
+        module = packages / "own.py"
+        module.write_text("print('one')\n")
+        subprocess.run([sys.executable, "-c", "import own"], cwd=packages, check=True)  # leaves byte code of this text
+        assert said(where) == "one\nown\n"
+        (packages / "new.py").write_text("print('another')\n")
+        (packages / "new.py").replace(module)
+        assert said(where) == "another\nown\n"
+        kept = shutil.copy2(module, packages / "kept.py")
+        with module.open("r+") as file:  # in place: no copy that was measured before may change with it
+            file.write("print('a third!')\n")
+        assert said(where) == "a third!\nown\n"
+        Path(kept).replace(module)
+        assert said(where) == "another\nown\n"
+
+
+def test_the_libraries_of_a_prefix_come_along(shell: Enclave) -> None:
+    library = shell.folder / "prefix/lib/libown.so.1"
+    (shell.folder / "prefix" / SITE).mkdir(parents=True)
+    (shell.folder / "prefix/lib/libgone.so").symlink_to("nowhere")
+    for text in ("one", "two"):
+        library.with_name("new").write_text(text)
+        library.with_name("new").replace(library)
+        program = "print(open('/opt/env/lib/libown.so.1').read())"
+        assert shell.run("run", "--venv", "prefix", "--", "python", "-c", program).stdout == f"{text}\n"
+
+
+@pytest.mark.parametrize("kind", ["dangling", "folder", "editable", "empty", "other"])
+def test_what_cannot_be_part_of_an_environment(shell: Enclave, kind: str) -> None:
+    folder = shell.folder / f"odd-{kind}"
+    folder.mkdir()
+    if kind in ("dangling", "folder"):
+        (folder / "link").symlink_to("nowhere" if kind == "dangling" else "/usr")
+    if kind == "editable":
+        (folder / "__editable__.x.pth").write_text("/somewhere\n")
+    if kind == "other":
+        (folder / "conda-meta").mkdir()
+    name = "" if kind == "empty" else folder.name
+    done = shell.run("run", "--venv", name, "--", "python", "-c", "pass", check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert {"dangling": "link is neither", "folder": "link is neither", "editable": "leads out of",
+            "empty": "name is empty", "other": "has no lib/"}[kind] in done.stderr  # fmt: skip
 
 
 def test_a_spark_job_needs_pyspark_in_its_environment(shell: Enclave, built: Path) -> None:

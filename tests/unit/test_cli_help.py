@@ -13,7 +13,7 @@ from strongroom.cli.spark import _properties
 WITHOUT_JSON = {
     "cluster deploy", "cluster start", "cluster stop", "cluster undeploy", "service lease",  # say, not data
     "service start", "service stop", "service run", "service unlock", "service refresh-endorsements",  # say, not data
-    "policy clear", "policy dismiss", "audit export", "attest quote", "key export",  # files, one value or talk
+    "policy clear", "policy dismiss", "audit export", "attest quote", "key export", "env lock",  # files, a value or talk
     "job show", "service openapi",  # JSON already
     "demo",  # a story
 }  # fmt: skip
@@ -61,6 +61,7 @@ def test_the_nouns_are_those_of_the_issue() -> None:
         "job",
         "run",
         "spark-submit",
+        "env",
         "cluster",
         "service",
         "attest",

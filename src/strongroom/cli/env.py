@@ -36,12 +36,20 @@ def lock(requirements: tuple[str, ...], files: tuple[Path, ...], target: Path | 
     if target is not None and target.exists():
         raise InputError(f"{target} exists", hint="remove it, or name another file")
     output.say("asking pip for versions and hashes ...")
-    text = lock_requirements([*requirements, *(word for file in files for word in ("-r", str(file)))])
+    text = lock_requirements([*requirements, *(line for file in files for line in _wanted(file))])
     if target is None:
         output.lines(text.splitlines())
         return
     target.write_text(text)
     output.say(f"{len(text.splitlines())} packages in {target}; next: strongroom env build {target} FOLDER")
+
+
+def _wanted(file: Path) -> list[str]:
+    try:
+        lines = [line.partition("#")[0].strip() for line in file.read_text().splitlines()]
+    except (OSError, UnicodeDecodeError) as exc:
+        raise InputError(f"{file} is not readable: {exc}", hint="name a requirements file") from exc
+    return [line for line in lines if line]
 
 
 @command.command(

@@ -11,7 +11,15 @@ import click
 
 from strongroom.cli import output
 from strongroom.cli.common import epilog, json_option, settings, workspace
-from strongroom.client.jobs import NOT_YET, JobRunner, VolumeRequest, parse_volume, read_job_file, with_known_paths
+from strongroom.client.jobs import (
+    NOT_YET,
+    JobRunner,
+    VolumeRequest,
+    parse_venv,
+    parse_volume,
+    read_job_file,
+    with_known_paths,
+)
 from strongroom.client.petnames import Petnames
 from strongroom.client.workspace import Workspace
 from strongroom.errors import InputError, from_code
@@ -45,7 +53,7 @@ _OPTIONS = (
     ),
     click.option(
         "--venv",
-        type=click.Path(path_type=Path),
+        metavar="FOLDER",
         help="The program's packages: of `strongroom env build`, a virtual environment, a prefix or a folder.",
     ),
     click.option("--network", is_flag=True, help="Let the program see the host's network."),
@@ -89,7 +97,7 @@ def spec_with_options(spec: JobSpec, options: dict[str, Any]) -> tuple[JobSpec, 
         arguments=arguments,
         environment={**spec.environment, **environment},
         files=(*spec.files, *options["files"]),
-        venv=options["venv"],
+        venv=parse_venv(options["venv"]),
         sandbox=Sandbox(network=options["network"], scratch_mb=options["scratch_mb"]),
         limits=Limits(max_runtime_s=options["max_runtime"]),
         publish_on_failure=options["publish_on_failure"],

@@ -33,6 +33,7 @@ __all__ = [
     "VolumeRequest",
     "mounts",
     "parse_column_key",
+    "parse_venv",
     "parse_volume",
     "read_job_file",
     "with_known_paths",
@@ -110,6 +111,17 @@ def parse_column_key(text: str) -> JobKey:
     """
     name, colon, mode = text.partition(":")
     return _column_key(name, mode if colon else "ro")
+
+
+def parse_venv(text: str | None) -> Path | None:
+    """Return the folder of an environment; None if none is named.
+
+    Raises:
+        InputError: Its name is empty, as that of a variable that is not set: not the current folder.
+    """
+    if text == "":
+        raise InputError("the environment's name is empty", hint="--venv FOLDER")
+    return None if text is None else Path(text)
 
 
 def _column_key(name: str, mode: object) -> JobKey:
@@ -255,7 +267,7 @@ def read_job_file(path: Path) -> tuple[JobSpec, tuple[VolumeRequest, ...]]:
             sandbox=Sandbox(**cast(dict[str, bool], job["sandbox"])),
             limits=Limits(**cast(dict[str, int], job["limits"])),
             keys=tuple(_key_table(table) for table in keys),
-            venv=base / str(job["venv"]) if "venv" in job else None,
+            venv=None if (venv := parse_venv(cast(str | None, job.get("venv")))) is None else base / venv,
             publish_on_failure=bool(job.get("publish_on_failure", False)),
             enclave=str(job.get("enclave", "sim")),
             target=str(job.get("target", "local")),

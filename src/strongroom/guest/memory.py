@@ -29,24 +29,30 @@ class MemoryWatch:
     def __init__(self, places: Sequence[str] = PLACES) -> None:
         self._places = places
         self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True, name="memory")
         self.full: list[str] = []
 
     def start(self) -> None:
         """Watch in the background until `end`."""
-        threading.Thread(target=self._watch, daemon=True, name="memory").start()
+        self._thread.start()
 
     def end(self, exit_code: int) -> None:
         """Stop; after a failure say again what was full."""
         self._ended.set()
+        self._thread.join()
+        self._look()
         if exit_code and self.full:
             _log.error("the program failed after enclave memory was full places=%s: raise --scratch-mb", self.full)
 
     def _watch(self) -> None:
         while not self._ended.wait(_INTERVAL_S):
-            for place in self._places:
-                if place not in self.full and _used(place) >= _FULL:
-                    self.full.append(place)
-                    _log.warning("enclave memory is full place=%s: --scratch-mb raises it", place)
+            self._look()
+
+    def _look(self) -> None:
+        for place in self._places:
+            if place not in self.full and _used(place) >= _FULL:
+                self.full.append(place)
+                _log.warning("enclave memory is full place=%s: --scratch-mb raises it", place)
 
 
 def _used(place: str) -> float:

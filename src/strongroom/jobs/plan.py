@@ -198,6 +198,7 @@ def describe(plan: LaunchPlan) -> dict[str, object]:
         "enclave": spec.enclave,
         "target": spec.target,
         "runtimes": list(plan.command.runtimes),
+        "venv": None if spec.venv is None else str(spec.venv),
         "volumes_staged": plan.command.staged,
         "locations": {v.name: str(v.location) for v in spec.volumes},
         "document": json.loads(json.dumps(dict(plan.document))),

@@ -186,22 +186,33 @@ class Runtimes:
         return self._build("env", stamps, lambda target: _build_env(target, packages))
 
     def _brought(self, venv: Path) -> Path:
-        own = f"python{sys.version_info.major}.{sys.version_info.minor}"
+        venv, own = venv.resolve(), f"python{sys.version_info.major}.{sys.version_info.minor}"
         found = sorted(p.name for p in venv.glob("lib/python3.*") if (p / "site-packages").is_dir())
         if not venv.is_dir() or (found and own not in found):
             there = f"is for {found[-1]}, the enclave runs {own}" if found else "is not a folder"
             raise InputError(f"environment {venv} {there}", hint="strongroom env build requirements.txt FOLDER")
         if (venv / BUILT_FILE).exists():
-            return venv.resolve()
+            return venv
+        if not found and any((venv / name).exists() for name in ("pyvenv.cfg", "conda-meta", "lib")):
+            raise InputError(f"environment {venv} has no lib/{own}/site-packages", hint="name one for this Python")
         packages = venv / "lib" / own / "site-packages" if found else venv
-        libraries = sorted(venv.glob("lib/*.so*")) if found else []  # of a conda prefix; packages name them by $ORIGIN
-        # Every file's: whoever edits a package expects the job to see it.
-        stamps = [sys.version, str(packages), *_stamps(packages, {"__pycache__"}), *map(str, libraries)]
+        # Of a conda prefix; packages name them by $ORIGIN.
+        libraries = [p for p in sorted(venv.glob("lib/*.so*")) if p.is_file()] if found else []
+        files = _brought_files(packages)
+        # Every file's, with inode and ctime: whoever edits a package expects the job to see it.
+        stamps = [sys.version, str(packages), *(_stamp(p) for p in (*files, *libraries))]
 
         def build(target: Path) -> None:
-            _build_env(target, packages)
+            # Copied, not linked: an edit in place must not reach into what was measured. Compiled here, not taken from
+            # `__pycache__`, which may belong to an older source.
+            inside = target / "lib" / own / "site-packages"
+            for file in files:
+                _copy_file(file, inside / file.relative_to(packages))
             for library in libraries:
-                _link(str(library.resolve()), str(target / "lib" / library.name))
+                _copy_file(library, target / "lib" / library.name)
+            inside.mkdir(parents=True, exist_ok=True)
+            finish_env(target)
+            _compile(target, Path("/opt/env"))
 
         return self._build("env", stamps, build)
 
@@ -281,6 +292,34 @@ def _stamps(root: Path, left_out: set[str]) -> list[str]:
             info = entry.stat()
             lines.append(f"{entry.path}:{info.st_size}:{info.st_mtime_ns}")
     return sorted(lines)
+
+
+def _brought_files(folder: Path) -> list[Path]:
+    """Return every file of an environment that a job brings along, sorted; links to files count as files."""
+    found = []
+    for entry in sorted(os.scandir(folder), key=lambda e: e.name):
+        if entry.name in ("__pycache__", "pip"):
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            found += _brought_files(Path(entry.path))
+        elif not entry.is_file():
+            raise InputError(f"{entry.path} is neither a file nor a folder: it cannot be part of an environment")
+        elif entry.name.endswith(".pth") and entry.name.startswith("__editable__"):
+            raise InputError(f"{entry.path} leads out of the environment", hint="install that package without -e")
+        else:
+            found.append(Path(entry.path))
+    return found
+
+
+def _stamp(path: Path) -> str:
+    info = path.stat()
+    return f"{path}:{info.st_dev}.{info.st_ino}.{info.st_size}.{info.st_mtime_ns}.{info.st_ctime_ns}"
+
+
+def _copy_file(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    shutil.copymode(source, target)
 
 
 # --- base

@@ -10,6 +10,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from strongroom._encoding import labelled_hash
+from strongroom.attest.simulated.measure import tree_digest
 from strongroom.attest.simulated.platform import bundle_measurement
 from strongroom.errors import InputError
 from strongroom.jobs.plan import Bundle, LaunchPlan
@@ -51,9 +53,9 @@ class SimulatedEnclave:
             places["/opt/env"] = self._runtimes.env(venv)
         if "jdk" in wanted:
             if not any(places["/opt/env"].glob("lib/python3.*/site-packages/pyspark")):
-                raise InputError(
-                    f"environment {venv or 'beside strongroom'} has no PySpark", hint="pip install 'strongroom[spark]'"
-                )
+                if venv is not None:
+                    raise InputError(f"environment {venv} has no PySpark", hint="install pyspark into it")
+                raise InputError("there is no PySpark beside strongroom", hint="pip install 'strongroom[spark]'")
             places["/opt/jdk"] = self._runtimes.jdk()
             places["/opt/strongroom/strongroom-spark.jar"] = _WORKLOADS / "strongroom-spark.jar"
             places["/opt/strongroom/conf"] = _WORKLOADS / "spark-conf"
@@ -66,7 +68,9 @@ class SimulatedEnclave:
             if isinstance(volume.location, Path) and not volume.location.is_dir():
                 raise InputError(f"volume {volume.name}: {volume.location} is not a folder")
         places, peers = self.places(plan.command.runtimes, spec.venv), plan.command.worker is not None
-        target = folder / plan.job.removeprefix("sha256:")[:16]
+        # Two jobs may differ in their environment alone, which the job document does not name.
+        apart = f"-{labelled_hash('strongroom-bundle-v1', [str(places['/opt/env']).encode()]).hex()[:8]}"
+        target = folder / (plan.job.removeprefix("sha256:")[:16] + (apart if spec.venv else ""))
         target.mkdir(parents=True, exist_ok=True, mode=0o700)
         _write(target / "init-data.toml", plan.init_data)
         launch = {"service": "unix:/run/trust/guest.sock", "identity": self._identity_pem}
@@ -88,7 +92,8 @@ class SimulatedEnclave:
         def measure() -> str:
             measured = bundle_measurement(places, network=spec.sandbox.network, cache=self._cache, peers=peers)
             measurement = measured.hex()
-            reference = {"job": plan.job, "measurement": measurement, "simulated": True}
+            digests = {place: tree_digest(source, self._cache).hex() for place, source in places.items()}
+            reference = {"job": plan.job, "measurement": measurement, "simulated": True, "places": digests}
             _write(target / "reference.json", json.dumps(reference, indent=1))
             return measurement
 
