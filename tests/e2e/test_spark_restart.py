@@ -64,10 +64,11 @@ def test_a_stream_refuses_a_tampered_checkpoint(shell: Shell) -> None:
     names = ["untouched", *TAMPERINGS]
     shell.run("key", "create", "sales")
 
-    def restart() -> dict[str, dict[str, object]]:
+    def restart(*, check: bool = True) -> dict[str, dict[str, object]]:
         paths = [f"state/{name}" for name in names]
         volumes = ["in=in:sales:rw", "state=state:sales:rw"]
-        found = results(run_trusted(shell, "formats.py", "restart", "in/lines", *paths, volumes=volumes))
+        words = ("formats.py", "restart", "in/lines", *paths)
+        found = results(run_trusted(shell, *words, volumes=volumes, check=check))
         return {path.removeprefix("state/"): outcome for path, outcome in found.items()}
 
     first = restart()
@@ -79,7 +80,9 @@ def test_a_stream_refuses_a_tampered_checkpoint(shell: Shell) -> None:
     assert second["untouched"]["hash"] != first["untouched"]["hash"], "each line is counted twice now"
 
     victims = {name: tamper(state / name, old) for name, tamper in TAMPERINGS.items()}
-    third = restart()
+    # Whether the job itself fails depends on what it wrote last: its end checks the whole folder only if a file was
+    # changed after the last batch's commit.
+    third = restart(check=False)
     untouched = third.pop("untouched")
     assert untouched["count"] == ROWS
     assert untouched["hash"] not in (first["untouched"]["hash"], second["untouched"]["hash"])
