@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -40,7 +41,9 @@ def lock(requirements: tuple[str, ...], files: tuple[Path, ...], target: Path | 
     if target is None:
         output.lines(text.splitlines())
         return
-    target.write_text(text)
+    beside = target.with_name(f".{target.name}.{os.getpid()}")
+    beside.write_text(text)
+    beside.replace(target)
     output.say(f"{len(text.splitlines())} packages in {target}; next: strongroom env build {target} FOLDER")
 
 

@@ -8,26 +8,20 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Sequence
 
-__all__ = ["PLACES", "MemoryWatch"]
+__all__ = ["MemoryWatch"]
 
 _log = logging.getLogger(__name__)
 
-PLACES = ("/work", "/tmp", "/dev/shm")  # noqa: S108  # memory file systems of `scratch_mb` each
+_PLACES = ("/work", "/tmp", "/dev/shm")  # noqa: S108  # memory file systems of `scratch_mb` each
 _FULL = 0.95
 _INTERVAL_S = 0.2
 
 
 class MemoryWatch:
-    """Looks at the memory file systems while a program runs, and warns once of each that fills up.
+    """Looks at the memory file systems while a program runs, and warns once of each that fills up."""
 
-    Args:
-        places: Where they are mounted.
-    """
-
-    def __init__(self, places: Sequence[str] = PLACES) -> None:
-        self._places = places
+    def __init__(self) -> None:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="memory")
         self.full: list[str] = []
@@ -49,7 +43,7 @@ class MemoryWatch:
             self._look()
 
     def _look(self) -> None:
-        for place in self._places:
+        for place in _PLACES:
             if place not in self.full and _used(place) >= _FULL:
                 self.full.append(place)
                 _log.warning("enclave memory is full place=%s: --scratch-mb raises it", place)

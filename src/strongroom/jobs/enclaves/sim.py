@@ -68,9 +68,10 @@ class SimulatedEnclave:
             if isinstance(volume.location, Path) and not volume.location.is_dir():
                 raise InputError(f"volume {volume.name}: {volume.location} is not a folder")
         places, peers = self.places(plan.command.runtimes, spec.venv), plan.command.worker is not None
-        # Two jobs may differ in their environment alone, which the job document does not name.
-        apart = f"-{labelled_hash('strongroom-bundle-v1', [str(places['/opt/env']).encode()]).hex()[:8]}"
-        target = folder / (plan.job.removeprefix("sha256:")[:16] + (apart if spec.venv else ""))
+        name = plan.job.removeprefix("sha256:")[:16]
+        if spec.venv is not None:  # two jobs may differ in it alone, and the job document does not name it
+            name += f"-{labelled_hash('strongroom-bundle-v1', [str(places['/opt/env']).encode()]).hex()[:8]}"
+        target = folder / name
         target.mkdir(parents=True, exist_ok=True, mode=0o700)
         _write(target / "init-data.toml", plan.init_data)
         launch = {"service": "unix:/run/trust/guest.sock", "identity": self._identity_pem}
