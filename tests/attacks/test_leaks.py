@@ -6,23 +6,17 @@ import contextlib
 import os
 import resource
 import secrets
-import stat
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from tests.conftest import stop_service
 from tests.fakes.enclave_shell import APPROVE, Enclave, make_enclave
-
-ROOTS = ("/", "/dev/shm")
-USUAL = ("/tmp", "/var", "/run", "/root", "/home", "/dev/shm")  # where a crash would leave something; quicker than all
-SKIPPED = {"/proc", "/sys", "/dev", "/work/.library", "/lost+found"}
-BLOCK = 4 << 20
+from tests.servers.files import written
 
 PROGRAM = """
 import os, sys, tempfile, time
@@ -60,39 +54,6 @@ class Secrets:
 
     def found_in(self, raw: bytes) -> set[str]:
         return {name for name, value in self.values.items() if value in raw}
-
-
-def changed_files(since: float, skipped: set[Path], roots: Sequence[str]) -> Iterator[Path]:
-    """Yield every regular file of this host that changed since then."""
-    waiting = [Path(r) for r in roots]
-    while waiting:
-        folder = waiting.pop()
-        if folder in skipped or str(folder) in SKIPPED:
-            continue
-        try:
-            entries = list(os.scandir(folder))
-        except OSError:
-            continue
-        for entry in entries:
-            with contextlib.suppress(OSError):
-                info = entry.stat(follow_symlinks=False)
-                if stat.S_ISDIR(info.st_mode):
-                    waiting.append(Path(entry.path))
-                elif stat.S_ISREG(info.st_mode) and max(info.st_mtime, info.st_ctime) >= since:
-                    yield Path(entry.path)
-
-
-def scan(since: float, hidden: Secrets, skipped: set[Path], roots: Sequence[str] = ROOTS) -> dict[str, set[str]]:
-    """Return where secrets lie: path -> names."""
-    hits: dict[str, set[str]] = {}
-    for path in changed_files(since, skipped, roots):
-        with contextlib.suppress(OSError), open(path, "rb", buffering=0) as file:
-            tail = b""
-            while block := file.read(BLOCK):
-                if names := hidden.found_in(tail + block):
-                    hits.setdefault(str(path), set()).update(names)
-                tail = block[-256:]
-    return hits
 
 
 class ProcessWatch(threading.Thread):
@@ -141,26 +102,25 @@ def skipped(shell: Enclave) -> set[Path]:
 
 
 def run_live(
-    shell: Enclave, hidden: Secrets, command: list[str], *, after: float, roots: Sequence[str] = ROOTS
+    shell: Enclave, hidden: Secrets, command: list[str]
 ) -> tuple[int, str, dict[str, set[str]], ProcessWatch]:
-    """Run to the end, scanning the host while the program holds its data and afterwards."""
+    """Run to the end, searching what the host's files got, while the program holds its data and afterwards."""
     watch = ProcessWatch(hidden)
     watch.start()
-    run = subprocess.Popen(
-        command, cwd=shell.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CORE, (resource.getrlimit(resource.RLIMIT_CORE)[1],) * 2),  # noqa: PLW1509
-    )  # fmt: skip
-    assert run.stdout is not None
-    first = run.stdout.readline()
-    live = scan(after, hidden, skipped(shell), roots) if first == "READY\n" else {}
-    out, said = run.communicate(timeout=240)
-    watch.stopped.set()
-    watch.join()
+    with written(hidden.found_in, skipped(shell)) as files:
+        run = subprocess.Popen(
+            command, cwd=shell.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CORE, (resource.getrlimit(resource.RLIMIT_CORE)[1],) * 2),  # noqa: PLW1509
+        )  # fmt: skip
+        assert run.stdout is not None
+        first = run.stdout.readline()
+        files.hits()
+        out, said = run.communicate(timeout=240)
+        watch.stopped.set()
+        watch.join()
     assert first == "READY\n", first + out + said
-    for path, names in scan(after, hidden, skipped(shell), roots).items():
-        live.setdefault(path, set()).update(names)
     assert not hidden.found_in((first + out + said).encode("utf-8", "surrogateescape"))
-    return run.returncode, said, live, watch
+    return run.returncode, said, files.hits(), watch
 
 
 def trusted(*words: str, sleep_s: float, end: str = "", options: tuple[str, ...] = ()) -> list[str]:
@@ -170,31 +130,24 @@ def trusted(*words: str, sleep_s: float, end: str = "", options: tuple[str, ...]
     return [strongroom, "run", *APPROVE, *volumes, *run, *words]
 
 
-def own_key_is_the_only_hit(hits: dict[str, set[str]], shell: Enclave) -> None:
-    own = str(shell.workspace.folder / "owner.key")
-    assert {p: n for p, n in hits.items() if p != own} == {}
-
-
 def test_T140_T141_T142_files_processes_and_logs_of_a_live_run(shell: tuple[Enclave, Secrets]) -> None:
     enclave, hidden = shell
-    started = time.time() - 1
-    code, said, hits, watch = run_live(enclave, hidden, trusted(sleep_s=4), after=started)
+    code, said, hits, watch = run_live(enclave, hidden, trusted(sleep_s=4))
     assert code == 0, said
-    own_key_is_the_only_hit(hits, enclave)
+    assert hits == {}
     assert watch.hits == set()
     assert any(b"bwrap" in c or b"strongroom.guest.main" in c for c in watch.commands), "the sandbox was not seen"
     assert not hidden.found_in((enclave.workspace.run_folder / "service.log").read_bytes())
     assert hidden.marker in enclave.open("out-well")["result"]
 
 
-def test_T140_the_same_scan_finds_a_plain_run(shell: tuple[Enclave, Secrets], tmp_path: Path) -> None:
-    """The positive control: the same program, run plainly, leaves its data where the scan looks."""
+def test_T140_the_same_watch_finds_a_plain_run(shell: tuple[Enclave, Secrets], tmp_path: Path) -> None:
+    """The positive control: the same program, run plainly, leaves its data where the watch looks."""
     enclave, hidden = shell
     out, name = tmp_path / "out", secrets.token_hex(4)
     out.mkdir()
-    started = time.time() - 1
     command = [sys.executable, "app.py", str(enclave.folder / "data.plain"), str(out), name, "1", "abort"]
-    _, _, hits, _ = run_live(enclave, hidden, command, after=started, roots=USUAL)
+    _, _, hits, _ = run_live(enclave, hidden, command)
     places = {p for p, names in hits.items() if "marker" in names}
     for path in places:
         if "spill-" in path:
@@ -229,11 +182,10 @@ def test_T141_the_same_watch_sees_arguments_and_environment(shell: tuple[Enclave
 @pytest.mark.parametrize(("end", "code"), [("abort", 134), ("memory", 1), ("full", 1)])
 def test_T143_a_crash_leaves_no_core_and_no_plaintext(shell: tuple[Enclave, Secrets], end: str, code: int) -> None:
     enclave, hidden = shell
-    started = time.time() - 1
     command = trusted(sleep_s=0.5, end=end, options=("--scratch-mb", "8"))
-    status, said, hits, watch = run_live(enclave, hidden, command, after=started, roots=USUAL)
+    status, said, hits, watch = run_live(enclave, hidden, command)
     assert status == code, said
-    own_key_is_the_only_hit(hits, enclave)
+    assert hits == {}
     assert watch.hits == set()
     assert [p for p in enclave.folder.rglob("core*") if p.is_file()] == []
 
@@ -258,10 +210,9 @@ def test_T140_T141_files_and_processes_of_a_live_spark_run(shell: tuple[Enclave,
     strongroom = str(Path(sys.executable).parent / "strongroom")
     command = [strongroom, "spark-submit", *APPROVE, "--master", "local[2]", "--volume", "data=data", "--volume", "out=out-spark:leak:rw",
                "spark.py", "/work/data", "/work/out"]  # fmt: skip
-    started = time.time() - 1
-    code, said, hits, watch = run_live(enclave, hidden, command, after=started)
+    code, said, hits, watch = run_live(enclave, hidden, command)
     assert code == 0, said
-    own_key_is_the_only_hit(hits, enclave)
+    assert hits == {}
     assert watch.hits == set()
     assert any(c.startswith(b"/opt/jdk/bin/java") for c in watch.commands), "the JVM of the enclave was not seen"
     assert any(hidden.marker in text for path, text in enclave.open("out-spark").items() if path.startswith("c/"))
