@@ -25,7 +25,7 @@ CONF = (
 Times = dict[str, float]
 
 
-CASES = {"parquet 0.1": (2, 2), "parquet 1": (2, 1), "csv 1": (2, 1), "parquet 5": (1, 1)}
+CASES = {"parquet 0.1": (2, 2), "parquet 1": (2, 1), "csv 1": (1, 3), "parquet 5": (1, 2)}
 """Format and scale -> rounds in each run, alternating pairs of runs."""
 
 
