@@ -14,7 +14,7 @@ setup: .venv/ready  ## Make .venv with pinned versions of everything
 	  || { echo "Strongroom needs Python 3.11 to 3.13; say which: make PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "setting up .venv (about two minutes, half a gigabyte, once)"
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[spark,hdfs,demo,dev]' 2>&1 \
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[spark,hdfs,models,demo,dev]' 2>&1 \
 	  | { grep -v -E '^WARNING: Location|^ *\[notice\]' || true; }
 	@$(BIN)/strongroom --version
 	@touch $@
@@ -35,7 +35,7 @@ check: setup     ## Lint, types, import contracts, the jar against its sources
 E2E ?= (e2e or example)
 
 e2e: setup       ## Whole commands on real engines, every example (half an hour)
-	@[ "$(E2E)" = e2e ] || $(BIN)/pip install -q -c constraints.txt xgboost-cpu scikit-learn
+	@[ "$(E2E)" = e2e ] || $(BIN)/pip install -q -c constraints.txt xgboost-cpu scikit-learn skops
 	@$(BIN)/python -m pytest -m "$(E2E) and not long"
 
 e2e-long: setup  ## Three hosts, HDFS, S3, limits, every PySpark example (three hours); writes docs/reference

@@ -45,6 +45,25 @@ def plot(found: dict[str, dict[str, object]], folder: Path) -> None:
     pyplot.close(figure)
 
 
+def plot_views(found: dict[str, dict[str, float]], folder: Path) -> None:
+    """Draw MB/s of each way to read and write, by where the files are."""
+    figure, axes = pyplot.subplots(figsize=(9, 3.6), layout="constrained")
+    ways, colours = list(found["trusted"]), {"plain": "#9aa5b1", "gocryptfs": "#d9a441", "trusted": "#1f6f8b"}
+    for number, (side, figures) in enumerate(found.items()):
+        name = "Strongroom (SIMULATED)" if side == "trusted" else side
+        places = [p + 0.27 * (number - 1) for p in range(len(ways))]
+        axes.bar(places, [figures[way] for way in ways], 0.26, label=name, color=colours[side])
+    axes.set_yscale("log")
+    axes.set_xticks(range(len(ways)), [way.replace(", ", ",\n") for way in ways], fontsize=7)
+    axes.set_ylabel("MB/s")
+    axes.set_title("A volume as a program sees it", fontsize=10)
+    axes.legend(fontsize=8)
+    figure.savefig(folder / "views.svg", metadata={"Date": None})
+    pyplot.close(figure)
+
+
 if __name__ == "__main__":
     found = json.loads((HERE / "results.json").read_text())
     plot({n.removeprefix("tpch "): f for n, f in found.items() if n.startswith("tpch ")}, HERE / "plots")
+    if "views" in found:
+        plot_views(found["views"]["mb_per_s"], HERE / "plots")

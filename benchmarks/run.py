@@ -23,6 +23,7 @@ from benchmarks import (
     bench_storage,
     bench_tables,
     bench_tpch,
+    bench_views,
 )
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
@@ -37,6 +38,7 @@ def main() -> int:
         "storage": bench_storage.run,
         "launch": bench_launch.run,
         "environment": bench_environment.run,
+        "views": bench_views.run,
         "service": bench_service.run,
         "spark": bench_spark.run,
         "jvm": bench_jvm.run,
@@ -88,6 +90,7 @@ def report(found: dict[str, _Figures]) -> str:
     lines += ["Every ratio is against a baseline measured side by side in the same run.", ""]
     lines += storage(found["storage"]) + launch(found["launch"])
     lines += environment(found["environment"]) if "environment" in found else []
+    lines += views(found["views"]) if "views" in found else []
     lines += service(found["service"]) + spark(found["spark"])
     lines += tables(found["tables"]) if "tables" in found else []
     lines += jvm(found["jvm"]) if "jvm" in found else []
@@ -122,6 +125,19 @@ def environment(f: Any) -> list[str]:
     lines += [f"| plain Python, the same packages | {s['plain']} | |", f"| trusted | {s['trusted']} | |"]
     lines += [f"| added | {f['added_s']} | at most 1.5 |", f"| trusted, the first time | {s['first']} | |"]
     return [*lines, f"| trusted, without `--venv`, `pass` | {s['usual packages']} | |", ""]
+
+
+def views(f: Any) -> list[str]:
+    how = f"Files of {f['bytes_each'] >> 20} MiB on disk, each read once by a mount that has read nothing yet; writes into a job's scratch "
+    how += f"memory. MB/s, medians; {f['gocryptfs']}. Asked: faster than gocryptfs."
+    sides = list(f["mb_per_s"])
+    lines = ["## Views", "", how, "", f"| | {' | '.join(sides)} | trusted / gocryptfs |", "| --- |" + " --- |" * (len(sides) + 1)]
+    for what, trusted in f["mb_per_s"]["trusted"].items():
+        other = f["mb_per_s"].get("gocryptfs", {}).get(what)
+        figures = " | ".join(str(f["mb_per_s"][side][what]) for side in sides)
+        lines.append(f"| {what} | {figures} | {round(trusted / other, 2) if other else ''} |")
+    closes = " | ".join(str(f["close_s"][side]) for side in sides)
+    return [*lines, f"| until all is safe: fsync, or sealed and committed, s | {closes} | |", "", "![views](plots/views.svg)", ""]
 
 
 def service(f: _Figures) -> list[str]:

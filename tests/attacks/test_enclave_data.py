@@ -13,7 +13,12 @@ import pytest
 from tests.conftest import stop_service
 from tests.fakes.enclave_shell import Enclave, error, make_enclave
 
-READ = ("--volume", "in=in", "--", "python", "-c", "import os; print('RAN', os.listdir('/work/in'))")
+READING = """
+import os
+for folder, _, names in os.walk('/work/in'):
+    print('RAN', [open(os.path.join(folder, name)).read() for name in sorted(names)], names)
+"""
+READ = ("--volume", "in=in", "--", "python", "-c", READING)
 WRITE = ("--volume", "out=out:sales:rw", "--")
 
 
@@ -31,7 +36,8 @@ def fresh(shell: Enclave) -> Iterator[Enclave]:
     yield shell
     shutil.rmtree(shell.folder / "in")
     (shell.folder / "kept").rename(shell.folder / "in")
-    shutil.rmtree(shell.folder / "out", ignore_errors=True)
+    for left in ("out", "moved-sub"):
+        shutil.rmtree(shell.folder / left, ignore_errors=True)
 
 
 def refused_by_name(outcome: Mapping[str, object], path: str, kind: str) -> None:
@@ -48,6 +54,11 @@ def swap(folder: Path) -> None:
     (folder / "a.csv").rename(folder / "x")
     (folder / "sub/b.csv").rename(folder / "a.csv")
     (folder / "x").rename(folder / "sub/b.csv")
+
+
+def link_in_the_middle(folder: Path) -> None:
+    (folder / "sub").rename(folder.parent / "moved-sub")
+    (folder / "sub").symlink_to("/work/in/sub")
 
 
 def link(folder: Path) -> None:
@@ -70,6 +81,7 @@ def flip(folder: Path) -> None:
         (flip, "a.csv", "altered"),
         (lambda f: (f / "a.csv").write_text("plain"), "a.csv", "truncated"),
         (link, "a.csv", "symbolic link"),
+        (link_in_the_middle, "sub/b.csv", "symbolic link"),
     ],
 )
 def test_T129_T130_tampered_input_is_refused_by_name(

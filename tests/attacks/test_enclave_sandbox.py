@@ -76,6 +76,11 @@ attempt("chmod /sealed", lambda: os.chmod("/sealed", 0o777))
 attempt("rename /sealed", lambda: os.rename("/sealed", "/other"))
 attempt("setuid", lambda: os.setuid(0))
 attempt("agent", lambda: socket.socket(socket.AF_UNIX).connect("/run/strongroom/agent.sock"))
+attempt("fuse", lambda: os.read(os.open("/dev/fuse", os.O_RDWR), 1 << 20))
+for path in ("/work/in", "/dev", "/work"):
+    attempt("umount " + path, lambda: call((166, 39)[N], ctypes.c_char_p(path.encode()), 2))
+    attempt("mount over " + path, lambda: call((165, 40)[N], b"tmpfs", ctypes.c_char_p(path.encode()), b"tmpfs", 0, 0))
+found["views"] = [line.split()[1:3] for line in open("/proc/self/mounts") if line.split()[2].startswith("fuse")]
 found["status"] = dict(line.strip("\n").split(":\t", 1) for line in open("/proc/self/status") if ":\t" in line)
 found["core"] = list(__import__("resource").getrlimit(4))
 found["environ"] = dict(os.environ)
@@ -219,13 +224,22 @@ def test_T122_the_workload_holds_no_capability(probed: dict[str, Any]) -> None:
     _denied(probed, "setuid")
     assert probed["core"] == [1, 1]  # 0 would not stop a core_pattern that is a pipe
     assert set(probed["environ"]) <= {
-        "HOME", "LANG", "LC_CTYPE", "OMP_WAIT_POLICY", "PATH", "PWD", "PYTHONDONTWRITEBYTECODE", "TMPDIR", "TZ", "SHLVL", "_",
+        "HOME", "LANG", "LC_CTYPE", "OMP_WAIT_POLICY", "PATH", "PWD", "PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "TMPDIR", "TZ", "SHLVL", "_",
     }  # fmt: skip
 
 
 def test_T123_the_host_sees_no_new_mount(probed: dict[str, Any]) -> None:
     before, after = probed["host mounts"]
     assert before == after
+
+
+def test_T197_a_view_is_the_guests_alone(probed: dict[str, Any]) -> None:
+    """The guest may mount until it has; whoever runs after it may not, and finds no device to do it with."""
+    assert probed["views"] == [["/work/in", "fuse"]]
+    assert "fuse" not in probed["host mounts"][1].replace("/fusectl", "").replace("fusectl", "")
+    _denied(probed, "fuse", 1, 2, 13, 22)
+    for name in [n for n in probed if n.startswith(("umount ", "mount over "))]:
+        _denied(probed, name, 1)
 
 
 def test_the_sandbox_program_is_ours() -> None:

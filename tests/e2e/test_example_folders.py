@@ -28,6 +28,8 @@ from tests.e2e.test_spark_real_data import (
 )
 from tests.fakes.java_support import jars
 
+from strongroom import models
+
 EXAMPLES = ROOT / "examples"
 RESOURCES = EXAMPLES / "spark-sql/examples"
 
@@ -226,3 +228,30 @@ def test_model_is_that_of_plain_spark(shell: Shell, plain: Path, tmp_path: Path,
     _assert_sealed(shell, plain, row, b'"sparkVersion"')
     shell.run("data", "open", "model", str(tmp_path / "opened"))
     assert _model(tmp_path / "opened") == _model(plain / "model")
+
+
+@pytest.mark.example
+def test_scikit_and_xgboost_alone(shell: Shell, plain: Path) -> None:
+    for package in ("xgboost", "skops"):
+        pytest.importorskip(package, reason="make e2e installs it")
+    program = EXAMPLES / "scikit-xgboost/train.py"
+    assert "strongroom run --volume model=model:health:rw -- python examples/scikit-xgboost" in program.read_text()
+    _write_health(plain / "health")
+    _seal(shell, plain / "health", "health")
+    words = ("--approve", "--unsafe-accept-simulated", "--volume", "model=model:health:rw", "--", "python")
+    said = shell.run("run", *words, str(program), "health/pima.csv", "model").stdout
+    command = [sys.executable, str(program), "health/pima.csv", "model"]
+    assert said == subprocess.run(command, cwd=plain, capture_output=True, text=True, check=True).stdout
+    scores = [float(found) for found in re.findall(r": ROC ([0-9.]+) over 768 women", said)]
+    assert len(scores) == 2
+    assert min(scores) > 0.8
+    shown = shell.run("model", "show", "model").stdout
+    assert "xgboost" in shown
+    assert "roc_auc=0.8" in shown
+    shell.run("model", "verify", "model")
+    shell.run("model", "open", "model", "opened")
+    with open(plain / "health/pima.csv") as lines:
+        rows = [[float(cell) for cell in line.split(",")[:-1]] for line in lines]
+    for folder in (shell.folder / "opened", plain / "model"):
+        assert models.load(folder / "logistic").predict(rows).sum() > 100
+    assert models.load(shell.folder / "opened/trees").get_dump() == models.load(plain / "model/trees").get_dump()

@@ -41,9 +41,9 @@ def steps(page: str) -> list[Step]:
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("page", ["cluster.md", "getting-started.md", "multi-party.md", "python.md"])
+@pytest.mark.parametrize("page", ["cluster", "deep-learning", "getting-started", "multi-party", "python"])
 def test_guide_runs_as_written(page: str, tmp_path: Path) -> None:
-    todo = steps((GUIDES / page).read_text())
+    todo = steps((GUIDES / f"{page}.md").read_text())
     assert len(todo) >= 5
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     try:

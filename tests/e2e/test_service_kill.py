@@ -152,7 +152,7 @@ def _check(shell: Shell, loads: list[_Load]) -> None:
     client = OwnerClient(shell.workspace)
     keys = {str(k["name"]): k for k in client.call("GET", "/v1/keys")["keys"]}  # type: ignore[union-attr]
     records = client.audit_records()
-    client.verify_audit()
+    client.verified_audit()
     released = sum('"action":"release-to-owner"' in str(r["record"]) for r in records)
     assert released >= sum(load.releases for load in loads)
     for load in loads:

@@ -182,8 +182,14 @@ class FakeGuest:
             "manifest": head["manifest"],
             "new_manifest": manifest,
             "versions": [1],
+            "inputs": {str(v["name"]): {"epoch": head["epoch"], "manifest": head["manifest"]} for v in self._volumes()},
         }
         return self.client("POST", "/kbs/v0/strongroom/commit", {**body, **changes})
+
+    def _volumes(self) -> list[dict[str, object]]:
+        found = self.job["volumes"]
+        assert isinstance(found, list)
+        return found
 
     def certificate(self, key: ec.EllipticCurvePrivateKey | None = None) -> Answer:
         csr = x509.new_csr(key or self.tls_key, "workload")

@@ -8,7 +8,7 @@ from strongroom.errors import DeniedError, InputError, IntegrityError, Strongroo
 from strongroom.keyagent import protocol
 from strongroom.keyagent.protocol import Operation
 
-FIELDS = {1: 0, 2: 3, 3: 2, 4: 3, 5: 3, 6: 2, 7: 2, 8: 2, 9: 2, 10: 2, 11: 2, 12: 2}
+FIELDS = {1: 0, 2: 3, 3: 2, 4: 3, 5: 3, 6: 2, 7: 2, 8: 2, 9: 2, 10: 2, 11: 2, 12: 2, 13: 2}
 
 
 @st.composite

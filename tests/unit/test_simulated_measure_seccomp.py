@@ -5,7 +5,7 @@ import struct
 
 import pytest
 
-from strongroom.attest.simulated.seccomp import _DENIED, filter_program
+from strongroom._seccomp import _DENIED, filter_program
 from strongroom.errors import InputError
 
 ALLOW, KILL, EPERM, ENOSYS = 0x7FFF0000, 0x80000000, 0x00050001, 0x00050026

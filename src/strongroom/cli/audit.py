@@ -80,7 +80,7 @@ def verify(exported: Path | None, as_json: bool) -> None:
 
     With EXPORTED, a log written by `audit export` is checked, without the trust service.
     """
-    head = verify_exported(workspace(), _read(exported)) if exported else owner().verify_audit()
+    head = verify_exported(workspace(), _read(exported)) if exported else owner().verified_audit()[0]
     value = {"records": head.seq, "chain": head.chain}
     output.data(value, as_json, [f"{head.seq} records, each as it was written; chain {head.chain[:16]}"])
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import click
@@ -12,12 +11,12 @@ import click
 from strongroom._stores import is_url
 from strongroom.cli import output
 from strongroom.cli.common import epilog, json_option, owner, settings
-from strongroom.client.petnames import Petnames
-from strongroom.errors import DeniedError, InputError
-from strongroom.storage.dataset import DatasetInfo, Head, Manifest, load_manifest, read_info, write_info
+from strongroom.cli.datasets import owned, seal_into, show_result
+from strongroom.errors import InputError
+from strongroom.storage.dataset import DatasetInfo, Head, Manifest, load_manifest, write_info
 from strongroom.storage.leftovers import Restored, restore, was_interrupted
 from strongroom.storage.places import LocalPlace, place
-from strongroom.storage.trees import TreeResult, open_tree, reseal_tree, seal_tree, verify_tree
+from strongroom.storage.trees import open_tree, reseal_tree, verify_tree
 
 if TYPE_CHECKING:
     from strongroom.client.owner import OwnerClient
@@ -28,34 +27,6 @@ __all__ = ["command"]
 @click.group("data")
 def command() -> None:
     """Data sets: folders of sealed files with a signed, versioned head."""
-
-
-def _info(folder: str, client: OwnerClient) -> DatasetInfo:
-    info = read_info(folder)
-    if info is None:
-        raise InputError(f"{folder} is not a sealed data set", hint="`strongroom data seal SOURCE TARGET --key NAME`")
-    if info.owner != client.owner:
-        whose = Petnames.load(client.workspace).name(info.owner)
-        raise DeniedError(f"{folder} belongs to owner {whose}", hint="only its owner and the jobs they allow open it")
-    return info
-
-
-def _result(verb: str, result: TreeResult, as_json: bool, **more: object) -> None:
-    head = result.head
-    value = {
-        "dataset": head.dataset,
-        "epoch": head.epoch,
-        "key": head.key,
-        "files": result.files,
-        "size_bytes": result.size_bytes,
-        "written": result.written,
-        "kept": result.kept,
-        **more,
-    }
-    kept = f" ({result.kept} already done)" if result.kept else ""
-    text = f"{verb} {result.files} files, {result.size_bytes / 1e6:.1f} MB{kept}: "
-    text += f"data set {head.dataset}, epoch {head.epoch}, key {head.key}"
-    output.data(value, as_json, [text])
 
 
 @command.command(
@@ -76,19 +47,8 @@ def seal(source: str, target: str, key_name: str, workers: int | None, as_json: 
     Run again after an interruption, it goes on where it stopped.
     """
     client = owner()
-    if "://" not in source and not Path(source).exists():
-        raise InputError(f"{source} does not exist", hint="check the path")
-    ring = client.key_ring(key_name)
-    info = read_info(target)
-    if info is None:
-        head = client.create_dataset(key_name)
-        info = DatasetInfo(dataset=head.dataset, key=key_name, owner=client.owner)
-    elif _info(target, client).key != key_name:
-        raise InputError(f"{target} is under key {info.key!r}, not {key_name!r}", hint="choose another target")
-    progress = output.ProgressLine("sealing")
-    result = seal_tree(source, target, ring, client, info=info, workers=workers, progress=progress)
-    progress.end()
-    _result("sealed", result, as_json, target=target)
+    result = seal_into(client, source, target, key_name, workers=workers)
+    show_result("sealed", result, as_json, target=target)
 
 
 @command.command("create", epilog=epilog("strongroom data create sealed/result --key results"))
@@ -116,7 +76,7 @@ def create(target: str, key_name: str, as_json: bool) -> None:
 def open_(source: str, target: str, overwrite: bool, workers: int | None, as_json: bool) -> None:
     """Open the data set SOURCE into the folder TARGET; each file appears once all of it has been verified."""
     client = owner()
-    info = _info(source, client)
+    info = owned(source, client)
     progress = output.ProgressLine("opening")
     result = open_tree(
         source,
@@ -128,7 +88,7 @@ def open_(source: str, target: str, overwrite: bool, workers: int | None, as_jso
         progress=progress,
     )
     progress.end()
-    _result("opened", result, as_json, target=target)
+    show_result("opened", result, as_json, target=target)
 
 
 @command.command("verify", epilog=epilog("strongroom data verify sealed/sales"))
@@ -137,11 +97,11 @@ def open_(source: str, target: str, overwrite: bool, workers: int | None, as_jso
 def verify(source: str, as_json: bool) -> None:
     """Check every chunk of every file against the data set's head; write nothing."""
     client = owner()
-    info = _info(source, client)
+    info = owned(source, client)
     progress = output.ProgressLine("verifying")
     result = verify_tree(source, client.key_ring(info.key), client.current(info.dataset), progress=progress)
     progress.end()
-    _result("verified", result, as_json)
+    show_result("verified", result, as_json)
 
 
 @command.command("reseal", epilog=epilog("strongroom key rotate sales", "strongroom data reseal sealed/sales"))
@@ -150,11 +110,11 @@ def verify(source: str, as_json: bool) -> None:
 def reseal(folder: str, as_json: bool) -> None:
     """Move a data set to the key's newest version."""
     client = owner()
-    info = _info(folder, client)
+    info = owned(folder, client)
     progress = output.ProgressLine("resealing")
     result = reseal_tree(folder, client.key_ring(info.key), client, dataset=info.dataset, progress=progress)
     progress.end()
-    _result("resealed", result, as_json)
+    show_result("resealed", result, as_json)
 
 
 @command.command("restore", epilog=epilog("strongroom data restore sealed/results"))
@@ -163,7 +123,7 @@ def reseal(folder: str, as_json: bool) -> None:
 def restore_data(folder: str, as_json: bool) -> None:
     """Undo a job that died while it changed a data set: back to the last commit. The next job does the same."""
     client = owner()
-    info = _info(folder, client)
+    info = owned(folder, client)
     with contextlib.ExitStack() as held:
         at = LocalPlace(held.enter_context(_as_folder(folder, client)))
         held.enter_context(at.locked())
@@ -199,7 +159,7 @@ def list_data(as_json: bool) -> None:
 def show(folder: str, as_json: bool) -> None:
     """List a data set's files, sizes and key versions from its sealed manifest."""
     client = owner()
-    info = _info(folder, client)
+    info = owned(folder, client)
     head = client.current(info.dataset)
     manifest = load_manifest(folder, head, client.key_ring(info.key))
     rows = [(e.path, e.size, e.key_version) for e in manifest.entries]
@@ -220,7 +180,7 @@ def show(folder: str, as_json: bool) -> None:
 def accept_epoch(folder: str, manifest: str | None, as_json: bool) -> None:
     """Accept a data set that you restored from a backup, on purpose; audited."""
     client = owner()
-    info = _info(folder, client)
+    info = owned(folder, client)
     found = [name for name in place(folder).names(".dataset") if len(name) == 64]
     chosen = manifest.removeprefix("sha256:") if manifest else found[0] if len(found) == 1 else ""
     if chosen not in found:

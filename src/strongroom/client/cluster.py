@@ -81,7 +81,7 @@ class Cluster:
         runtimes = Runtimes(settings.cache / "runtimes", say)
         digests, service = settings.cache / "digests", workspace.guest_socket_folder
         enclave = SimulatedEnclave(runtimes, cache=digests, service=service, identity_pem=workspace.identity_pem)
-        node, places = runtimes.node(), enclave.places(("base", "python", "guest", "env", "jdk"))
+        node, places = runtimes.node(), enclave.places(("base", "python", "guest", "env", "library", "jdk"))
         deployment = Deployment(
             places={place: (source, tree_digest(source, digests).hex()) for place, source in places.items()},
             node=(node, tree_digest(node, digests).hex()),

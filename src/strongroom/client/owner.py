@@ -108,7 +108,10 @@ class OwnerClient:
 
     def current(self, dataset: str) -> Head:
         """Return the head of a data set."""
-        return self._head(self.call("GET", f"/v1/datasets/{dataset}"))
+        head = self._head(self.call("GET", f"/v1/datasets/{dataset}"))
+        if head.dataset != dataset:
+            raise VerificationError(f"asked for the head of data set {dataset}, got that of {head.dataset}")
+        return head
 
     def commit(self, expected: Head, manifest: str, versions: Sequence[int]) -> Head:
         """Replace the head `expected` by its successor that names `manifest`."""
@@ -150,13 +153,14 @@ class OwnerClient:
             if self.seen.head is None or len(records) >= self.seen.head.seq or empty == _EMPTY_PAGES:
                 return records
 
-    def verify_audit(self) -> AuditHead:
-        """Return the log's head after checking every record against what this owner saw.
+    def verified_audit(self) -> tuple[AuditHead, list[dict[str, object]]]:
+        """Return the log's head and records after checking every record against what this owner saw.
 
         Raises:
             IntegrityError: Names the first record that does not hold.
         """
-        return verify_records(self.audit_records(), [self._identity], owner=self.owner, newest=self.seen.head)
+        records = self.audit_records()
+        return verify_records(records, [self._identity], owner=self.owner, newest=self.seen.head), records
 
     def close(self) -> None:
         """Close the connection."""

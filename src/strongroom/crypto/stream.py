@@ -270,7 +270,7 @@ class Reader(io.RawIOBase):
         self._chunks = _Chunks(secret)
         self._place = 0
         self._sealed = memoryview(bytearray())
-        self._cache = memoryview(bytearray(_AHEAD_CHUNKS * CHUNK_BYTES))
+        self._cache = memoryview(bytearray())
         self._cache_first = self._cache_end = 0  # plaintext offsets
         self.size = _body_size(raw.seek(0, os.SEEK_END) - offset)
         self._load(self.size // CHUNK_BYTES, 1)
@@ -324,6 +324,8 @@ class Reader(io.RawIOBase):
         start = first * CHUNK_BYTES
         size = min(count * CHUNK_BYTES, self.size - start)
         self._cache_first = self._cache_end = 0
+        if len(self._cache) < size:
+            self._cache = memoryview(bytearray(max(count, 1) * CHUNK_BYTES))
         self._open(first, max(1, -(-size // CHUNK_BYTES)), self._cache[:size])
         self._cache_first, self._cache_end = start, start + size
 
@@ -336,6 +338,11 @@ class Reader(io.RawIOBase):
         if _fill(self._raw, sealed) != size:
             raise refusal("truncated", "the file became shorter while it was read")
         self._chunks.open(first, _cut(sealed, SEALED_CHUNK_BYTES), _cut(plain, CHUNK_BYTES) or [plain])
+
+    def shrink(self) -> None:
+        """Give up the buffers, until the next read."""
+        self._sealed = self._cache = memoryview(bytearray())
+        self._cache_first = self._cache_end = 0
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         """Move to a plaintext offset and return it."""

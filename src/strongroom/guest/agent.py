@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
-from strongroom.errors import DeniedError, InputError, StrongroomError, UnavailableError
+from strongroom.errors import DeniedError, InputError, IntegrityError, StrongroomError, UnavailableError
 from strongroom.guest.column_keys import ColumnKeys
 from strongroom.guest.volumes import SealedVolume
 from strongroom.keyagent import protocol
@@ -23,6 +23,7 @@ __all__ = ["KeyAgent"]
 _log = logging.getLogger(__name__)
 
 _ACCEPT_AGAIN_S = 0.1
+_MAX_FAILURE = 2000
 
 _BATCH_DONE = re.compile(r"(|.*/)commits/([0-9]+)", re.DOTALL)
 
@@ -36,6 +37,7 @@ class KeyAgent:
         check_lease: Called before each answer; raises once the lease has ended.
         keys: The job's column keys.
         on_batch: Called with the volume of a streaming checkpoint when a batch is done.
+        on_failure: Told why the job has to fail, which is in `failure` from then on.
     """
 
     def __init__(
@@ -46,13 +48,16 @@ class KeyAgent:
         *,
         keys: ColumnKeys,
         on_batch: Callable[[SealedVolume], object] = lambda _volume: None,
+        on_failure: Callable[[str], object] = lambda _reason: None,
     ) -> None:
         self._volumes = dict(volumes)
         self._run_id = run_id
         self._keys = keys
         self._check_lease = check_lease
         self._on_batch = on_batch
+        self._on_failure = on_failure
         self._stopped = ""
+        self.failure: IntegrityError | None = None
         self._listener: socket.socket | None = None
 
     def start(self, path: str) -> None:
@@ -142,6 +147,9 @@ class KeyAgent:
                 self._on_batch(volume)
         elif request.operation is Operation.DELETE:
             volume.delete(path)
+        elif request.operation is Operation.FAIL:
+            self.failure = self.failure or IntegrityError(path[:_MAX_FAILURE])
+            self._on_failure(str(self.failure))
         else:
             volume.abort(path)
         return []

@@ -2,9 +2,10 @@
 
 The guest becomes unreadable to other processes of the same user (`PR_SET_DUMPABLE 0`) and leaves no core. The workload
 loses the right to signal the guest and to touch what is not its own, by Landlock where the kernel has it. Capabilities
-and system calls are taken away by the sandbox before the guest starts.
+and system calls that the guest needs to begin with, to mount views or make a network, are gone before anything is run
+that was not measured.
 
-Source: prctl(2), landlock(7); numbers from linux/landlock.h.
+Source: prctl(2), seccomp(2), mount(2), landlock(7); numbers from linux/landlock.h.
 """
 
 from __future__ import annotations
@@ -13,14 +14,30 @@ import ctypes
 import os
 import resource
 from collections.abc import Sequence
+from pathlib import Path
 
-__all__ = ["READABLE", "WRITABLE", "drop_capabilities", "harden_guest", "landlock_abi", "restrict_workload"]
+from strongroom._seccomp import filter_program
+
+__all__ = [
+    "READABLE",
+    "WRITABLE",
+    "add_terminals",
+    "harden_guest",
+    "landlock_abi",
+    "lock_down",
+    "restrict_workload",
+    "take_away",
+]
 
 _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 4, 38
 _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
 _CAPABILITY_VERSION_3 = 0x20080522
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _VERSION_FLAG, _PATH_BENEATH = 1, 1
+_SECCOMP = {"x86_64": 317, "aarch64": 277}
+_SET_MODE_FILTER, _ALL_THREADS = 1, 1
+_DETACH = 2
+_MS_NOSUID, _MS_NOEXEC = 2, 8
 _READ = 0b1101  # execute, read file, read folder
 _LIST = 0b1000  # folders may be listed anywhere; what is in them needs a rule of its own
 _FILE = (1 << 0) | (1 << 1) | (1 << 2) | (1 << 14) | (1 << 15)  # what a rule on a single file may name
@@ -31,11 +48,18 @@ READABLE = ("/usr", "/bin", "/lib", "/lib64", "/etc", "/opt", "/app", "/proc", "
 WRITABLE = ("/work", "/tmp", "/dev")  # noqa: S108  # enclave memory
 """What every workload may touch. The JVM of a Spark job may also write /sealed, where its sealed files lie."""
 
+_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)
+"""What the workload has: more than 1,024 would not do for programs that use select(2)."""
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class _Ruleset(ctypes.Structure):
     _fields_ = [("fs", ctypes.c_uint64), ("net", ctypes.c_uint64), ("scoped", ctypes.c_uint64)]
+
+
+class _Filter(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("program", ctypes.c_char_p)]
 
 
 class _PathBeneath(ctypes.Structure):
@@ -44,18 +68,42 @@ class _PathBeneath(ctypes.Structure):
 
 
 def harden_guest() -> None:
-    """Make this process unreadable to its peers; nothing it starts dumps core or gains privileges."""
+    """Make this process unreadable to its peers; nothing it starts dumps core or gains privileges.
+
+    It may open as many files as the system lets it: it holds one for each that a program has open in a view.
+    """
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     # A limit of 0 stops core files, but not a core_pattern that is a pipe to the host; 1 stops both (fs/coredump.c).
     resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
     if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl failed")
 
 
-def drop_capabilities() -> None:
-    """Give up every capability, also for what this process starts."""
+def lock_down() -> None:
+    """Give up every capability and the system calls of `_seccomp`, also for what this process starts.
+
+    Capabilities are the calling thread's: those that it starts from now on have none either. The filter holds for all.
+    """
     header, empty = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0), (ctypes.c_uint32 * 6)()
     if _libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) or _libc.capset(header, empty):
         raise OSError(ctypes.get_errno(), "capabilities cannot be dropped")
+    program = filter_program()
+    loaded = _Filter(length=len(program) // 8, program=program)
+    if _libc.syscall(_SECCOMP[os.uname().machine], _SET_MODE_FILTER, _ALL_THREADS, ctypes.byref(loaded)):
+        raise OSError(ctypes.get_errno(), "the system call filter cannot be set")
+
+
+def take_away(device: Path) -> None:
+    """Remove a device of the sandbox, for everybody."""
+    if _libc.umount2(os.fsencode(device), _DETACH):
+        raise OSError(ctypes.get_errno(), f"{device} cannot be taken away")
+
+
+def add_terminals() -> None:
+    """Mount /dev/pts: programs may make pseudo terminals, which only they see."""
+    options = b"newinstance,ptmxmode=0666,mode=620"
+    if _libc.mount(b"devpts", b"/dev/pts", b"devpts", _MS_NOSUID | _MS_NOEXEC, options):
+        raise OSError(ctypes.get_errno(), "/dev/pts cannot be mounted")
 
 
 def landlock_abi() -> int:
@@ -68,6 +116,7 @@ def restrict_workload(readable: Sequence[str], writable: Sequence[str]) -> None:
 
     Runs between fork and exec of the workload.
     """
+    resource.setrlimit(resource.RLIMIT_NOFILE, _FILES)
     abi = landlock_abi()
     if not abi:
         return

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from strongroom.errors import InputError, IntegrityError
-from strongroom.guest import confine, tunnel
+from strongroom.guest import confine, tunnel, views
 from strongroom.guest.agent import KeyAgent
 from strongroom.guest.column_keys import ColumnKey, ColumnKeys
 from strongroom.guest.document import Report
@@ -19,12 +19,13 @@ from strongroom.guest.lease import Lease
 from strongroom.guest.peers import Peers
 from strongroom.guest.session import Certified, Grant, ServiceSession
 from strongroom.guest.staging import StagedVolume
+from strongroom.guest.views import View
 from strongroom.guest.volumes import SealedVolume
 from strongroom.guest.workload import Workload
 
-__all__ = ["check_hidden", "column_keys", "make_places", "run_job"]
+__all__ = ["check_hidden", "column_keys", "make_places", "mount_views", "run_job", "sealed_folder"]
 
-SEALED_FOLDER = Path("/sealed")
+SEALED_FOLDER, WORK = Path("/sealed"), Path("/work")
 BUSY_PATIENCE_S = 10.0  # a job that writes while it runs may take hours: whoever comes second is told
 AGENT_SOCKET = "/run/strongroom/agent.sock"
 
@@ -54,6 +55,7 @@ def run_job(
         check_hidden()
     run_id = next(iter(grants.values())).run_id if grants else bytes(16)
     volumes = {str(v["name"]): _volume(v, grants, run_id, staged=staged) for v in volumes_of(document)}
+    session.inputs = {v.name: v.released for v in volumes.values()}
     report.details["run"] = run_id.hex()
 
     def renew() -> float:
@@ -67,19 +69,21 @@ def run_job(
         for sealed in sorted(volumes.values(), key=lambda v: v is checkpoint):
             sealed.commit(session, running=True)
 
-    agent = KeyAgent(volumes, run_id, lease.check, keys=column_keys(document, grants), on_batch=commit_batch)
-    network = _lead(peers, agent, document)
+    shown = mount_views(v.name for v in volumes.values() if v.mode == "ro") if staged else []
     workload = Workload(document, staged=staged)
+    keys = column_keys(document, grants)
+    agent = KeyAgent(volumes, run_id, lease.check, keys=keys, on_batch=commit_batch, on_failure=workload.stop)
+    network = _lead(peers, agent, document)
 
     def end(reason: str) -> None:
         agent.stop(reason)
         workload.stop(reason)
 
     lease.start(end)  # before the staging, which may take longer than a lease
-    plain = [StagedVolume(v, Path("/work") / v.name) for v in volumes.values()] if staged else []
-    for volume in plain:
-        volume.open_all()
-    if not staged:
+    if staged:
+        plain = _open_places(volumes, shown, workload)
+    else:
+        plain = []
         make_places(volumes)
         agent.start(AGENT_SOCKET)
 
@@ -92,6 +96,7 @@ def run_job(
         agent.stop("the job has ended")
         if network is not None:
             network.end()
+        _check_views(shown, agent)
         report.exit_code = exit_code
         if workload.stopped:
             raise InputError(workload.stopped)
@@ -108,15 +113,45 @@ def run_job(
     report.status = "completed"
 
 
+def mount_views(names: Iterable[str]) -> list[View]:
+    """Mount a view for each volume of `names`, none if the sandbox cannot have any; they are not served yet.
+
+    Needs the capability that `confine.lock_down` takes away. Afterwards the device is gone.
+    """
+    if not views.available():
+        return []
+    shown = [View(name, WORK / name) for name in names]
+    confine.take_away(views.DEVICE)
+    confine.add_terminals()
+    return shown
+
+
+def _open_places(volumes: Mapping[str, SealedVolume], shown: Sequence[View], workload: Workload) -> list[StagedVolume]:
+    for view in shown:
+        view.serve(volumes[view.name], workload.stop)
+    viewed = {view.name for view in shown}
+    plain = [StagedVolume(volume, WORK / name) for name, volume in volumes.items() if name not in viewed]
+    for volume in plain:
+        volume.open_all()
+    return plain
+
+
+def _check_views(shown: Sequence[View], agent: KeyAgent) -> None:
+    # Whatever the program made of its EIO, here or on a worker: a file that is not whole makes nothing that counts.
+    for failure in (*(view.failure for view in shown), agent.failure):
+        if failure is not None:
+            raise failure
+
+
 def _lead(peers: tuple[Certified, Door] | None, agent: KeyAgent, document: Mapping[str, object]) -> Peers | None:
     # Capabilities are this thread's: those that are started from now on have none either.
     if peers is None:
-        confine.drop_capabilities()
+        confine.lock_down()
         return None
     network = Peers(*peers, serve_agent=agent.serve, limit=_workers(document))
     network.lead()
     interface = tunnel.open_interface(network.address)
-    confine.drop_capabilities()
+    confine.lock_down()
     network.start(interface)
     return network
 
@@ -125,7 +160,7 @@ def make_places(volumes: Iterable[str]) -> None:
     """Make the folder of the agent's socket, and one for each volume, which programs name their files by."""
     os.mkdir(os.path.dirname(AGENT_SOCKET), 0o700)
     for name in volumes:
-        os.mkdir(f"/work/{name}")
+        (WORK / name).mkdir()
 
 
 def _workers(document: Mapping[str, object]) -> int:
@@ -154,7 +189,8 @@ def check_hidden() -> None:
         raise IntegrityError("the program could reach the sealed folders: not the sandbox that the job asks for")
 
 
-def _folder(name: str, *, staged: bool) -> Path:
+def sealed_folder(name: str, *, staged: bool) -> Path:
+    """Return where a volume's sealed files are, for the guest to open at any time."""
     folder = SEALED_FOLDER / name
     if not staged:
         return folder
@@ -172,7 +208,7 @@ def _volume(
     name = str(volume["name"])
     return SealedVolume(
         name=name,
-        folder=_folder(name, staged=staged),
+        folder=sealed_folder(name, staged=staged),
         mode=str(volume["mode"]),
         ring=grant.ring,
         head=head,

@@ -102,6 +102,8 @@ class ServiceSession:
         self._key = x509.new_key()
         self._tls_key = x509.new_key()
         self.lock = threading.RLock()
+        self.inputs: Mapping[str, Head] = {}
+        """What the job reads, by volume: commits say so."""
 
     def attest(self) -> str:
         """Prove what this enclave is; return the attestation result (EAR token).
@@ -213,6 +215,7 @@ class ServiceSession:
             "manifest": expected.manifest,
             "new_manifest": manifest,
             "versions": list(versions),
+            "inputs": {name: {"epoch": h.epoch, "manifest": h.manifest} for name, h in self.inputs.items()},
         }
         answer = self._connection.request("POST", "/kbs/v0/strongroom/commit", body).json()
         head = self.head(str(answer.get("signed")))

@@ -1,4 +1,7 @@
-"""Staged volumes: opened into enclave memory before the program starts, sealed again after it has ended well."""
+"""Staged volumes: opened into enclave memory before the program starts, sealed again after it has ended well.
+
+Those that a program writes to, and all of them where the sandbox has no views (views.py).
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from strongroom.crypto.header import PREFIX_BYTES
-from strongroom.crypto.stream import Reader, Writer
-from strongroom.errors import InputError, IntegrityError, UnavailableError
+from strongroom.crypto.stream import Writer
+from strongroom.errors import InputError, UnavailableError
 from strongroom.guest.volumes import SealedVolume, open_regular
-from strongroom.storage.dataset import tampered
 from strongroom.storage.leftovers import KEPT_FOLDER
 from strongroom.storage.places import TEMPORARY, LocalPlace
 
@@ -46,13 +47,12 @@ class StagedVolume:
             UnavailableError: Enclave memory is full.
         """
         self._place.mkdir(exist_ok=True)
-        for path, size in self.volume.paths():
+        for path, _ in self.volume.paths():
             target = self._place / path
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
-                self._open_one(path, target, size)
-            except FileNotFoundError as exc:
-                raise tampered("dropped", path, "the manifest lists it, the folder does not hold it") from exc
+                with self.volume.reader(path) as reader, open(target, "wb", buffering=0) as out:
+                    reader.copy_to(out.write)
             except OSError as exc:
                 raise UnavailableError(
                     f"volume {self.volume.name}: {path} does not fit into enclave memory: {exc.strerror}",
@@ -61,22 +61,6 @@ class StagedVolume:
             if self.volume.mode == "ro":
                 target.chmod(0o444)
             self._seen[path] = _identity(target)
-
-    def _open_one(self, path: str, target: Path, size: int) -> None:
-        try:
-            source = open_regular(self.volume.folder / path)
-        except InputError as exc:
-            raise tampered("swapped or rolled back", path, str(exc)) from exc
-        with source as raw, open(target, "wb", buffering=0) as out:
-            secret, _ = self.volume.open(path, raw.read(PREFIX_BYTES))
-            try:
-                reader = Reader(raw, secret)
-                if reader.size == size:
-                    reader.copy_to(out.write)
-            except IntegrityError as exc:
-                raise IntegrityError(f"{path}: {exc}", details={"path": path}) from exc
-            if reader.size != size:
-                raise tampered("truncated or extended", path, f"it holds {reader.size} bytes, expected {size}")
 
     def seal_changes(self) -> None:
         """Seal every new or changed file, and drop those that the program removed.

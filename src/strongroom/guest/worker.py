@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
 from strongroom.errors import InputError, UnavailableError
 from strongroom.guest import confine, tunnel
@@ -15,8 +16,9 @@ from strongroom.guest.door import Door
 from strongroom.guest.lease import Lease
 from strongroom.guest.peers import DRIVER, Peers
 from strongroom.guest.relay import RelayAgent
-from strongroom.guest.run import AGENT_SOCKET, make_places
+from strongroom.guest.run import AGENT_SOCKET, check_hidden, make_places, mount_views, sealed_folder
 from strongroom.guest.session import Certified, ServiceSession
+from strongroom.guest.views import AgentVolume, View
 from strongroom.guest.workload import Workload
 
 __all__ = ["run_worker", "worker_document"]
@@ -67,23 +69,43 @@ def run_worker(
     peers = Peers(identity, door, on_lost=on_lost)
     peers.join(driver)
     interface = tunnel.open_interface(peers.address)
-    confine.drop_capabilities()  # of this thread: those that are started from now on have none either
+    staged = document.get("staged") is True
+    shown = _mount(document) if staged else {}
+    confine.lock_down()
     report.details["address"] = peers.address
-    make_places(str(v["name"]) for v in volumes(document))
+    make_places(name for name in (str(v["name"]) for v in volumes(document)) if name not in shown)
     Lease(session.lock, renew, identity.ends_at).start(role.end)
     peers.start(interface)
-    RelayAgent(peers.agent).start(AGENT_SOCKET)
+    for name, (view, folder) in shown.items():
+        view.serve(AgentVolume(name, folder, peers.agent), role.end)
+    if not staged:
+        RelayAgent(peers.agent).start(AGENT_SOCKET)
     wanted, port = worker_document(document, peers.number)
     report.exit_code = 0
     _end_on_signals(role)
     while report.exit_code == 0 and _opened(tunnel.address(DRIVER), port, role):
-        role.workload = Workload(wanted, staged=False)
+        role.workload = Workload(wanted, staged=staged)
         report.exit_code = role.workload.run()
         _end_on_signals(role)
+        if staged:  # a training script runs once; the driver's may still evaluate and save
+            break
+    while report.exit_code == 0 and not role.reason:
+        left.wait(_AGAIN_S)
     if role.reason and not left.is_set():
         raise UnavailableError(role.reason)
     report.exit_code = 0 if left.is_set() else report.exit_code
     report.status = "completed"
+
+
+def _mount(document: Mapping[str, object]) -> dict[str, tuple[View, Path]]:
+    # What the program writes to other volumes is its own: the driver's alone is sealed.
+    check_hidden()
+    read = [str(v["name"]) for v in volumes(document) if v["mode"] == "ro"]
+    folders = {name: sealed_folder(name, staged=True) for name in read}
+    shown = mount_views(read)
+    if len(shown) < len(read):
+        raise UnavailableError("this machine has no /dev/fuse, without which a worker sees no volume")
+    return {view.name: (view, folders[view.name]) for view in shown}
 
 
 def _end_on_signals(role: _Role) -> None:

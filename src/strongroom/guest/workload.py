@@ -85,13 +85,24 @@ class Workload:
         self.stopped = self.stopped or reason
         _log.warning("stopping the workload reason=%s", reason)
         self._forward(signal.SIGTERM, None)
-        killer = threading.Timer(GRACE_S, self._forward, [signal.SIGKILL, None])
-        killer.daemon = True
-        killer.start()
+        for after_s, act in ((GRACE_S, self._kill), (2 * GRACE_S, self._give_up)):
+            timer = threading.Timer(after_s, act)
+            timer.daemon = True
+            timer.start()
+
+    def _kill(self) -> None:
+        self._forward(signal.SIGKILL, None)
+
+    def _give_up(self) -> None:
+        # A program that waits for what the host never answers is not even killed: the enclave ends with it.
+        if self._process is not None and self._process.returncode is None:
+            _log.error("the workload does not end, reason=%s: the enclave ends", self.stopped)
+            os._exit(1)
 
     def _forward(self, number: int, _frame: object) -> None:
         if self._process is not None and self._process.returncode is None:
-            os.kill(self._process.pid, number)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, number)
 
     def _wait(self, main: int) -> int:
         while True:

@@ -42,7 +42,7 @@ class Command:
     Attributes:
         argv: Before the program's arguments.
         environment: Whole environment.
-        runtimes: Which of base, python, guest, env, jdk the enclave must show.
+        runtimes: Which of base, python, guest, env, library, jdk the enclave must show.
         staged: Volumes are opened into enclave memory before the start and sealed after it; otherwise the workload
             reads and writes sealed files itself, through the key agent.
         worker: For a job on several machines.

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from strongroom.jobs.plan import Workload
 from strongroom.jobs.workloads.python import PythonWorkload
 from strongroom.jobs.workloads.spark import SparkWorkload
+from strongroom.jobs.workloads.torch import TorchWorkload
 
 __all__ = ["WORKLOADS"]
 
-WORKLOADS: Mapping[str, Workload] = {"python": PythonWorkload(), "spark": SparkWorkload()}
+WORKLOADS: Mapping[str, Workload] = {"python": PythonWorkload(), "spark": SparkWorkload(), "torchrun": TorchWorkload()}

@@ -6,6 +6,7 @@
 | python | /opt/python | interpreter and standard library |
 | guest | /strongroom/guest | the guest: a few Strongroom modules and `cryptography` |
 | env | /opt/env | the workload's packages, as a virtual environment |
+| library | /opt/strongroom/python | what of Strongroom a program imports: `strongroom.models` |
 | jdk | /opt/jdk | the JDK that runs Spark |
 
 They are built into a cache folder under a name that follows from their sources, so an upgrade makes a new one. Byte
@@ -40,6 +41,7 @@ _OWN_TESTS_LEFT_OUT = {"numpy", "pandas", "pyarrow"}  # 3,000 files that these p
 _GUEST_PARTS = (
     "__init__.py",
     "_encoding.py",
+    "_seccomp.py",
     "_secret.py",
     "_unix.py",
     "errors.py",
@@ -56,10 +58,12 @@ _GUEST_PARTS = (
     "attest/attesters",
 )
 _GUEST_PACKAGES = ("cryptography", "cffi", "_cffi_backend")
+_LIBRARY_PARTS = ("__init__.py", "_encoding.py", "errors.py", "models")
 _NODE_PARTS = (
-    "__init__.py", "_encoding.py", "_secret.py", "_unix.py", "errors.py", "attest/__init__.py", "attest/simulated",
-    "attest/claims.py", "attest/endorsements.py", "attest/evidence.py", "attest/markers.py", "attest/quote.py",
-    "crypto", "jobs/__init__.py", "jobs/targets/__init__.py", "jobs/targets/node.py",
+    "__init__.py", "_encoding.py", "_seccomp.py", "_secret.py", "_unix.py", "errors.py", "attest/__init__.py",
+    "attest/simulated", "attest/claims.py", "attest/endorsements.py", "attest/evidence.py",
+    "attest/markers.py", "attest/quote.py", "crypto", "jobs/__init__.py", "jobs/targets/__init__.py",
+    "jobs/targets/node.py",
 )  # fmt: skip
 """What a machine of a cluster runs: the simulated platform, outside the enclave."""
 _TOOLS = [
@@ -152,6 +156,16 @@ class Runtimes:
         here = Path(__file__).parent.parent
         stamps = [*_part_stamps(here, _GUEST_PARTS), _CONFINED_PYTHON, _installed("cryptography"), sys.version]
         return self._build("guest", stamps, lambda target: _build_guest(target, here))
+
+    def library(self) -> Path:
+        """Return the import folder of what programs use of Strongroom."""
+        here = Path(__file__).parent.parent
+
+        def build(target: Path) -> None:
+            _copy_parts(target, here, _LIBRARY_PARTS, ())
+            _compile(target, Path("/opt/strongroom/python"))
+
+        return self._build("library", [*_part_stamps(here, _LIBRARY_PARTS), sys.version], build)
 
     def node(self) -> Path:
         """Return the import folder of the program that runs workers on a machine of a cluster; not measured."""

@@ -107,12 +107,12 @@ class JobSpec:
 
     Attributes:
         name: For people; not covered by the digest.
-        workload: `python` or `spark`.
+        workload: `python`, `spark` or `torchrun`.
         program: The program's file on this machine; None if `inline` is the program.
         inline: For Python: ("-c", code) or ("-m", module).
         arguments: The program's own arguments.
         environment: Variables that the workload sees beside the fixed ones.
-        engine: Engine settings (Spark: `spark.*`).
+        engine: Engine settings (Spark: `spark.*`; torchrun: `nnodes`, `nproc-per-node`).
         main_class: For a JVM program.
         files: More measured files beside the program, by name.
         volumes: Sealed inputs and outputs.

@@ -14,15 +14,18 @@ __all__ = ["KeyAgentClient"]
 
 
 class KeyAgentClient:
-    """One connection to the key agent at a Unix socket path; not for several threads."""
+    """One connection to the key agent, at a Unix socket path or made already; not for several threads."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, at: str | socket.socket) -> None:
+        if isinstance(at, socket.socket):
+            self._sock = at
+            return
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            self._sock.connect(path)
+            self._sock.connect(at)
         except OSError as exc:
             self._sock.close()
-            raise UnavailableError(f"the key agent at {path} does not answer: {exc.strerror}") from exc
+            raise UnavailableError(f"the key agent at {at} does not answer: {exc.strerror}") from exc
 
     def call(self, operation: Operation, *fields: bytes | str | int) -> tuple[bytes, ...]:
         """Return the reply's fields; numbers become u64, text UTF-8.
@@ -49,8 +52,12 @@ class KeyAgentClient:
             parts += part
         return bytes(parts)
 
+    def close(self) -> None:
+        """Close the connection."""
+        self._sock.close()
+
     def __enter__(self) -> KeyAgentClient:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        self._sock.close()
+        self.close()

@@ -53,9 +53,10 @@ class Operation(enum.IntEnum):
     UNWRAP = 10
     KEEP = 11
     STAT = 12
+    FAIL = 13
 
 
-_FIELDS = {1: 0, 2: 3, 3: 2, 4: 3, 5: 3, 6: 2, 7: 2, 8: 2, 9: 2, 10: 2, 11: 2, 12: 2}
+_FIELDS = {1: 0, 2: 3, 3: 2, 4: 3, 5: 3, 6: 2, 7: 2, 8: 2, 9: 2, 10: 2, 11: 2, 12: 2, 13: 2}
 _STATUS: tuple[tuple[type[StrongroomError], int], ...] = (
     (DeniedError, 1),
     (IntegrityError, 2),

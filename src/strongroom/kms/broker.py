@@ -153,10 +153,14 @@ class Broker:
         manifest: str | None,
         new_manifest: str,
         versions: list[int],
+        inputs: Mapping[str, Mapping[str, object]],
         now: datetime,
         uptime_s: float,
     ) -> dict[str, object]:
         """Advance a data set's head for a guest that may write; return the new head.
+
+        The record says what the new state was made from: `inputs`, volume -> epoch and manifest, is the attested
+        guest's word for which heads it read; the rest of a volume is the job document's.
 
         Raises:
             AppraisalError, DeniedError: As for `release`, for the use `write`.
@@ -183,7 +187,13 @@ class Broker:
                     versions=versions,
                     now=now,
                 )
-                details = {"dataset": dataset, "epoch": head["epoch"], "manifest": new_manifest, "run": guest.run_id}
+                details = {
+                    "dataset": dataset,
+                    "epoch": head["epoch"],
+                    "manifest": new_manifest,
+                    "run": guest.run_id,
+                    "inputs": _inputs(guest.document, inputs, wanted.owner),
+                }
                 self._append(tx, guest, wanted, "commit", now, allowed=True, details=details)
         except Exception as refusal:  # also the unforeseen: nothing is refused without a record
             self._refuse(guest, wanted, refusal, now, action="commit")
@@ -456,6 +466,20 @@ def _volumes(document: Mapping[str, object]) -> list[dict[str, str]]:
         if any(not isinstance(volume.get(k), str) for k in needed) or volume["mode"] not in ("ro", "rw"):
             raise InputError(f"a volume of the job document has {', '.join(needed)}, mode ro or rw")
     return [{k: str(v) for k, v in volume.items()} for volume in volumes]
+
+
+def _inputs(
+    document: Mapping[str, object], read: Mapping[str, Mapping[str, object]], owner: str
+) -> list[dict[str, object]]:
+    # Of another owner's volume the log of this one has the name in the job, no more.
+    found: list[dict[str, object]] = []
+    volumes = _volumes(document)
+    if set(read) != {volume["name"] for volume in volumes}:
+        raise InputError("commit: inputs names the volumes of the job, each of them")
+    for volume in volumes:
+        own = {k: volume[k] for k in ("dataset", "key")} | {**read.get(volume["name"], {})}
+        found.append({"volume": volume["name"], **(own if volume["owner"] == owner else {})})
+    return found
 
 
 def _keys(document: Mapping[str, object]) -> list[tuple[KeyWanted, str]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import secrets
 import threading
 import time
@@ -44,6 +45,7 @@ __all__ = ["GuestAPI"]
 _log = logging.getLogger(__name__)
 
 NONCE_LIFETIME_S = 60.0
+_MANIFEST = re.compile(r"sha256:[0-9a-f]{64}")
 MAX_WAITING = 32_768
 """More than the rate limit lets begin within a nonce's life, so that strangers cannot fill it."""
 MAX_SESSIONS = 65_536
@@ -231,7 +233,7 @@ class GuestAPI:
     def commit(self, session: str, body: object, *, now: datetime) -> dict[str, object]:
         """Advance a data set's head for the guest's job."""
         guest = self.guest(session, now=now)
-        fields = _fields(body, {"dataset", "epoch", "manifest", "new_manifest", "versions"})
+        fields = _fields(body, {"dataset", "epoch", "manifest", "new_manifest", "versions", "inputs"})
         dataset, epoch, manifest = fields["dataset"], fields["epoch"], fields["manifest"]
         new_manifest, versions = fields["new_manifest"], fields["versions"]
         if not isinstance(dataset, str) or not _is_number(epoch) or not isinstance(new_manifest, str):
@@ -245,6 +247,7 @@ class GuestAPI:
             manifest=None if manifest is None else str(manifest),
             new_manifest=new_manifest,
             versions=versions,
+            inputs=_inputs(fields["inputs"]),
             now=now,
             uptime_s=self._uptime(),
         )
@@ -310,6 +313,18 @@ def _job_document(text: str) -> dict[str, object]:
     if not isinstance(document, dict) or canonical != text:
         raise InputError("the job document is not a canonical JSON object")
     return document
+
+
+def _inputs(value: object) -> dict[str, dict[str, object]]:
+    if not isinstance(value, dict) or not all(isinstance(one, dict) for one in value.values()):
+        raise InputError("commit: inputs is an object of objects")
+    for one in value.values():
+        manifest = one.get("manifest")
+        if set(one) != {"epoch", "manifest"} or not _is_number(one["epoch"]) or one["epoch"] < 0:
+            raise InputError("commit: an input has epoch and manifest")
+        if manifest is not None and (not isinstance(manifest, str) or not _MANIFEST.fullmatch(manifest)):
+            raise InputError("commit: an input's manifest is named sha256:<64 hex digits>")
+    return value
 
 
 def _is_number(value: object) -> TypeGuard[int]:

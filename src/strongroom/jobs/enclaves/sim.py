@@ -12,7 +12,7 @@ from pathlib import Path
 
 from strongroom._encoding import labelled_hash
 from strongroom.attest.simulated.measure import tree_digest
-from strongroom.attest.simulated.platform import bundle_measurement
+from strongroom.attest.simulated.platform import FUSE, bundle_measurement
 from strongroom.errors import InputError
 from strongroom.jobs.plan import Bundle, LaunchPlan
 from strongroom.jobs.runtimes import Runtimes
@@ -43,7 +43,7 @@ class SimulatedEnclave:
         """Return place inside -> folder outside for everything measured of the runtimes that a workload wants.
 
         Args:
-            wanted: Of base, python, guest, env, jdk.
+            wanted: Of base, python, guest, env, library, jdk.
             venv: The environment that the job brings along.
         """
         base = self._runtimes.base()
@@ -51,6 +51,8 @@ class SimulatedEnclave:
         places["/opt/python"] = self._runtimes.python()
         if "env" in wanted:
             places["/opt/env"] = self._runtimes.env(venv)
+        if "library" in wanted:
+            places["/opt/strongroom/python"] = self._runtimes.library()
         if "jdk" in wanted:
             if not any(places["/opt/env"].glob("lib/python3.*/site-packages/pyspark")):
                 if venv is not None:
@@ -68,6 +70,7 @@ class SimulatedEnclave:
             if isinstance(volume.location, Path) and not volume.location.is_dir():
                 raise InputError(f"volume {volume.name}: {volume.location} is not a folder")
         places, peers = self.places(plan.command.runtimes, spec.venv), plan.command.worker is not None
+        views = plan.command.staged and os.access(FUSE, os.R_OK | os.W_OK)
         name = plan.job.removeprefix("sha256:")[:16]
         if spec.venv is not None:  # two jobs may differ in it alone, and the job document does not name it
             name += f"-{labelled_hash('strongroom-bundle-v1', [str(places['/opt/env']).encode()]).hex()[:8]}"
@@ -85,14 +88,16 @@ class SimulatedEnclave:
             "service": str(self._service),
             "network": spec.sandbox.network,
             "scratch_mb": spec.sandbox.scratch_mb,
+            "views": views,
             "listen": "127.0.0.1:0" if peers else "",
         }
         _write(target / "bundle.json", json.dumps(bundle, indent=1))
         _write(target / "job.json", json.dumps(dict(plan.document), indent=1, ensure_ascii=False))
 
         def measure() -> str:
-            measured = bundle_measurement(places, network=spec.sandbox.network, cache=self._cache, peers=peers)
-            measurement = measured.hex()
+            measurement = bundle_measurement(
+                places, network=spec.sandbox.network, cache=self._cache, peers=peers, views=views
+            ).hex()
             digests = {place: tree_digest(source, self._cache).hex() for place, source in places.items()}
             reference = {"job": plan.job, "measurement": measurement, "simulated": True, "places": digests}
             _write(target / "reference.json", json.dumps(reference, indent=1))

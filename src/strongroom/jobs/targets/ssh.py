@@ -198,13 +198,14 @@ class SshHost:
         folder = worker_bundle(bundle.folder, driver, number, f"{self.facts()['own']}:0")
         name = uuid.uuid4().hex
         job, trust = f"{self.root}/{self._jobs()}/{name}", f"{self.root}/trust/{name[:12]}"
-        code = json.loads((folder / "bundle.json").read_bytes())["code"]
+        found = json.loads((folder / "bundle.json").read_bytes())
+        code, places = found["code"], self.deployment.places
         (folder / "code").mkdir()
         for name, path in code.items():
             shutil.copyfile(path, folder / "code" / name)
         edit_json(
             folder / "bundle.json",
-            runtimes={place: self._part(digest, source) for place, (source, digest) in self.deployment.places.items()},
+            runtimes={place: self._part(places[place][1], places[place][0]) for place in found["runtimes"]},
             code={name: f"{job}/code/{name}" for name in code},
             service=trust,
         )

@@ -1,7 +1,7 @@
 """Workload `python`: a Python program with the packages of the environment it is submitted from.
 
-Volumes are staged: opened into /work/<name> before the program starts, and, where writable, sealed after it ended
-well. The program needs no change and sees plain folders.
+The program needs no change and sees volumes as plain folders, /work/<name>: those it only reads as views that are
+opened as it reads, those it writes to opened into enclave memory before it starts and sealed after it ended well.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from strongroom.errors import InputError
 from strongroom.jobs.plan import Command
 from strongroom.jobs.spec import JobSpec
 
-__all__ = ["PythonWorkload"]
+__all__ = ["FIXED_ENVIRONMENT", "LIBRARY", "LOADERS", "RUNTIMES", "PythonWorkload", "check_environment"]
 
 FIXED_ENVIRONMENT = {
     "HOME": "/work",
@@ -21,6 +21,9 @@ FIXED_ENVIRONMENT = {
     "TMPDIR": "/tmp",  # enclave memory
     "TZ": "UTC",
 }
+
+LIBRARY = {"PYTHONPATH": "/opt/strongroom/python"}
+RUNTIMES = ("base", "python", "guest", "env", "library")
 
 LOADERS = {"LD_AUDIT", "LD_LIBRARY_PATH", "LD_PRELOAD", "PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP"}
 """Variables that make a program load what was not measured."""
@@ -35,16 +38,21 @@ class PythonWorkload:
             raise InputError("workload python runs on one machine: take target cluster out")
         if spec.engine:
             raise InputError(f"workload python has no engine settings, got {sorted(spec.engine)}")
-        refused = sorted(set(spec.environment) & LOADERS)
-        if refused:
-            raise InputError(
-                f"environment variable {refused[0]} would load unmeasured code", hint="put the files beside the program"
-            )
+        check_environment(spec)
         return Command(
             argv=("/opt/env/bin/python3", *(spec.inline or (f"/app/{_program(spec)}",))),
-            environment={**FIXED_ENVIRONMENT, **spec.environment},
-            runtimes=("base", "python", "guest", "env"),
+            environment={**FIXED_ENVIRONMENT, **LIBRARY, **spec.environment},
+            runtimes=RUNTIMES,
             staged=True,
+        )
+
+
+def check_environment(spec: JobSpec) -> None:
+    """Refuse variables that would load code past what is measured."""
+    refused = sorted(set(spec.environment) & LOADERS)
+    if refused:
+        raise InputError(
+            f"environment variable {refused[0]} would load unmeasured code", hint="put the files beside the program"
         )
 
 

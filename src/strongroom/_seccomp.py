@@ -1,4 +1,4 @@
-"""The sandbox's system call filter, as classic BPF for `bwrap --seccomp`.
+"""The sandbox's system call filter, as classic BPF; the guest sets it, the platform measures it.
 
 Refused with EPERM: mounting, new namespaces, tracing and reading other processes, kernel keys and modules, BPF,
 io_uring, and whatever else an unprivileged workload has no need of. `clone3` answers ENOSYS, so that libc falls back

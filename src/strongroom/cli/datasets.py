@@ -1,0 +1,66 @@
+"""What commands about whole data sets share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from strongroom.cli import output
+from strongroom.client.petnames import Petnames
+from strongroom.errors import DeniedError, InputError
+from strongroom.storage.dataset import DatasetInfo, read_info
+from strongroom.storage.trees import TreeResult, seal_tree
+
+if TYPE_CHECKING:
+    from strongroom.client.owner import OwnerClient
+
+__all__ = ["owned", "seal_into", "show_result"]
+
+
+def owned(folder: str, client: OwnerClient) -> DatasetInfo:
+    """Return the claims of the data set in `folder`, which must be this owner's."""
+    info = read_info(folder)
+    if info is None:
+        raise InputError(f"{folder} is not a sealed data set", hint="`strongroom data seal SOURCE TARGET --key NAME`")
+    if info.owner != client.owner:
+        whose = Petnames.load(client.workspace).name(info.owner)
+        raise DeniedError(f"{folder} belongs to owner {whose}", hint="only its owner and the jobs they allow open it")
+    return info
+
+
+def show_result(verb: str, result: TreeResult, as_json: bool, **more: object) -> None:
+    """Print what was done with a whole data set."""
+    head = result.head
+    value = {
+        "dataset": head.dataset,
+        "epoch": head.epoch,
+        "key": head.key,
+        "files": result.files,
+        "size_bytes": result.size_bytes,
+        "written": result.written,
+        "kept": result.kept,
+        **more,
+    }
+    kept = f" ({result.kept} already done)" if result.kept else ""
+    text = f"{verb} {result.files} files, {result.size_bytes / 1e6:.1f} MB{kept}: "
+    text += f"data set {head.dataset}, epoch {head.epoch}, key {head.key}"
+    output.data(value, as_json, [text])
+
+
+def seal_into(
+    client: OwnerClient, source: str, target: str, key_name: str, *, workers: int | None = None
+) -> TreeResult:
+    """Seal every file of `source` into the data set `target`, which is made if it is none."""
+    if "://" not in source and not Path(source).exists():
+        raise InputError(f"{source} does not exist", hint="check the path")
+    ring = client.key_ring(key_name)
+    info = read_info(target)
+    if info is None:
+        head = client.create_dataset(key_name)
+        info = DatasetInfo(dataset=head.dataset, key=key_name, owner=client.owner)
+    elif owned(target, client).key != key_name:
+        raise InputError(f"{target} is under key {info.key!r}, not {key_name!r}", hint="choose another target")
+    progress = output.ProgressLine("sealing")
+    result = seal_tree(source, target, ring, client, info=info, workers=workers, progress=progress)
+    progress.end()
+    return result

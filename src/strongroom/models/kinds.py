@@ -1,0 +1,244 @@
+"""Kinds of model: how each is told, saved and loaded, by its own library and in a format that runs no code.
+
+A pickle is a program that `load` runs. It is a kind of its own that both sides must ask for.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+from strongroom.errors import InputError
+
+__all__ = ["KINDS", "Kind", "kind_of"]
+
+
+class Kind(Protocol):
+    """One format.
+
+    Attributes:
+        name: In the record.
+        file: What its file is called.
+        packages: Whose versions the record names, the first of which a model of this kind comes from.
+    """
+
+    name: str
+    file: str
+    packages: tuple[str, ...]
+
+    def takes(self, model: object) -> bool:
+        """Return whether `model` is of this kind."""
+        ...
+
+    def save(self, model: Any, path: Path) -> None:
+        """Write `model` to `path`."""
+        ...
+
+    def load(self, path: Path, *, into: Any, trusted: Sequence[str]) -> Any:
+        """Return the model in `path`, or `into` with its weights."""
+        ...
+
+
+class SafeTensors:
+    """State of a PyTorch module, or a dictionary of PyTorch tensors or NumPy arrays."""
+
+    name = "safetensors"
+    file = "model.safetensors"
+    packages: tuple[str, ...] = ("torch", "safetensors")
+
+    def takes(self, model: object) -> bool:
+        if isinstance(model, dict):
+            return bool(model) and all(_is_of(v, "torch") or _is_of(v, "numpy") for v in model.values())
+        return _is_of(model, "torch") and hasattr(model, "state_dict")
+
+    def save(self, model: Any, path: Path) -> None:
+        if not isinstance(model, dict):
+            _need("safetensors.torch", "safetensors").save_model(model, path)  # knows weights that are shared
+        elif all(_is_of(value, "numpy") for value in model.values()):
+            _need("safetensors.numpy", "safetensors").save_file(model, path)
+        else:
+            _need("safetensors.torch", "safetensors").save_file({k: v.contiguous() for k, v in model.items()}, path)
+
+    def load(self, path: Path, *, into: Any, trusted: Sequence[str]) -> Any:
+        _none_trusted(self.name, trusted)
+        try:
+            torch = _need("safetensors.torch", "safetensors")
+        except InputError:  # no torch here
+            if into is not None:
+                raise
+            return _need("safetensors.numpy", "safetensors").load_file(path)
+        if into is None:
+            return torch.load_file(path)
+        torch.load_model(into, path)
+        return into
+
+
+class Keras:
+    """A Keras model, with its layers; `safe_mode` refuses those that hold code."""
+
+    name = "keras"
+    file = "model.keras"
+    packages: tuple[str, ...] = ("keras",)
+
+    def takes(self, model: object) -> bool:
+        return _is_of(model, "keras")
+
+    def save(self, model: Any, path: Path) -> None:
+        model.save(path)
+
+    def load(self, path: Path, *, into: Any, trusted: Sequence[str]) -> Any:
+        _none_trusted(self.name, trusted)
+        found = _need("keras.saving", "keras").load_model(path, safe_mode=True)
+        if into is None:
+            return found
+        into.set_weights(found.get_weights())
+        return into
+
+
+class Onnx:
+    """An ONNX graph."""
+
+    name = "onnx"
+    file = "model.onnx"
+    packages: tuple[str, ...] = ("onnx",)
+
+    def takes(self, model: object) -> bool:
+        return _is_of(model, "onnx")
+
+    def save(self, model: Any, path: Path) -> None:
+        path.write_bytes(model.SerializeToString())
+
+    def load(self, path: Path, *, into: Any, trusted: Sequence[str]) -> Any:
+        _none_trusted(self.name, trusted)
+        _nothing_into(self.name, into)
+        return _need("onnx", "onnx").load_model(path, load_external_data=False)
+
+
+class XGBoost:
+    """An XGBoost booster, or the estimator around one; loaded as a booster unless `into` is given."""
+
+    name = "xgboost"
+    file = "model.ubj"
+    packages: tuple[str, ...] = ("xgboost",)
+
+    def takes(self, model: object) -> bool:
+        return _is_of(model, "xgboost")
+
+    def save(self, model: Any, path: Path) -> None:
+        model.save_model(path)
+
+    def load(self, path: Path, *, into: Any, trusted: Sequence[str]) -> Any:
+        _none_trusted(self.name, trusted)
+        model = _need("xgboost", "xgboost").Booster() if into is None else into
+        model.load_model(path)
+        return model
+
+
+class LightGBM:
+    """A LightGBM booster, or the one of an estimator."""
+
+    name = "lightgbm"
+    file = "model.txt"
+    packages: tuple[str, ...] = ("lightgbm",)
+
+    def takes(self, model: object) -> bool:
+        return _is_of(model, "lightgbm")
+
+    def save(self, model: Any, path: Path) -> None:
+        getattr(model, "booster_", model).save_model(path)
+
+    def load(self, path: Path, *, into: Any, trusted: Sequence[str]) -> Any:
+        _none_trusted(self.name, trusted)
+        _nothing_into(self.name, into)
+        return _need("lightgbm", "lightgbm").Booster(model_file=path)
+
+
+class Skops:
+    """A scikit-learn estimator; what skops does not know to be safe (trees, for one) must be named in `trusted`."""
+
+    name = "skops"
+    file = "model.skops"
+    packages: tuple[str, ...] = ("sklearn", "skops")
+
+    def takes(self, model: object) -> bool:
+        return _is_of(model, "sklearn")
+
+    def save(self, model: Any, path: Path) -> None:
+        _need("skops.io", "skops").dump(model, path)
+
+    def load(self, path: Path, *, into: Any, trusted: Sequence[str]) -> Any:
+        _nothing_into(self.name, into)
+        skops = _need("skops.io", "skops")
+        unknown = sorted(set(skops.get_untrusted_types(file=path)) - set(trusted))
+        if unknown:
+            raise InputError(
+                f"the model holds {', '.join(unknown)}, which is not known to be safe to load",
+                hint=f"if you know it: models.load(..., trusted={unknown!r})",
+            )
+        return skops.load(path, trusted=list(trusted))
+
+
+class Pickle:
+    """Any Python object. Loading it runs whatever its maker wrote into it."""
+
+    name = "pickle"
+    file = "model.pkl"
+    packages: tuple[str, ...] = ()
+
+    def takes(self, model: object) -> bool:  # never by itself
+        return False
+
+    def save(self, model: Any, path: Path) -> None:
+        with path.open("wb") as file:
+            pickle.dump(model, file)
+
+    def load(self, path: Path, *, into: Any, trusted: Sequence[str]) -> Any:
+        _none_trusted(self.name, trusted)
+        _nothing_into(self.name, into)
+        with path.open("rb") as file:
+            return pickle.load(file)  # noqa: S301  # saving.load asked
+
+
+_ALL: tuple[Kind, ...] = (Keras(), Onnx(), XGBoost(), LightGBM(), Skops(), SafeTensors(), Pickle())
+KINDS = {kind.name: kind for kind in _ALL}
+"""By name. Before a kind come those whose classes may derive from its own: XGBoost's from scikit-learn's."""
+
+
+def kind_of(model: object) -> Kind:
+    """Return the kind that takes `model`.
+
+    Raises:
+        InputError: None does.
+    """
+    for kind in KINDS.values():
+        if kind.takes(model):
+            return kind
+    raise InputError(
+        f"there is no safe format for a {type(model).__module__}.{type(model).__qualname__}",
+        hint='save its tensors or arrays, or say kind="pickle", unsafe_pickle=True: whoever loads it runs its code',
+    )
+
+
+def _is_of(value: object, package: str) -> bool:
+    # By the names of its classes, so that nothing is imported that the program does not use.
+    return any(cls.__module__.split(".")[0] == package for cls in type(value).__mro__)
+
+
+def _need(module: str, package: str) -> Any:
+    try:
+        return import_module(module)
+    except ImportError as exc:
+        raise InputError(f"{exc.name or package} is not installed here", hint=f"pip install {package}") from exc
+
+
+def _none_trusted(name: str, trusted: Sequence[str]) -> None:
+    if trusted:
+        raise InputError(f"a {name} model holds no types to be trusted", hint="take `trusted` out")
+
+
+def _nothing_into(name: str, into: object) -> None:
+    if into is not None:
+        raise InputError(f"a {name} model is not loaded into another", hint="take `into` out")

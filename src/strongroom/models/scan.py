@@ -1,0 +1,115 @@
+"""Files that run code when they are loaded as a model, told by what is in them and not by what they are called.
+
+A list of what is refused: pickles of any protocol, alone or in an archive, arrays of Python objects, what is packed so
+that it cannot be looked into, and formats whose loaders run code that they hold.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickletools
+import re
+import struct
+import zipfile
+from typing import IO
+
+__all__ = ["code_in"]
+
+_SUFFIXES = {".pkl", ".pickle", ".p", ".joblib", ".pt", ".pth", ".dill"}
+_NUMPY = b"\x93NUMPY"
+_HEAD = 1 << 16
+_MAX_OPCODES = 100_000
+_PACKED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\x04\x22\x4d\x18": "lz4",
+    b"\x5d\0\0": "lzma",
+}
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+_CALLS = {"BUILD", "INST", "NEWOBJ", "NEWOBJ_EX", "OBJ", "REDUCE"}
+
+
+def code_in(file: IO[bytes], name: str) -> str:
+    """Return what in `file`, called `name`, would run when it is loaded; "" if nothing known does."""
+    found = _in_stream(file)
+    suffix = os.path.splitext(name)[1].lower()
+    if not found and suffix in _SUFFIXES and file.seek(0, os.SEEK_END):
+        return f"a {suffix} file, which is a pickle as a rule"
+    return found
+
+
+def _in_stream(file: IO[bytes]) -> str:
+    head = file.read(_HEAD)
+    if head.startswith(b"PK\x03\x04"):
+        return _in_archive(file)
+    found = _in_head(head)
+    if not found and _calls(file):
+        return "a pickle that calls something"
+    return found
+
+
+def _in_head(head: bytes) -> str:
+    if len(head) > 1 and head[0] == 0x80 and 2 <= head[1] <= 5:
+        return f"a pickle of protocol {head[1]}"
+    if head.startswith(_NUMPY) and _holds_objects(head):
+        return "a NumPy array of Python objects, which is a pickle"
+    packed = next((kind for magic, kind in _PACKED.items() if head.startswith(magic)), "")
+    if not packed and len(head) > 1 and head[0] == 0x78 and int.from_bytes(head[:2]) % 31 == 0:
+        packed = "zlib"
+    if packed:
+        return f"packed by {packed}, so that it cannot be looked into"
+    if head[257:262] == b"ustar":
+        return "a tar archive, as PyTorch once wrote them"
+    return "an HDF5 file, whose Keras layers may hold code" if head.startswith(_HDF5) else ""
+
+
+def _holds_objects(head: bytes) -> bool:
+    # NumPy's header is a Python literal; whatever is not plainly a number's type counts as objects.
+    size = struct.unpack_from("<H" if head[6:7] == b"\x01" else "<I", head.ljust(12, b"\0"), 8)[0]
+    start = 10 if head[6:7] == b"\x01" else 12
+    header = head[start : start + size].decode("latin-1")
+    found = re.search(r"""['"]descr['"]\s*:\s*['"]([^'"]*)['"]""", header)
+    return len(header) < size or found is None or re.fullmatch(r"[<>|=]?[biufcSUmM?]\d*(\[\w+\])?", found[1]) is None
+
+
+def _calls(file: IO[bytes]) -> bool:
+    """Return whether `file` reads as a pickle that comes to call something, of a protocol without a mark of its own."""
+    file.seek(0)
+    depth, marks = 0, list[int]()
+    try:
+        for number, (opcode, _, _) in enumerate(pickletools.genops(file)):
+            before, after = list(opcode.stack_before), list(opcode.stack_after)
+            if pickletools.markobject in before or opcode.name == "POP_MARK":
+                depth = marks.pop()
+                before = before[: before.index(pickletools.markobject)] if pickletools.markobject in before else []
+            depth -= len(before)
+            if depth < 0 or number > _MAX_OPCODES:
+                return number > _MAX_OPCODES
+            if opcode.name in _CALLS:
+                return True
+            if opcode.name == "MARK":
+                marks.append(depth)
+                continue
+            depth += len(after)
+    except (ValueError, IndexError, EOFError, UnicodeError):
+        return False
+    return False
+
+
+def _in_archive(file: IO[bytes]) -> str:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            for info in archive.infolist():
+                if info.filename.lower().endswith((".pkl", ".pickle")):
+                    return f"an archive with the pickle {info.filename}"
+                with archive.open(info) as member:
+                    head = member.read(_HEAD)
+                found = _in_head(head) or ("a pickle that calls something" if _calls(io.BytesIO(head)) else "")
+                if found and not found.startswith("an HDF5"):  # .keras holds its weights so, beside the layers
+                    return f"an archive with {info.filename}: {found}"
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError):
+        return "an archive that cannot be looked into"
+    return ""

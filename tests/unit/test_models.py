@@ -1,0 +1,178 @@
+"""Models: safe formats by themselves, code only when asked for."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import lzma
+import math
+import pickle
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from strongroom import models
+from strongroom.errors import InputError
+from strongroom.models.kinds import kind_of
+from strongroom.models.scan import code_in
+
+ARRAYS = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.zeros(3)}
+
+
+class Evil:
+    """Runs when it is loaded."""
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return (Path.touch, (Path("/tmp/strongroom-evil"),))  # type: ignore[return-value]
+
+
+def test_arrays_come_back_with_their_record(tmp_path: Path) -> None:
+    saved = models.save(ARRAYS, tmp_path / "m", parameters={"epochs": 2, "lr": 0.1}, metrics={"accuracy": 0.97})
+    assert sorted(p.name for p in (tmp_path / "m").iterdir()) == ["model.json", "model.safetensors"]
+    loaded = models.load(tmp_path / "m")
+    assert {name: np.asarray(value).tolist() for name, value in loaded.items()} == {
+        name: value.tolist() for name, value in ARRAYS.items()
+    }
+    record = json.loads((tmp_path / "m/model.json").read_text())
+    assert record["parameters"] == {"epochs": 2, "lr": 0.1}
+    assert record["metrics"] == {"accuracy": 0.97}
+    assert set(record["made_with"]) >= {"python", "safetensors"}
+    assert models.ModelRecord.decode(saved.encode()) == saved
+
+
+def test_saving_again_replaces(tmp_path: Path) -> None:
+    models.save(ARRAYS, tmp_path)
+    models.save({"only": np.ones(1)}, tmp_path)
+    assert list(models.load(tmp_path)) == ["only"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("value", [math.nan, np.float32(1), object(), b"x"])
+def test_a_record_holds_json_only(tmp_path: Path, value: object) -> None:
+    with pytest.raises(InputError, match="no JSON value"):
+        models.save(ARRAYS, tmp_path, metrics={"loss": value})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("model", [Evil(), {"a": Evil()}, {}, [1, 2], {"a": 1}])
+def test_objects_without_a_safe_format_are_refused(tmp_path: Path, model: object) -> None:
+    with pytest.raises(InputError, match="no safe format") as caught:
+        models.save(model, tmp_path)
+    assert "unsafe_pickle" in caught.value.hint
+
+
+def test_T200_a_pickle_is_neither_saved_nor_loaded_unasked(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="runs code"):
+        models.save([1], tmp_path, kind="pickle")
+    models.save([1], tmp_path, kind="pickle", unsafe_pickle=True)
+    (tmp_path / "model.pkl").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(InputError, match="runs code"):
+        models.load(tmp_path)
+    assert not Path("/tmp/strongroom-evil").exists()
+    (tmp_path / "model.pkl").write_bytes(pickle.dumps([2]))
+    assert models.load(tmp_path, unsafe_pickle=True) == [2]
+
+
+GOOD = {"format": 1, "kind": "safetensors", "file": "x", "parameters": {}, "metrics": {}, "made_with": {}}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        *(json.dumps({**GOOD, **change}) for change in ({"format": 2}, {"file": "../x"}, {"parameters": []})),
+        *(json.dumps({**GOOD, "kind": kind}) for kind in ("magic", 1)),
+    ],
+)
+def test_records_that_are_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "model.json").write_text(text)
+    with pytest.raises(InputError):
+        models.load(tmp_path)
+
+
+def test_T200_a_record_does_not_choose_the_file(tmp_path: Path) -> None:
+    """Keras decides by the suffix whether its safe mode holds."""
+    models.save(ARRAYS, tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "weights.h5")
+    text = (tmp_path / "model.json").read_text().replace("model.safetensors", "weights.h5")
+    (tmp_path / "model.json").write_text(text)
+    with pytest.raises(InputError, match=r"lies in model\.safetensors, got 'weights\.h5'"):
+        models.load(tmp_path)
+
+
+def test_a_folder_without_a_model(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no model"):
+        models.load(tmp_path)
+
+
+def test_kinds_are_told_by_their_classes_without_an_import() -> None:
+    for name in ("xgboost", "lightgbm", "onnx", "keras"):
+        assert kind_of(type("Model", (), {"__module__": f"{name}.inner"})()).name == name
+    estimator = type("Base", (), {"__module__": "sklearn.base"})
+    assert kind_of(estimator()).name == "skops"
+    assert kind_of(type("XGB", (estimator,), {"__module__": "xgboost.sklearn"})()).name == "xgboost"
+    net = type("Module", (), {"__module__": "torch.nn.modules.module", "state_dict": lambda _self: {}})
+    assert kind_of(type("Mine", (net,), {"__module__": "__main__"})()).name == "safetensors"
+    assert kind_of(type("Keras", (net,), {"__module__": "keras.src.models"})()).name == "keras"
+
+
+def archive(name: str, raw: bytes) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as file:
+        file.writestr(name, raw)
+    return out.getvalue()
+
+
+def array(value: object) -> bytes:
+    out = io.BytesIO()
+    np.save(out, np.array(value, dtype=object if value is None else None), allow_pickle=True)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "said"),
+    [
+        ("m.bin", pickle.dumps([1], 2), "pickle of protocol 2"),
+        ("m.safetensors", pickle.dumps([1], 5), "pickle of protocol 5"),
+        ("m.pt", archive("archive/data.pkl", b""), "archive with the pickle"),
+        ("harmless.zip", archive("a/b.PKL.pickle", b""), "archive with the pickle"),
+        ("m.npy", array(None), "Python objects"),
+        ("m.npz", archive("a.npy", array(None)), "Python objects"),
+        ("m.zip", archive("x", b"y")[:-10], "cannot be looked into"),
+        ("m.pkl", b"(lp0\n.", ".pkl file"),
+        ("m.joblib", b"x\x9c", "packed by zlib"),
+        ("pytorch_model.bin", pickle.dumps(Evil(), 0), "calls something"),
+        ("weights.npy", pickle.dumps(Evil(), 1), "calls something"),
+        ("m.bin", b"N0" + pickle.dumps(Evil(), 0), "calls something"),
+        ("model.pkl.gz", gzip.compress(pickle.dumps([1])), "packed by gzip"),
+        ("model.z", zlib.compress(pickle.dumps([1])), "packed by zlib"),
+        ("model.xz", lzma.compress(b"x"), "packed by xz"),
+        ("m.npy", array(None).replace(b"'|O'", b'"|O"'), "Python objects"),
+        ("m.npy", array(None).replace(b"'|O'", b"'O8'"), "Python objects"),
+        ("m.npy", array(None).replace(b"'|O'", b"[('a','O')]"), "Python objects"),
+        ("m.npz", archive("a.npy", array(None).replace(b"'|O'", b"'object'")), "Python objects"),
+        ("a.zip", archive("archive/DATA.PKL", b""), "archive with the pickle"),
+        ("a.zip", archive("innocent", pickle.dumps(Evil(), 0)), "calls something"),
+        ("old.bin", b"\0" * 257 + b"ustar", "a tar archive"),
+        ("w.h5", b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+        ("m.keras", archive("model.weights.h5", b"\x89HDF\r\n\x1a\n"), ""),
+        ("README.md", b"# Read me: the model\n", ""),
+        ("config.txt", b"config\nfoo\nbar: R.\n", ""),
+        ("model.txt", b"tree\nversion=v4\nnum_class=1\n", ""),
+        ("m.json", b"{}", ""),
+        ("m.npy", array([1.0, 2.0]), ""),
+        ("m.keras", archive("config.json", b"{}"), ""),
+        ("m.safetensors", b"\x08\0\0\0\0\0\0\0{}      ", ""),
+        ("empty.pt", b"", ""),
+    ],
+)
+def test_T200_files_that_run_code_are_told_by_content(name: str, raw: bytes, said: str) -> None:
+    found = code_in(io.BytesIO(raw), name)
+    assert said in found if said else found == ""
