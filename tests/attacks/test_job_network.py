@@ -380,3 +380,26 @@ def test_connections_are_forgotten_and_noted_at_the_same_time() -> None:
         ended.set()
         thread.join()
     assert not failed
+
+
+def test_workers_that_call_each_other_at_once_stay_connected(
+    ca: WorkloadCA, driver: tuple[str, list[int]], interfaces: _Interfaces
+) -> None:
+    """Each calls, and calls back who called it: were both made, the second would end the first, and so on for ever."""
+    first, second = _join(ca, driver[0]), _join(ca, driver[0])
+    _exchange(interfaces, 2, 3, b"x")
+    _exchange(interfaces, 3, 2, b"x")
+    for _ in range(5):
+        for one, other in ((first, 3), (second, 2)):
+            one._lose(other)
+        pairs = ((first, 3, second), (second, 2, first))
+        calls = [threading.Thread(target=p._call_again, args=(n, q._at)) for p, n, q in pairs]
+        for call in calls:
+            call.start()
+        _eventually(lambda: _arrives(interfaces, 2, 3, b"a" * 50) and _arrives(interfaces, 3, 2, b"b" * 50))
+        time.sleep(1.5)  # longer than the pause before another call
+        links = first._peers[3].link, second._peers[2].link
+        time.sleep(1)
+        assert (first._peers[3].link, second._peers[2].link) == links
+        for call in calls:
+            call.join(5)

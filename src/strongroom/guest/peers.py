@@ -18,7 +18,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from strongroom._encoding import parse_json
 from strongroom.crypto import tls, x509
@@ -109,6 +109,7 @@ class _Peer:
     at: str
     link: _Link | None = None
     inbound: ssl.SSLSocket | None = None
+    calling: threading.Lock = field(default_factory=threading.Lock)
 
 
 class Peers:
@@ -272,8 +273,13 @@ class Peers:
         peer = self._peers.get(number)
         if peer is None:
             return False
-        if peer.link is not None:
-            return True
+        # One call at a time: the other end takes a second one for the newer, hangs up the first, and has none left when
+        # the second is given up. Both ends would then begin again, for ever.
+        with peer.calling:
+            return peer.link is not None or self._call_packets(peer)
+
+    def _call_packets(self, peer: _Peer) -> bool:
+        number = peer.number
         hello: dict[str, object] = {
             "kind": "packets", "run": self._run, "number": self._own, "to": number, "at": self._at
         }  # fmt: skip
