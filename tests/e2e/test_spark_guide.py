@@ -10,4 +10,4 @@ from tests.e2e.test_guides import test_guide_runs_as_written as run_guide
 
 @pytest.mark.e2e
 def test_spark_guide_runs_as_written(tmp_path: Path) -> None:
-    run_guide("spark.md", tmp_path)
+    run_guide("spark", tmp_path)
