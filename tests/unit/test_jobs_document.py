@@ -56,6 +56,7 @@ COVERED: dict[str, Callable[[JobSpec], JobSpec]] = {
     "scratch": lambda s: replace(s, sandbox=Sandbox(scratch_mb=1)),
     "runtime": lambda s: replace(s, limits=Limits(max_runtime_s=1)),
     "publish on failure": lambda s: replace(s, publish_on_failure=True),
+    "checkpoints": lambda s: replace(s, checkpoint_s=60),
     "volume name": lambda s: _volume(s, name="jn"),
     "volume data set": lambda s: _volume(s, dataset="b" * 32),
     "volume key": lambda s: _volume(s, key="other"),

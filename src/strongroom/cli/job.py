@@ -64,6 +64,13 @@ _OPTIONS = (
         "--max-runtime", type=int, default=86_400, show_default=True, help="Seconds after which the program is stopped."
     ),
     click.option("--publish-on-failure", is_flag=True, help="Commit outputs even if the program fails."),
+    click.option(
+        "--checkpoint-every",
+        type=int,
+        default=0,
+        metavar="SECONDS",
+        help="Commit what a Python program has written so far, again and again; a new run goes on from there.",
+    ),
     click.option("--approve", is_flag=True, help="As owner, allow this job on your keys before it runs."),
     click.option("--unsafe-accept-simulated", is_flag=True, help="With --approve: accept the SIMULATED root."),
     click.option("--dry-run", is_flag=True, help="Print the plan and stop."),
@@ -101,6 +108,7 @@ def spec_with_options(spec: JobSpec, options: dict[str, Any]) -> tuple[JobSpec, 
         sandbox=Sandbox(network=options["network"], scratch_mb=options["scratch_mb"]),
         limits=Limits(max_runtime_s=options["max_runtime"]),
         publish_on_failure=options["publish_on_failure"],
+        checkpoint_s=options["checkpoint_every"],
     )
     return changed, list(volumes)
 

@@ -34,7 +34,16 @@ _SETTINGS = {
     "--deploy-mode": "spark.submit.deployMode",
     "--queue": "spark.yarn.queue",
 }
-_OURS_WITH_VALUE = {"--volume", "--column-key", "--env", "--file", "--venv", "--scratch-mb", "--max-runtime"}
+_OURS_WITH_VALUE = {
+    "--volume",
+    "--column-key",
+    "--env",
+    "--file",
+    "--venv",
+    "--scratch-mb",
+    "--max-runtime",
+    "--checkpoint-every",
+}
 _OURS_ALONE = {
     "--network",
     "--publish-on-failure",

@@ -269,6 +269,7 @@ def read_job_file(path: Path) -> tuple[JobSpec, tuple[VolumeRequest, ...]]:
             keys=tuple(_key_table(table) for table in keys),
             venv=None if (venv := parse_venv(cast(str | None, job.get("venv")))) is None else base / venv,
             publish_on_failure=bool(job.get("publish_on_failure", False)),
+            checkpoint_s=int(cast(int, job.get("checkpoint_s", 0))),
             enclave=str(job.get("enclave", "sim")),
             target=str(job.get("target", "local")),
         )

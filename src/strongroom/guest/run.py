@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from strongroom.errors import InputError, IntegrityError
@@ -18,7 +18,7 @@ from strongroom.guest.door import Door
 from strongroom.guest.lease import Lease
 from strongroom.guest.peers import Peers
 from strongroom.guest.session import Certified, Grant, ServiceSession
-from strongroom.guest.staging import StagedVolume
+from strongroom.guest.staging import Checkpoints, StagedVolume
 from strongroom.guest.views import View
 from strongroom.guest.volumes import SealedVolume
 from strongroom.guest.workload import Workload
@@ -92,7 +92,8 @@ def run_job(
             for sealed in volumes.values():
                 held.enter_context(sealed.changing(session, BUSY_PATIENCE_S))
         lease.check()
-        exit_code = workload.run()
+        with _checkpoints(document, plain, session, workload):
+            exit_code = workload.run()
         agent.stop("the job has ended")
         if network is not None:
             network.end()
@@ -134,6 +135,22 @@ def _open_places(volumes: Mapping[str, SealedVolume], shown: Sequence[View], wor
     for volume in plain:
         volume.open_all()
     return plain
+
+
+@contextlib.contextmanager
+def _checkpoints(
+    document: Mapping[str, object], plain: Sequence[StagedVolume], session: ServiceSession, workload: Workload
+) -> Iterator[None]:
+    every_s = document.get("checkpoint_s")
+    if not isinstance(every_s, int):
+        yield
+        return
+    checkpoints = Checkpoints(plain, session, every_s, workload.stop)
+    checkpoints.start()
+    try:
+        yield
+    finally:
+        checkpoints.stop()
 
 
 def _check_views(shown: Sequence[View], agent: KeyAgent) -> None:

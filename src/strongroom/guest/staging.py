@@ -1,22 +1,37 @@
 """Staged volumes: opened into enclave memory before the program starts, sealed again after it has ended well.
 
-Those that a program writes to, and all of them where the sandbox has no views (views.py).
+Those that a program writes to, and all of them where the sandbox has no views (views.py). A job may ask for
+checkpoints: what is whole by then is sealed and committed while the program runs, and the next run goes on from there.
 """
 
 from __future__ import annotations
 
+import fcntl
+import io
+import logging
 import os
-from collections.abc import Iterator, Sequence
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from strongroom.crypto.stream import Writer
-from strongroom.errors import InputError, UnavailableError
-from strongroom.guest.volumes import SealedVolume, open_regular
+from strongroom.errors import InputError, StrongroomError, UnavailableError
+from strongroom.guest.session import ServiceSession
+from strongroom.guest.volumes import SealedVolume, open_below
 from strongroom.storage.leftovers import KEPT_FOLDER
 from strongroom.storage.places import TEMPORARY, LocalPlace
 
-__all__ = ["StagedVolume"]
+__all__ = ["Checkpoints", "StagedVolume"]
+
+_log = logging.getLogger(__name__)
+
+_TICK_NS = 50_000_000
+"""A file that changed later than this ago may change again without its times showing it."""
+
+_Identity = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +39,7 @@ class _Sealed:
     path: str
     beside: Path
     size: int
+    source: _Identity | None
 
 
 class StagedVolume:
@@ -37,7 +53,7 @@ class StagedVolume:
     def __init__(self, volume: SealedVolume, place: Path) -> None:
         self.volume = volume
         self._place = place
-        self._seen: dict[str, tuple[int, int, int, int]] = {}
+        self._seen: dict[str, _Identity | None] = {}
 
     def open_all(self) -> None:
         """Open every file of the volume into the place.
@@ -60,10 +76,27 @@ class StagedVolume:
                 ) from exc
             if self.volume.mode == "ro":
                 target.chmod(0o444)
-            self._seen[path] = _identity(target)
+            self._seen[path] = _identity(target.lstat())
+
+    def checkpoint(self, session: ServiceSession) -> None:
+        """Seal and commit what is whole while the program runs: files that nobody has open for writing.
+
+        Any other file stays as it was at the last commit, or out of it.
+
+        Raises:
+            StrongroomError: Nothing was committed; `SealedVolume.undecided` says whether that is sure.
+        """
+        if self.volume.mode != "rw":
+            return
+        with self.volume.changing(session):
+            sealed, found = self._seal_new(running=True)
+            if sealed or self._seen.keys() - found:
+                self._replace(sealed, sorted(self._seen.keys() - found))
+                self.volume.commit(session)
+        self._seen = {p: i for p, i in self._seen.items() if p in found} | {f.path: f.source for f in sealed}
 
     def seal_changes(self) -> None:
-        """Seal every new or changed file, and drop those that the program removed.
+        """Seal every new or changed file, and drop those that the program removed; it has ended.
 
         Nothing under a final name changes before all of it is sealed.
 
@@ -71,50 +104,69 @@ class StagedVolume:
             InputError: The program left something that is neither a file nor a folder.
             UnavailableError: The disk is full.
         """
-        if self.volume.mode != "rw":
-            return
+        if self.volume.mode == "rw":
+            sealed, found = self._seal_new(running=False)
+            self._replace(sealed, sorted(self._seen.keys() - found))
+
+    def _seal_new(self, *, running: bool) -> tuple[list[_Sealed], set[str]]:
         found: set[str] = set()
         sealed: list[_Sealed] = []
         try:
             for path in self._outputs():
+                try:
+                    same = self._seen.get(path) == _identity((self._place / path).lstat())
+                except OSError:  # it was there a moment ago
+                    if not running:
+                        raise
+                    continue
                 found.add(path)
-                if self._seen.get(path) != _identity(self._place / path):
-                    sealed.append(self._seal_one(path))
+                file = None if same else self._seal_one(path, running=running)
+                if file is not None:
+                    sealed.append(file)
         except BaseException:
             for file in sealed:
-                file.beside.unlink(missing_ok=True)
-                self.volume.abort(file.path)
+                self._drop(file.path, file.beside)
             raise
-        try:
-            self._replace(sealed, sorted(self._seen.keys() - found))
-        except OSError as exc:
-            raise UnavailableError(f"outputs of {self.volume.name} could not be written: {exc.strerror}") from exc
+        return sealed, found
 
     def _outputs(self) -> Iterator[str]:
         for folder, folders, names in os.walk(self._place):
             for name in [*names, *(f for f in folders if os.path.islink(os.path.join(folder, f)))]:
                 yield os.path.relpath(os.path.join(folder, name), self._place)
 
-    def _seal_one(self, path: str) -> _Sealed:
+    def _seal_one(self, path: str, *, running: bool) -> _Sealed | None:
         beside = self.volume.folder / f"{TEMPORARY}{os.urandom(8).hex()}"
         what = f"output {self.volume.name}/{path}"
         try:
-            source = open_regular(self._place / path)
-        except InputError as exc:
+            source = open_below(self._place, path)
+        except (InputError, OSError) as exc:
+            if running:  # at the end it must be a file, or gone
+                return None
             raise InputError(f"{what} cannot be sealed: {exc}", hint="leave files and folders only") from exc
-        prefix, secret = self.volume.create(path)
-        try:
-            with source as raw, open(beside, "xb", buffering=0) as out:
-                with Writer(out, prefix, secret) as writer:
-                    writer.copy_from(raw)
-                os.fsync(out.fileno())
-        except OSError as exc:
-            beside.unlink(missing_ok=True)
-            self.volume.abort(path)
-            raise UnavailableError(
-                f"{what} could not be written: {exc.strerror}", hint="free disk space, run again"
-            ) from exc
-        return _Sealed(path=path, beside=beside, size=writer.size)
+        with source as raw:
+            if running and not _freeze(raw):
+                return None
+            info = os.fstat(raw.fileno())
+            prefix, secret = self.volume.create(path)
+            try:
+                with open(beside, "xb", buffering=0) as out:
+                    with Writer(out, prefix, secret) as writer:
+                        writer.copy_from(raw)
+                    os.fsync(out.fileno())
+            except OSError as exc:
+                self._drop(path, beside)
+                raise UnavailableError(
+                    f"{what} could not be written: {exc.strerror}", hint="free disk space, run again"
+                ) from exc
+            if running and not _is_frozen(raw):
+                self._drop(path, beside)
+                return None
+        settled = not running or time.time_ns() - info.st_ctime_ns > _TICK_NS
+        return _Sealed(path=path, beside=beside, size=writer.size, source=_identity(info) if settled else None)
+
+    def _drop(self, path: str, beside: Path) -> None:
+        beside.unlink(missing_ok=True)
+        self.volume.abort(path)
 
     def _replace(self, sealed: Sequence[_Sealed], removed: Sequence[str]) -> None:
         place, names = LocalPlace(self.volume.folder), [file.path for file in sealed]
@@ -143,6 +195,80 @@ def _remove_empty(root: Path, folder: Path) -> None:
         folder = folder.parent
 
 
-def _identity(path: Path) -> tuple[int, int, int, int]:
-    info = path.lstat()  # ctime: a program may set mtime back
+def _identity(info: os.stat_result) -> _Identity:
+    # ctime: a program may set mtime back
     return info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino
+
+
+def _freeze(raw: io.FileIO) -> bool:
+    """Return whether nobody has the file open or mapped for writing; whoever opens it so from now on waits.
+
+    The kernel gives a read lease on such a file only, and holds it until the file is closed here, or too long.
+    """
+    try:
+        fcntl.fcntl(raw, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except OSError:
+        return False
+    return True
+
+
+def _is_frozen(raw: io.FileIO) -> bool:
+    return fcntl.fcntl(raw, fcntl.F_GETLEASE) == fcntl.F_RDLCK
+
+
+class Checkpoints:
+    """Takes checkpoints of staged volumes until it is told to stop.
+
+    Args:
+        volumes: All of them, in the order in which they are committed.
+        session: Where heads are kept.
+        every_s: Seconds from the end of one to the next.
+        on_failure: Told why there can be no more; what lies on the disk is then not sure.
+    """
+
+    def __init__(
+        self,
+        volumes: Sequence[StagedVolume],
+        session: ServiceSession,
+        every_s: float,
+        on_failure: Callable[[str], None],
+    ) -> None:
+        self._volumes = volumes
+        self._session = session
+        self._every_s = every_s
+        self._on_failure = on_failure
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._take, daemon=True, name="checkpoints")
+
+    def start(self) -> None:
+        """Begin; called by the main thread."""
+        # Sent when somebody waits for a file that is being sealed. A handler, unlike SIG_IGN, is not what the
+        # program begins with.
+        signal.signal(signal.SIGIO, lambda _number, _frame: None)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Return once the last one is taken."""
+        self._end.set()
+        self._thread.join()
+
+    def _take(self) -> None:
+        while not self._end.wait(self._every_s):
+            for staged in self._volumes:
+                try:
+                    staged.checkpoint(self._session)
+                except UnavailableError as exc:
+                    if staged.volume.undecided:
+                        self._fail(exc)
+                        return
+                    _log.warning("volume=%s no checkpoint reason=%s", staged.volume.name, exc)
+                except StrongroomError as exc:
+                    self._fail(exc)
+                    return
+                except Exception as exc:
+                    _log.error("no more checkpoints error=%s", type(exc).__name__)  # its text could hold data
+                    self._on_failure(f"unexpected error in a checkpoint: {type(exc).__name__}")
+                    return
+
+    def _fail(self, exc: StrongroomError) -> None:
+        self._on_failure(f"no checkpoint could be taken: {exc}")

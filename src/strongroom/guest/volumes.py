@@ -44,7 +44,7 @@ from strongroom.storage.places import DATASET_FOLDER, LocalPlace
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-__all__ = ["SealedVolume", "open_reader", "open_regular"]
+__all__ = ["SealedVolume", "open_below", "open_reader", "open_regular"]
 
 SALT_BYTES = 24
 PATIENCE_S = 60.0
@@ -96,16 +96,18 @@ class SealedVolume:
         self._head = self._released = head
         self._run_id = run_id
         self._committed = load_manifest(str(folder), head, ring)
-        self._files = {
-            e.path: _File(size=e.size, salt=e.salt, key_version=e.key_version) for e in self._committed.entries
-        }
-        self._open: dict[str, _File] = {}
-        self._names = NameTree(self._files)  # of both
-        self._committed_salts = frozenset(e.salt for e in self._committed.entries)
-        self._unchecked: set[str] = set()  # written since the last commit
-        self._changed = False
         self._undecided = False  # a commit was sent and not answered
         self._lock = threading.RLock()
+        self._take_committed()
+
+    def _take_committed(self) -> None:
+        entries = self._committed.entries
+        self._files = {e.path: _File(size=e.size, salt=e.salt, key_version=e.key_version) for e in entries}
+        self._open: dict[str, _File] = {}
+        self._names = NameTree(self._files)  # of both
+        self._committed_salts = frozenset(e.salt for e in entries)
+        self._unchecked: set[str] = set()  # written since the last commit
+        self._changed = False
 
     def paths(self) -> list[tuple[str, int]]:
         """Return every readable file and its plaintext size."""
@@ -326,8 +328,15 @@ class SealedVolume:
                 else:
                     leftovers.end_changes(place)
 
+    @property
+    def undecided(self) -> bool:
+        """Whether a commit was sent that nobody answered."""
+        return self._undecided
+
     def _restore(self, place: LocalPlace) -> str:
         done = leftovers.restore(place, self._committed)
+        with self._lock:
+            self._take_committed()
         return f"{done.put_back} files put back, {done.removed} removed"
 
     def _is_stale(self, place: LocalPlace, session: ServiceSession) -> bool:
@@ -416,7 +425,7 @@ def open_reader(folder: Path, volume: str, path: str, ask: Callable[[bytes], tup
     """
     name = f"{volume}/{path}"
     try:
-        raw = _open_below(folder, path)
+        raw = open_below(folder, path)
     except InputError as exc:
         raise tampered("swapped or rolled back", name, str(exc)) from exc
     except FileNotFoundError as exc:
@@ -462,9 +471,16 @@ def open_regular(path: Path) -> io.FileIO:
     return _regular(handle)
 
 
-def _open_below(folder: Path, path: str) -> io.FileIO:
-    # The host must not lead the guest elsewhere by a link in the middle: into its own view, say, where it would wait
-    # for itself.
+def open_below(folder: Path, path: str) -> io.FileIO:
+    """Return the file at `path` in `folder`, open for reading; no link is followed, not in the middle either.
+
+    The host must not lead the guest elsewhere, into its own view, say, where it would wait for itself; nor a program
+    that runs, to what the guest alone can read.
+
+    Raises:
+        InputError: It is no regular file, or a link leads there.
+        OSError: It is not there, or cannot be opened.
+    """
     top = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         how = _How(flags=_FLAGS, mode=0, resolve=_NO_MAGIC_LINKS | _NO_LINKS | _BENEATH)

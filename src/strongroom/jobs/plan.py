@@ -160,6 +160,11 @@ def plan_job(spec: JobSpec, workloads: Mapping[str, Workload], identity: tuple[s
     command = workloads[spec.workload].command(spec)
     if spec.keys and command.staged:
         raise InputError(f"workload {spec.workload!r} has no column keys: expected spark", hint="take the key out")
+    if spec.checkpoint_s and not command.staged:
+        raise InputError(
+            f"workload {spec.workload!r} writes its outputs itself: no checkpoints are taken of them",
+            hint="a streaming query commits with its own checkpoints; take checkpoint_s (--checkpoint-every) out",
+        )
     document = job_document(
         spec,
         command=command.argv,

@@ -121,6 +121,7 @@ class JobSpec:
         sandbox: Sandbox settings.
         limits: Time limits.
         publish_on_failure: Commit outputs even if the program fails.
+        checkpoint_s: Seconds between commits while the program runs, which stay whatever becomes of it; 0 for none.
         enclave: `sim`.
         target: `local` or `cluster`.
         workers: Machines of the cluster that it is for; 0 if it is for this machine alone.
@@ -141,9 +142,14 @@ class JobSpec:
     sandbox: Sandbox = field(default_factory=Sandbox)
     limits: Limits = field(default_factory=Limits)
     publish_on_failure: bool = False
+    checkpoint_s: int = 0
     enclave: str = "sim"
     target: str = "local"
     workers: int = 0
+
+    def __post_init__(self) -> None:
+        if self.checkpoint_s != 0:
+            _check_range("checkpoint_s", self.checkpoint_s, 86_400)
 
     @property
     def code(self) -> tuple[Path, ...]:
@@ -182,6 +188,8 @@ def job_document(
         "staged": staged,
         "volumes": [_volume(v) for v in sorted(spec.volumes, key=lambda v: v.name)],
     }
+    if spec.checkpoint_s:
+        document["checkpoint_s"] = spec.checkpoint_s
     if spec.keys:
         keys = sorted(spec.keys, key=lambda k: k.name)
         document["keys"] = [{"name": k.name, "owner": k.owner, "mode": k.mode} for k in keys]
@@ -212,7 +220,7 @@ def _digest(path: Path) -> str:
 
 _JOB_FIELDS = {
     "name", "workload", "program", "arguments", "environment", "engine", "main_class", "files", "publish_on_failure",
-    "enclave", "target", "venv",
+    "enclave", "target", "venv", "checkpoint_s",
 }  # fmt: skip
 
 _KINDS: dict[str, tuple[type, str]] = {
@@ -221,6 +229,7 @@ _KINDS: dict[str, tuple[type, str]] = {
     "environment": (dict, "a table"),
     "engine": (dict, "a table"),
     "publish_on_failure": (bool, "true or false"),
+    "checkpoint_s": (int, "a number of seconds"),
 }
 
 
