@@ -1,4 +1,4 @@
-"""One test per threat among the owners of one trust service (docs/threat-model.md, T180 to T184)."""
+"""One test per threat among the owners of one trust service (docs/threat-model.md, T180 to T184, T210)."""
 
 from __future__ import annotations
 
@@ -270,3 +270,26 @@ def test_T184_revoked_owner_by_the_command_line(owners: tuple[Enclave, Enclave])
     assert done.returncode == 1
     assert "already called 'guild'" in done.stderr
     assert "revoked" in shop.run("owner", "list").stdout
+
+
+# --- T210
+
+
+def test_T210_outputs_of_anothers_data_pass_by_no_approval(owners: tuple[Enclave, Enclave]) -> None:
+    """The bank wants to see what jobs make of its customers; what goes to the shop's key it could not."""
+    shop, bank = owners
+    bank.run("policy", "outputs", "customers", "--approval")
+    try:
+        words = ("--volume", "people=../bank/people:customers@bank", "--volume", "out=cities:sales:rw", "--")
+        job = (*words, "python", "-c", COPY, "/work/people/people.csv")
+        assert shop.outcome(*job)["outcome"] == "refused"
+        approve(bank)
+        outcome = shop.outcome(*job)
+        assert outcome["outcome"] == "refused"
+        assert list((shop.folder / "cities").iterdir()) == [shop.folder / "cities/.dataset"]
+        asked = bank.json("policy", "request", pending(bank)["customers"])
+        reasons = "outputs: expected volumes of this owner, who approves them, got another's: out"
+        assert asked["reasons"] == [reasons]
+    finally:
+        bank.run("policy", "outputs", "customers", "--any")
+    assert shop.outcome(*job)["outcome"] == "completed"

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import click
 
-from strongroom._stores import is_url
 from strongroom.cli import output
-from strongroom.cli.common import epilog, json_option, owner, settings
-from strongroom.cli.datasets import owned, seal_into, show_result
+from strongroom.cli.common import epilog, json_option, owner
+from strongroom.cli.datasets import as_folder, owned, seal_into, show_result
 from strongroom.errors import InputError
 from strongroom.storage.dataset import DatasetInfo, Head, Manifest, load_manifest, write_info
 from strongroom.storage.leftovers import Restored, restore, was_interrupted
 from strongroom.storage.places import LocalPlace, place
 from strongroom.storage.trees import open_tree, reseal_tree, verify_tree
-
-if TYPE_CHECKING:
-    from strongroom.client.owner import OwnerClient
 
 __all__ = ["command"]
 
@@ -124,24 +119,16 @@ def restore_data(folder: str, as_json: bool) -> None:
     """Undo a job that died while it changed a data set: back to the last commit. The next job does the same."""
     client = owner()
     info = owned(folder, client)
+    waiting = cast(list[dict[str, Any]], client.call("GET", "/v1/outputs")["outputs"])
+    if info.dataset in {o["dataset"] for o in waiting}:
+        raise InputError(f"an output in {folder} waits for you", hint=f"`strongroom output reject {folder}` undoes it")
     with contextlib.ExitStack() as held:
-        at = LocalPlace(held.enter_context(_as_folder(folder, client)))
+        at = LocalPlace(held.enter_context(as_folder(folder, client)))
         held.enter_context(at.locked())
         manifest = load_manifest(at, client.current(info.dataset), client.key_ring(info.key))
         found = restore(at, manifest) if was_interrupted(at) else Restored(put_back=0, removed=0)
     value = {"dataset": info.dataset, "put_back": found.put_back, "removed": found.removed}
     output.data(value, as_json, [f"restored: {found.put_back} files put back, {found.removed} removed"])
-
-
-@contextlib.contextmanager
-def _as_folder(location: str, client: OwnerClient) -> Iterator[str]:
-    if not is_url(location):
-        yield location
-        return
-    from strongroom.client.jobs import mounts
-
-    with mounts(client.workspace, settings()).mounted({"data": (location, "rw")}) as folders:
-        yield str(folders["data"])
 
 
 @command.command("list", epilog=epilog("strongroom data list"))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from strongroom._stores import is_url
 from strongroom.cli import output
+from strongroom.cli.common import settings
 from strongroom.client.petnames import Petnames
 from strongroom.errors import DeniedError, InputError
 from strongroom.storage.dataset import DatasetInfo, read_info
@@ -14,7 +18,7 @@ from strongroom.storage.trees import TreeResult, seal_tree
 if TYPE_CHECKING:
     from strongroom.client.owner import OwnerClient
 
-__all__ = ["owned", "seal_into", "show_result"]
+__all__ = ["as_folder", "owned", "seal_into", "show_result"]
 
 
 def owned(folder: str, client: OwnerClient) -> DatasetInfo:
@@ -26,6 +30,18 @@ def owned(folder: str, client: OwnerClient) -> DatasetInfo:
         whose = Petnames.load(client.workspace).name(info.owner)
         raise DeniedError(f"{folder} belongs to owner {whose}", hint="only its owner and the jobs they allow open it")
     return info
+
+
+@contextlib.contextmanager
+def as_folder(location: str, client: OwnerClient) -> Iterator[str]:
+    """Make a data set a folder of this machine for the block, if it lies in a store."""
+    if not is_url(location):
+        yield location
+        return
+    from strongroom.client.jobs import mounts
+
+    with mounts(client.workspace, settings()).mounted({"data": (location, "rw")}) as folders:
+        yield str(folders["data"])
 
 
 def show_result(verb: str, result: TreeResult, as_json: bool, **more: object) -> None:

@@ -188,6 +188,8 @@ def report(outcome: Outcome, plan: LaunchPlan, bundle: Bundle, as_json: bool) ->
     if not as_json:
         committed = cast(dict[str, Any], outcome.details.get("committed") or {})
         done = "".join(f", {name} committed (epoch {head['epoch']})" for name, head in committed.items())
+        held = cast(list[str], outcome.details.get("held") or [])
+        done += "".join(f", {name} waits for its owner (`strongroom output list`)" for name in held)
         code = f", exit code {outcome.exit_code}" if outcome.exit_code is not None else ""
         output.say(f"strongroom: {outcome.status}{code}{done}{mark}")
     if outcome.status == "completed" and outcome.exit_code is not None:

@@ -23,6 +23,7 @@ _COMMANDS = {
     "data": ("data", "Data sets: seal, open, verify, reseal"),
     "model": ("model", "Models: seal, open, verify, and show where one comes from"),
     "owner": ("owner", "Owners of one trust service: request, admit, name, list, revoke"),
+    "output": ("outputs", "What jobs wrote and waits for its owner: list, show, open, approve, reject"),
     "policy": ("policy", "Who may use which key: set, show, requests, approve"),
     "job": ("job", "Jobs from a job file: build, run"),
     "run": ("run", "Run a Python program in an enclave"),

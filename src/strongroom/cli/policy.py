@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -85,8 +86,11 @@ def set_(
 def show(key: str, as_json: bool) -> None:
     """Show a key's release policy."""
     found = owner().call("GET", f"/v1/keys/{key}/policy")
-    policy = cast(dict[str, Any], found["policy"])
+    policy = dict(cast(dict[str, Any], found["policy"]))
     text = [f"key {key}, policy revision {found['revision']}"]
+    rule = policy.pop("outputs", None)
+    if rule:
+        text += [f"outputs: {_rule(rule)}"]
     for use, value in policy.items():
         text += [f"{use}:"] + (_shown(value, "  ") if value else ["  nobody"])
     output.data(found, as_json, text)
@@ -100,6 +104,35 @@ def _shown(policy: dict[str, Any], indent: str) -> list[str]:
     rest = {k: v for k, v in policy.items() if k != "kind"}
     warn = "  (SIMULATED: no hardware protects it)" if kind == "unsafe_accept_simulated" else ""
     return [indent + kind + "".join(f" {k}={v}" for k, v in rest.items()) + warn]
+
+
+@command.command(
+    "outputs",
+    epilog=epilog("strongroom policy outputs health --max-mb 1 --approval", "strongroom policy outputs health --any"),
+)
+@click.argument("key")
+@click.option("--max-mb", type=float, help="Of each volume that a job writes, and of what it prints.")
+@click.option("--approval", is_flag=True, help="What a job writes waits for `strongroom output approve`.")
+@click.option("--any", "anything", is_flag=True, help="Allow outputs of any size, without approval.")
+@json_option
+def outputs(key: str, max_mb: float | None, approval: bool, anything: bool, as_json: bool) -> None:
+    """Say what jobs that use a key may leave, on top of which jobs may use it."""
+    if anything == (max_mb is not None or approval):
+        raise InputError("say what outputs may be", hint="--max-mb N, --approval, both, or --any alone")
+    if max_mb is not None and not 0 <= max_mb < 1e9:
+        raise InputError(f"--max-mb is a number from 0 to 10^9, got {max_mb}")
+    client = owner()
+    found = client.call("GET", f"/v1/keys/{key}/policy")
+    rule = {"max_bytes": None if max_mb is None else int(max_mb * 1e6), "approval": approval}
+    policy = {**cast(dict[str, Any], found["policy"]), "outputs": rule}
+    client.call("PUT", f"/v1/keys/{key}/policy", {"policy": policy, "revision": found["revision"]})
+    output.data({"key": key, "outputs": rule}, as_json, [f"jobs with key {key}: {_rule(rule)}"])
+
+
+def _rule(rule: Mapping[str, Any]) -> str:
+    limit = rule["max_bytes"]
+    size = "outputs of any size" if limit is None else f"at most {limit} bytes in each output, and printed"
+    return size + (", which wait for approval" if rule["approval"] else "")
 
 
 @command.command("clear", epilog=epilog("strongroom policy clear sales"))

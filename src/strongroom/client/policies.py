@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 from strongroom.attest.appraisal import (
     AllOf,
@@ -92,9 +93,10 @@ def allow_job(
 
 
 def clear_policy(client: OwnerClient, key: str) -> None:
-    """Remove every allowance of a key: nobody gets it until a new policy is set."""
+    """Remove every allowance of a key: nobody gets it until a new policy is set. What outputs may be stays."""
     found = client.call("GET", f"/v1/keys/{key}/policy")
-    body = {"policy": {"read": None, "write": None}, "revision": found["revision"]}
+    kept = {k: v for k, v in cast(dict[str, object], found["policy"]).items() if k == "outputs"}
+    body = {"policy": {"read": None, "write": None, **kept}, "revision": found["revision"]}
     client.call("PUT", f"/v1/keys/{key}/policy", body)
 
 

@@ -16,7 +16,8 @@ from strongroom.storage.dataset import Head
 
 __all__ = ["Provenance", "check_attested", "provenance"]
 
-_COMMITS = ("commit", "accept-epoch")
+_COMMITS = ("commit", "hold", "accept-epoch")
+"""`hold`: of a job whose output waited for the owner, who approved it since it is the head."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +28,7 @@ class Provenance:
         seq: Of the audit record.
         time: When, as the service's clock said.
         actor: Who, as the audit log calls it.
-        action: `commit` or `accept-epoch`.
+        action: `commit`, `hold` or `accept-epoch`.
         job: The job digest, "" if no job made it.
         run: Of that job, "" likewise.
         claims: What its evidence proved; empty likewise.

@@ -70,7 +70,7 @@ def run_job(
             sealed.commit(session, running=True)
 
     shown = mount_views(v.name for v in volumes.values() if v.mode == "ro") if staged else []
-    workload = Workload(document, staged=staged)
+    workload = Workload(document, staged=staged, max_printed=_limit(grants))
     keys = column_keys(document, grants)
     agent = KeyAgent(volumes, run_id, lease.check, keys=keys, on_batch=commit_batch, on_failure=workload.stop)
     network = _lead(peers, agent, document)
@@ -111,6 +111,7 @@ def run_job(
                 sealed.commit(session)
     heads = {v.name: v.committed for v in volumes.values()}
     report.details["committed"] = {n: {"dataset": h.dataset, "epoch": h.epoch} for n, h in heads.items() if h}
+    report.details["held"] = [v.name for v in volumes.values() if v.held]
     report.status = "completed"
 
 
@@ -215,6 +216,10 @@ def sealed_folder(name: str, *, staged: bool) -> Path:
     return Path(f"/proc/self/fd/{os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)}")
 
 
+def _limit(grants: Mapping[tuple[str, str], Grant]) -> int | None:
+    return min((g.max_bytes for g in grants.values() if g.max_bytes is not None), default=None)
+
+
 def _volume(
     volume: Mapping[str, object], grants: Mapping[tuple[str, str], Grant], run_id: bytes, *, staged: bool
 ) -> SealedVolume:
@@ -231,4 +236,6 @@ def _volume(
         head=head,
         run_id=run_id,
         visible_names=volume.get("names") == "visible",
+        max_bytes=_limit(grants),
+        approval=grant.approval,
     )

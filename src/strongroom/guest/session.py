@@ -47,6 +47,8 @@ class Grant:
         ring: The named key's versions.
         heads: Data-set id -> head, signed by the service.
         run_id: 16 bytes that mark this run's files.
+        max_bytes: What each output of the job may hold, None for any number.
+        approval: Outputs of this key's owner wait for them.
         ends_at: End of the lease on CLOCK_BOOTTIME, counted from before the release was asked for.
     """
 
@@ -54,6 +56,8 @@ class Grant:
     heads: Mapping[str, Head]
     run_id: bytes
     ends_at: float
+    max_bytes: int | None = None
+    approval: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,12 +145,15 @@ class ServiceSession:
         if not isinstance(lease_s, int) or isinstance(lease_s, bool) or lease_s < 1:
             raise VerificationError(f"the release of key {name!r} has no lease: got {lease_s!r:.40}")
         versions = {int(n): SecretBytes(b64u_decode(v)) for n, v in released["versions"].items()}
+        limit, approval = _rule(name, released.get("outputs"))
         heads = {str(d): self.head(str(token)) for d, token in released["heads"].items()}
         return Grant(
             ring=StaticKeyRing(name, versions),
             heads=heads,
             run_id=bytes.fromhex(str(released["run_id"])),
             ends_at=asked_at + lease_s,
+            max_bytes=limit,
+            approval=approval,
         )
 
     def head(self, token: str) -> Head:
@@ -179,8 +186,8 @@ class ServiceSession:
             ends_at=asked_at + lease_s,
         )
 
-    def commit(self, owner: str, expected: Head, manifest: str, versions: Sequence[int]) -> Head:
-        """Replace the head `expected` by its successor that names `manifest`.
+    def commit(self, owner: str, expected: Head, manifest: str, versions: Sequence[int]) -> Head | None:
+        """Replace the head `expected` by its successor that names `manifest`; None if that waits for the owner.
 
         A service that was restarted in between has forgotten this session, and may or may not have committed: the guest
         attests again and looks, for up to five minutes.
@@ -208,7 +215,7 @@ class ServiceSession:
             if (found.epoch, found.manifest) == (expected.epoch + 1, manifest):
                 return found
 
-    def _commit(self, expected: Head, manifest: str, versions: Sequence[int]) -> Head:
+    def _commit(self, expected: Head, manifest: str, versions: Sequence[int]) -> Head | None:
         body = {
             "dataset": expected.dataset,
             "epoch": expected.epoch,
@@ -218,6 +225,8 @@ class ServiceSession:
             "inputs": {name: {"epoch": h.epoch, "manifest": h.manifest} for name, h in self.inputs.items()},
         }
         answer = self._connection.request("POST", "/kbs/v0/strongroom/commit", body).json()
+        if answer.get("held") is True:
+            return None
         head = self.head(str(answer.get("signed")))
         if (head.dataset, head.epoch, head.manifest) != (expected.dataset, expected.epoch + 1, manifest):
             raise IntegrityError(f"the service committed another head than asked for: {json.dumps(answer.get('head'))}")
@@ -226,6 +235,14 @@ class ServiceSession:
     def close(self) -> None:
         """Close the connection."""
         self._connection.close()
+
+
+def _rule(name: str, rule: object) -> tuple[int | None, bool]:
+    found = rule if isinstance(rule, dict) else {}
+    limit, approval = found.get("max_bytes", ""), found.get("approval")
+    if not (limit is None or type(limit) is int) or type(approval) is not bool:
+        raise VerificationError(f"the release of key {name!r} does not say what outputs may be: got {rule!r:.80}")
+    return limit, approval
 
 
 def boottime() -> float:

@@ -86,7 +86,7 @@ class StagedVolume:
         Raises:
             StrongroomError: Nothing was committed; `SealedVolume.undecided` says whether that is sure.
         """
-        if self.volume.mode != "rw":
+        if self.volume.mode != "rw" or self.volume.approval:
             return
         with self.volume.changing(session):
             sealed, found = self._seal_new(running=True)

@@ -75,6 +75,8 @@ class SealedVolume:
         head: The released head.
         run_id: Marks the files that this run writes.
         visible_names: Whether folders may be called `column=value`.
+        max_bytes: What this run may write, names and contents; None for any number.
+        approval: What it writes waits for the owner, so it is committed once, at the end.
     """
 
     def __init__(
@@ -87,8 +89,13 @@ class SealedVolume:
         head: Head,
         run_id: bytes,
         visible_names: bool = False,
+        max_bytes: int | None = None,
+        approval: bool = False,
     ) -> None:
         self._visible_names = visible_names
+        self._max_bytes = max_bytes
+        self.approval = approval
+        self.held = False
         self.name = name
         self.folder = folder
         self.mode = mode
@@ -96,6 +103,7 @@ class SealedVolume:
         self._head = self._released = head
         self._run_id = run_id
         self._committed = load_manifest(str(folder), head, ring)
+        self._given_salts = frozenset(e.salt for e in self._committed.entries)
         self._undecided = False  # a commit was sent and not answered
         self._lock = threading.RLock()
         self._take_committed()
@@ -272,8 +280,9 @@ class SealedVolume:
             IntegrityError: A file is missing, strange or plain; or another run committed first.
         """
         with self._lock:
-            if self.mode != "rw" or not self._changed:
+            if self.mode != "rw" or not self._changed or (running and self.approval):
                 return None
+            self._check_size()
             if running:
                 for path in self._unchecked & self._files.keys():
                     self._check_file(path)
@@ -288,8 +297,12 @@ class SealedVolume:
             digest = write_manifest(str(self.folder), manifest, self._ring, self._run_id)
             versions = sorted({e.key_version for e in entries} | {self._ring.current()[0]})
             self._undecided = True
-            self._head = session.commit(self._head.owner, self._head, digest, versions)
+            head = session.commit(self._head.owner, self._head, digest, versions)
             self._undecided = False
+            if head is None:
+                self.held, self._changed = True, False
+                return None
+            self._head = head
             self._committed, self._changed = manifest, False
             self._committed_salts = frozenset(e.salt for e in entries)
             self._unchecked.clear()
@@ -302,12 +315,15 @@ class SealedVolume:
         """Hold the folder alone while it is changed in place; what is not committed at the end is undone.
 
         Raises:
+            DeniedError: What this run committed waits for the owner.
             IntegrityError: Another run has committed since this one began.
             UnavailableError: Another run holds the folder for longer than `patience_s`.
         """
         if self.mode != "rw":
             yield
             return
+        if self.held:  # its policy changed meanwhile; undoing now would take what the owner looks at
+            raise DeniedError(f"volume {self.name}: what was written before waits for its owner")
         place = LocalPlace(self.folder)
         with place.locked(patience_s):
             place.tidy()
@@ -323,6 +339,8 @@ class SealedVolume:
             finally:
                 if self._undecided:  # the next run looks which head there is
                     _log.warning("volume=%s the commit was not answered: left as it is", self.name)
+                elif self.held:
+                    _log.info("volume=%s waits for its owner: left as it is", self.name)
                 elif self._changed or self._open:
                     _log.info("volume=%s not committed: %s", self.name, self._restore(place))
                 else:
@@ -348,6 +366,17 @@ class SealedVolume:
             return False
         with session.lock:
             return session.key(self._head.owner, self._head.key).heads.get(self._head.dataset) != self._head
+
+    def _check_size(self) -> None:
+        # Whoever sees the folder sees names too.
+        mine = {path: file.size for path, file in self._files.items() if file.salt not in self._given_salts}
+        written = sum(size + len(path.encode()) for path, size in mine.items())
+        if self._max_bytes is not None and written > self._max_bytes:
+            raise DeniedError(
+                f"volume {self.name}: this run wrote {written} bytes in {len(mine)} files, a key's policy allows "
+                f"{self._max_bytes}",
+                hint="write less, or the owner: `strongroom policy outputs KEY --max-mb N`",
+            )
 
     def _check_folder(self) -> None:
         found: set[str] = set()

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from strongroom.errors import InputError
 from strongroom.guest import confine
 from strongroom.guest.memory import MemoryWatch
+from strongroom.guest.printing import Printing
 
 __all__ = ["Workload"]
 
@@ -28,9 +29,11 @@ class Workload:
     Args:
         document: The job document: `command`, `arguments`, `environment`, `limits`.
         staged: The program sees plain copies, so the sealed folders are out of its reach.
+        max_printed: How many bytes it may print; None for any number.
     """
 
-    def __init__(self, document: Mapping[str, object], *, staged: bool) -> None:
+    def __init__(self, document: Mapping[str, object], *, staged: bool, max_printed: int | None = None) -> None:
+        self._printing = None if max_printed is None else Printing(max_printed, self.stop)
         self._argv = [*_texts(document, "command"), *_texts(document, "arguments")]
         environment = document.get("environment")
         if not isinstance(environment, dict):
@@ -58,10 +61,14 @@ class Workload:
                 env=self._environment,
                 cwd="/work",
                 stdin=subprocess.DEVNULL,
+                stdout=None if self._printing is None else self._printing.output,
+                stderr=None if self._printing is None else self._printing.error,
                 preexec_fn=lambda: confine.restrict_workload(confine.READABLE, self._writable),  # noqa: PLW1509
             )
         except (OSError, subprocess.SubprocessError) as exc:
             raise InputError(f"{self._argv[0]} could not be started: {exc}") from exc
+        if self._printing is not None:
+            self._printing.start()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._forward)
         timer = threading.Timer(
@@ -78,6 +85,8 @@ class Workload:
         code = self._wait(self._process.pid)
         memory.end(code)
         timer.cancel()
+        if self._printing is not None:
+            self._printing.end()
         return code
 
     def stop(self, reason: str) -> None:

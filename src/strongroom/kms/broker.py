@@ -18,7 +18,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Literal
+from typing import Literal, TypedDict
 
 import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -34,7 +34,7 @@ from strongroom.kms.ca import WorkloadCA
 from strongroom.kms.datasets import DatasetStore
 from strongroom.kms.keys import KeyStore
 from strongroom.kms.owners import is_registered
-from strongroom.kms.policies import PolicyStore, difference
+from strongroom.kms.policies import OutputRule, PolicyStore, difference
 from strongroom.kms.repeats import HourlyLimit, Repeats
 from strongroom.kms.stores.sql import SQLStore, owners
 
@@ -103,6 +103,13 @@ class KeyWanted:
     name: str
 
 
+class _Step(TypedDict):
+    epoch: int
+    manifest: str | None
+    new_manifest: str
+    versions: list[int]
+
+
 class Broker:
     """Decides about releases and commits, and records each decision."""
 
@@ -156,8 +163,8 @@ class Broker:
         inputs: Mapping[str, Mapping[str, object]],
         now: datetime,
         uptime_s: float,
-    ) -> dict[str, object]:
-        """Advance a data set's head for a guest that may write; return the new head.
+    ) -> dict[str, object] | None:
+        """Advance a data set's head for a guest that may write; return the new head, None if it waits for approval.
 
         The record says what the new state was made from: `inputs`, volume -> epoch and manifest, is the attested
         guest's word for which heads it read; the rest of a volume is the job document's.
@@ -177,28 +184,25 @@ class Broker:
                 self._decide(tx, guest, wanted, uptime_s)
                 if self._datasets.head(tx, wanted.owner, dataset)["key"] != wanted.name:
                     raise DeniedError(f"data set {dataset} is not under key {wanted.name!r}")
-                head = self._datasets.commit(
-                    tx,
-                    wanted.owner,
-                    dataset,
-                    epoch=epoch,
-                    manifest=manifest,
-                    new_manifest=new_manifest,
-                    versions=versions,
-                    now=now,
-                )
-                details = {
-                    "dataset": dataset,
-                    "epoch": head["epoch"],
-                    "manifest": new_manifest,
-                    "run": guest.run_id,
-                    "inputs": _inputs(guest.document, inputs, wanted.owner),
-                }
-                self._append(tx, guest, wanted, "commit", now, allowed=True, details=details)
+                origin = {"run": guest.run_id, "inputs": _inputs(guest.document, inputs, wanted.owner)}
+                step: _Step = {"epoch": epoch, "manifest": manifest, "new_manifest": new_manifest, "versions": versions}
+                details = {"dataset": dataset, "epoch": epoch + 1, "manifest": new_manifest, **origin}
+                head = None
+                if self._waits(tx, guest.document, wanted.owner):
+                    document = {**origin, "job": guest.job, "claims": guest.claims.to_json()}
+                    self._datasets.hold(tx, wanted.owner, dataset, **step, document=document, now=now)
+                    self._append(tx, guest, wanted, "hold", now, allowed=True, details=details)
+                else:
+                    head = self._datasets.commit(tx, wanted.owner, dataset, **step, now=now)
+                    self._append(tx, guest, wanted, "commit", now, allowed=True, details=details)
         except Exception as refusal:  # also the unforeseen: nothing is refused without a record
             self._refuse(guest, wanted, refusal, now, action="commit")
             raise
         return head
+
+    def _waits(self, tx: sa.Connection, document: Mapping[str, object], owner: str) -> bool:
+        mine = [key for key in _needed(document) if key.owner == owner]
+        return any(self._policies.outputs(tx, owner, key.name).approval for key in mine)
 
     def certify(self, guest: Guest, csr: str, *, now: datetime, uptime_s: float) -> dict[str, object]:
         """Return a certificate for the guest's TLS key, the root that its peers trust, and the lease.
@@ -274,6 +278,9 @@ class Broker:
                 appraise(policy, AppraisalContext(claims=guest.claims, job=dict(guest.document)))
             except AppraisalError as exc:
                 reasons += [f"{use}: {reason}" for reason in exc.reasons]
+        others = [v["name"] for v in _volumes(guest.document) if v["mode"] == "rw" and v["owner"] != wanted.owner]
+        if others and self._policies.outputs(tx, wanted.owner, wanted.name).approval:
+            reasons.append(f"outputs: expected volumes of this owner, who approves them, got another's: {others[0]}")
         return reasons
 
     def _check_others(self, tx: sa.Connection, guest: Guest, wanted: KeyWanted) -> None:
@@ -302,6 +309,9 @@ class Broker:
         }
         if isinstance(receiver, Guest):
             payload["heads"] = self._heads(tx, receiver, wanted)
+            rule = self._policies.outputs(tx, wanted.owner, wanted.name)
+            waits = self._waits(tx, receiver.document, wanted.owner)
+            payload["outputs"] = OutputRule(max_bytes=rule.max_bytes, approval=waits).to_json()
             payload["run_id"] = receiver.run_id
             payload["lease_s"] = _lease_s(receiver, uptime_s)
         return payload
@@ -312,6 +322,7 @@ class Broker:
             if (volume["owner"], volume["key"]) != (wanted.owner, wanted.name):
                 continue
             head = self._datasets.head(tx, wanted.owner, volume["dataset"])
+            self._datasets.check_none_held(tx, volume["dataset"])
             if head["key"] != wanted.name:
                 raise DeniedError(f"data set {volume['dataset']} is under key {head['key']!r}, not {wanted.name!r}")
             pinned = volume.get("epoch")

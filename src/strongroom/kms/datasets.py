@@ -12,8 +12,8 @@ import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from strongroom.crypto import jose
-from strongroom.errors import InputError, IntegrityError
-from strongroom.kms.stores.sql import datasets, key_versions
+from strongroom.errors import DeniedError, InputError, IntegrityError
+from strongroom.kms.stores.sql import datasets, held, key_versions
 
 __all__ = ["HEAD_TYPE", "DatasetStore"]
 
@@ -86,6 +86,13 @@ class DatasetStore:
             InputError: Not the name of a manifest, or not versions that exist.
             IntegrityError: The head is not the one expected: somebody else committed, or the data set was rolled back.
         """
+        found = self._expected(tx, owner, dataset, epoch, manifest, new_manifest)
+        self._set(tx, found, epoch=epoch + 1, manifest=new_manifest, versions=versions, now=now)
+        return self.head(tx, owner, dataset)
+
+    def _expected(
+        self, tx: sa.Connection, owner: str, dataset: str, epoch: int, manifest: str | None, new_manifest: str
+    ) -> dict[str, object]:
         if not _MANIFEST.fullmatch(new_manifest):
             raise InputError("a manifest is named sha256:<64 hex digits>")
         found = self.head(tx, owner, dataset)
@@ -94,8 +101,106 @@ class DatasetStore:
                 f"data set {dataset} is at epoch {found['epoch']}, expected {epoch}: another run committed first",
                 hint="nothing was lost; run the job again on the newer data",
             )
-        self._set(tx, found, epoch=epoch + 1, manifest=new_manifest, versions=versions, now=now)
-        return self.head(tx, owner, dataset)
+        return found
+
+    def hold(
+        self,
+        tx: sa.Connection,
+        owner: str,
+        dataset: str,
+        *,
+        epoch: int,
+        manifest: str | None,
+        new_manifest: str,
+        versions: Sequence[int],
+        document: Mapping[str, object],
+        now: datetime,
+    ) -> None:
+        """Keep what a commit asks for until the owner decides; the head stays.
+
+        Args:
+            tx: The transaction.
+            owner: As for `commit`, like the arguments not named here.
+            dataset: Likewise.
+            epoch: Likewise.
+            manifest: Likewise.
+            new_manifest: Likewise.
+            versions: Likewise.
+            document: Who made it from what, for the owner.
+            now: UTC.
+
+        Raises:
+            InputError, IntegrityError: As for `commit`; or another output waits.
+        """
+        found = self._expected(tx, owner, dataset, epoch, manifest, new_manifest)
+        _check_versions(tx, found, versions)
+        self.check_none_held(tx, dataset)
+        tx.execute(
+            sa.insert(held).values(
+                dataset=dataset,
+                owner=owner,
+                epoch=epoch,
+                manifest=manifest,
+                new_manifest=new_manifest,
+                versions=json.dumps(sorted(set(versions))),
+                document=json.dumps(dict(document)),
+                created=now.isoformat(),
+            )
+        )
+
+    @staticmethod
+    def check_none_held(tx: sa.Connection, dataset: str) -> None:
+        """Refuse a data set of which an output waits for its owner.
+
+        Raises:
+            DeniedError: It has one.
+        """
+        if tx.execute(sa.select(held.c.dataset).where(held.c.dataset == dataset)).first() is not None:
+            raise DeniedError(
+                f"an output of data set {dataset} waits for its owner's approval",
+                hint="the owner: `strongroom output list`, then approve or reject it",
+            )
+
+    def all_held(self, tx: sa.Connection, owner: str) -> list[dict[str, object]]:
+        """Return the outputs that wait for this owner."""
+        rows = tx.execute(sa.select(held).where(held.c.owner == owner).order_by(held.c.created)).all()
+        return [
+            {
+                "dataset": row.dataset,
+                "key": self.head(tx, owner, row.dataset)["key"],
+                "epoch": row.epoch + 1,
+                "manifest": row.new_manifest,
+                "since": row.created,
+                **json.loads(row.document),
+            }
+            for row in rows
+        ]
+
+    def decide_held(
+        self, tx: sa.Connection, owner: str, dataset: str, *, manifest: str, approve: bool, now: datetime
+    ) -> dict[str, object]:
+        """Commit or forget the output that waits, which must be the one named; return the head.
+
+        Raises:
+            InputError: There is no such output.
+        """
+        of_owner = sa.and_(held.c.dataset == dataset, held.c.owner == owner, held.c.new_manifest == manifest)
+        row = tx.execute(sa.select(held).where(of_owner)).first()
+        if row is None:
+            raise InputError(f"no such output of data set {dataset} waits", hint="`strongroom output list`")
+        tx.execute(sa.delete(held).where(of_owner))
+        if not approve:
+            return self.head(tx, owner, dataset)
+        return self.commit(
+            tx,
+            owner,
+            dataset,
+            epoch=row.epoch,
+            manifest=row.manifest,
+            new_manifest=row.new_manifest,
+            versions=json.loads(row.versions),
+            now=now,
+        )
 
     def accept(
         self, tx: sa.Connection, owner: str, dataset: str, *, manifest: str, versions: Sequence[int], now: datetime
@@ -113,6 +218,7 @@ class DatasetStore:
         """Remove a data set's head; its files can no longer be read."""
         self.head(tx, owner, dataset)
         tx.execute(sa.delete(datasets).where(datasets.c.id == dataset))
+        tx.execute(sa.delete(held).where(held.c.dataset == dataset))
 
     @staticmethod
     def _set(
@@ -125,6 +231,7 @@ class DatasetStore:
         now: datetime,
     ) -> None:
         _check_versions(tx, head, versions)
+        tx.execute(sa.delete(held).where(held.c.dataset == head["dataset"]))  # what waited does not follow the new head
         tx.execute(
             sa.update(datasets)
             .where(datasets.c.id == head["dataset"])

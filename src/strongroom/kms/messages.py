@@ -98,6 +98,13 @@ class AcceptEpoch(Body):
     versions: list[Annotated[int, msgspec.Meta(ge=1)]]
 
 
+class DecideOutput(Body):
+    """Commit an output that waits, or refuse it; `manifest` is the one that the owner looked at."""
+
+    manifest: Digest
+    state: Literal["approved", "rejected"]
+
+
 class AddOwner(Body):
     """Register another owner by certificate."""
 
@@ -196,6 +203,14 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route(method="GET", path="/v1/datasets", name="list_datasets", summary="Heads of the owner's data sets"),
     Route(method="POST", path="/v1/datasets", name="create_dataset", summary="Register a data set", body=CreateDataset),
+    Route(method="GET", path="/v1/outputs", name="list_outputs", summary="Outputs that wait for the owner"),
+    Route(
+        method="POST",
+        path="/v1/outputs/{dataset}",
+        name="decide_output",
+        summary="Approve or reject an output",
+        body=DecideOutput,
+    ),
     Route(method="GET", path="/v1/datasets/{dataset}", name="show_dataset", summary="One data set's signed head"),
     Route(method="POST", path="/v1/datasets/{dataset}/commit", name="commit", summary="Advance the head", body=Commit),
     Route(

@@ -1,12 +1,14 @@
 """Release policies per key and use, and the requests of refused jobs that wait for the owner.
 
 A key's policy document is `{"read": policy or null, "write": policy or null}` in `attest.appraisal`'s JSON form.
-No policy denies.
+No policy denies. `"outputs": {"max_bytes": number or null, "approval": bool}` says what jobs with the key may leave.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 
 import sqlalchemy as sa
@@ -16,10 +18,43 @@ from strongroom.attest.appraisal import Policy, check_pins_code, policy_from_jso
 from strongroom.errors import InputError
 from strongroom.kms.stores.sql import policies, requests
 
-__all__ = ["USES", "PolicyStore", "difference"]
+__all__ = ["USES", "OutputRule", "PolicyStore", "difference"]
 
 USES = ("read", "write")
 _MAX_PENDING = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputRule:
+    """What a job that uses a key may leave.
+
+    Attributes:
+        max_bytes: Of each volume that it writes, and of what it prints: names and contents; None for any number.
+        approval: What it writes waits for the owner, who has to own every volume that it writes.
+    """
+
+    max_bytes: int | None = None
+    approval: bool = False
+
+    @classmethod
+    def from_json(cls, value: object) -> OutputRule:
+        """Return the rule in a policy document; None is the rule that allows everything.
+
+        Raises:
+            InputError: Another form.
+        """
+        if value is None:
+            return cls()
+        if not isinstance(value, Mapping) or set(value) != {"max_bytes", "approval"}:
+            raise InputError("policy: outputs has max_bytes and approval")
+        limit, approval = value["max_bytes"], value["approval"]
+        if type(approval) is not bool or not (limit is None or (type(limit) is int and 0 <= limit < 1 << 53)):
+            raise InputError("policy: outputs has max_bytes, a number or null, and approval, true or false")
+        return cls(max_bytes=limit, approval=approval)
+
+    def to_json(self) -> dict[str, object]:
+        """Return the rule as JSON-ready data."""
+        return {"max_bytes": self.max_bytes, "approval": self.approval}
 
 
 class PolicyStore:
@@ -38,18 +73,27 @@ class PolicyStore:
         assert isinstance(document, dict)
         return None if document.get(use) is None else _checked(document[use])
 
+    def outputs(self, tx: sa.Connection, owner: str, key: str) -> OutputRule:
+        """Return what jobs that use the key may leave."""
+        document = self.get(tx, owner, key)["policy"]
+        assert isinstance(document, dict)
+        return OutputRule.from_json(document.get("outputs"))
+
     def put(self, tx: sa.Connection, owner: str, key: str, document: object, *, now: datetime) -> int:
         """Store a policy document; return its revision.
 
         Raises:
             InputError: An unknown use, not a policy, or one that names no code.
         """
-        if not isinstance(document, dict) or set(document) - set(USES):
-            raise InputError(f"a release policy has the uses {', '.join(USES)}")
+        if not isinstance(document, dict) or set(document) - {*USES, "outputs"}:
+            raise InputError(f"a release policy has the uses {', '.join(USES)}, and outputs")
         checked = {use: document.get(use) for use in USES}
         for use in USES:
             if checked[use] is not None:
                 _checked(checked[use])
+        rule = OutputRule.from_json(document.get("outputs"))
+        if rule != OutputRule():
+            checked["outputs"] = rule.to_json()
         revision = self.get(tx, owner, key)["revision"]
         assert isinstance(revision, int)
         tx.execute(sa.delete(policies).where(policies.c.owner == owner, policies.c.key == key))

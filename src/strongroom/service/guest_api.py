@@ -251,6 +251,8 @@ class GuestAPI:
             now=now,
             uptime_s=self._uptime(),
         )
+        if head is None:
+            return {"held": True}
         return {"head": head, "signed": self._service.parts.datasets.signed(head)}
 
     def _choices(self) -> list[tuple[AnchoredVerifier, Endorsements]]:

@@ -249,6 +249,24 @@ class OwnerAPI:
             self._append(tx, call, "commit", f"data set {dataset}", details)
             return self._signed(head)
 
+    def list_outputs(self, call: Call) -> dict[str, object]:
+        """Return the outputs that wait."""
+        with self._service.store.transaction() as tx:
+            return {"outputs": self._service.parts.datasets.all_held(tx, call.owner)}
+
+    def decide_output(self, call: Call) -> dict[str, object]:
+        """Commit an output that waits, or forget it."""
+        body, dataset = _body(call, messages.DecideOutput), call.path["dataset"]
+        approve = body.state == "approved"
+        with self._service.store.transaction() as tx:
+            head = self._service.parts.datasets.decide_held(
+                tx, call.owner, dataset, manifest=body.manifest, approve=approve, now=call.now
+            )
+            details: dict[str, object] = {"epoch": head["epoch"], "manifest": body.manifest}
+            action = "approve-output" if approve else "reject-output"
+            self._append(tx, call, action, f"data set {dataset}", details)
+            return self._signed(head)
+
     def accept_epoch(self, call: Call) -> dict[str, object]:
         """Accept a restored manifest."""
         body, dataset = _body(call, messages.AcceptEpoch), call.path["dataset"]

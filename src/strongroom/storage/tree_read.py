@@ -38,8 +38,11 @@ def open_tree(
     overwrite: bool = False,
     workers: int | None = None,
     progress: OnProgress | None = None,
+    waiting: bool = False,
 ) -> TreeResult:
     """Open every file that `head` lists into `target`; each appears only after all its chunks have been verified.
+
+    With `waiting`, `head` is one that its owner has yet to approve, so the folder is as a job left it.
 
     Raises:
         InputError: A file is there with another content and `overwrite` is not set.
@@ -47,7 +50,8 @@ def open_tree(
     """
     here, there = place(source), place(target)
     check_apart(here, there)
-    check_settled(here)
+    if not waiting:
+        check_settled(here)
     manifest = load_manifest(here, head, ring)
     refuse(listing_problems(here, manifest))
     there.tidy()
@@ -76,14 +80,16 @@ def verify_tree(
     *,
     workers: int | None = None,
     progress: OnProgress | None = None,
+    waiting: bool = False,
 ) -> TreeResult:
-    """Open every chunk of every file that `head` lists, and write nothing.
+    """Open every chunk of every file that `head` lists, and write nothing; `waiting` as for `open_tree`.
 
     Raises:
         IntegrityError: Names every file that is not as committed; `details["problems"]` lists path, class, message.
     """
     here = place(source)
-    check_settled(here)
+    if not waiting:
+        check_settled(here)
     manifest = load_manifest(here, head, ring)
     problems = listing_problems(here, manifest)
     known_bad = {problem.details["path"] for problem in problems}

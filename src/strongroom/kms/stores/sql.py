@@ -21,6 +21,7 @@ __all__ = [
     "Store",
     "audit",
     "datasets",
+    "held",
     "key_versions",
     "keys",
     "meta",
@@ -30,6 +31,8 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = "2"
+_ADDED = {"held"}
+"""Tables that databases of this schema made before have not, and do not miss."""
 _PATIENCE_S = 30.0
 
 _tables = sa.MetaData()
@@ -86,6 +89,18 @@ datasets = sa.Table(
     sa.Column("created", sa.Text, nullable=False),
     sa.Column("updated", sa.Text, nullable=False),
 )
+held = sa.Table(
+    "held",
+    _tables,
+    sa.Column("dataset", sa.Text, primary_key=True),
+    sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("epoch", sa.Integer, nullable=False),  # of the head that it follows
+    sa.Column("manifest", sa.Text),  # likewise
+    sa.Column("new_manifest", sa.Text, nullable=False),
+    sa.Column("versions", sa.Text, nullable=False),
+    sa.Column("document", sa.Text, nullable=False),  # run, job, claims, inputs
+    sa.Column("created", sa.Text, nullable=False),
+)
 requests = sa.Table(
     "requests",
     _tables,
@@ -138,7 +153,7 @@ class SQLStore:
                 found = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
             if found != "ok":
                 raise _corrupt(path, str(found))
-            missing = set(_tables.tables) - set(sa.inspect(self._engine).get_table_names())
+            missing = set(_tables.tables) - _ADDED - set(sa.inspect(self._engine).get_table_names())
             if missing and not fresh:  # never write into what is not ours or not whole
                 raise _corrupt(path, f"it has no table {min(missing)}")
             _tables.create_all(self._engine)
