@@ -32,11 +32,16 @@ PACKAGES = ("pyspark==4.3.0", "torch==2.13.0", "numpy", "pandas<3", "pyarrow")
 def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Enclave]:
     made = make_enclave(tmp_path_factory.mktemp("distributor"))
     made.seal("data", {"x.txt": "sealed text"})
-    subprocess.run([sys.executable, "-m", "venv", made.folder / "env"], check=True, timeout=120)
-    pip = [made.folder / "env/bin/python", "-m", "pip", "install", "-q", *PACKAGES]
-    subprocess.run(pip, check=True, capture_output=True, timeout=900)
+    make_environment(made.folder / "env")
     yield made
     stop_service(made.workspace)
+
+
+def make_environment(folder: Path) -> None:
+    """Make a virtual environment with PySpark and PyTorch, as the example's README does."""
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True, timeout=120)
+    pip = [folder / "bin/python", "-m", "pip", "install", "-q", *PACKAGES]
+    subprocess.run(pip, check=True, capture_output=True, timeout=900)
 
 
 def trusted(shell: Shell, *words: str) -> str:
