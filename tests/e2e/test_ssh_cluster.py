@@ -17,7 +17,8 @@ import duckdb
 import pyspark
 import pytest
 from tests.conftest import STRONGROOM, Shell, stop_service
-from tests.e2e.test_spark_real_data import QUICK
+from tests.e2e.test_spark_real_data import PROGRAMS, QUICK
+from tests.e2e.test_torch_distributor import MARKER, make_environment, places
 from tests.e2e.test_tpch import EXAMPLE, plain, rows_of, same
 from tests.servers.ssh_hosts import SshHosts, ssh_hosts
 from tests.servers.wire import captured
@@ -165,6 +166,43 @@ def test_a_host_that_is_not_ours_is_refused(cluster: Shell, hosts: SshHosts, roo
     assert done.returncode == 1
     assert "no worker is left" in done.stderr
     assert any("root" in reason for reason in _refusals(cluster, ""))
+
+
+@pytest.fixture(scope="module")
+def torch_cluster(workspace: Shell, hosts: SshHosts, root: Path) -> Shell:
+    """Return the workspace with PyTorch deployed, which stays so, and with a data set."""
+    make_environment(workspace.folder / "env")
+    (workspace.folder / "plain").mkdir()
+    (workspace.folder / "plain/x.txt").write_text("sealed text")
+    workspace.run("data", "seal", "plain", "data", "--key", "peers")
+    words = ("cluster", "deploy", "--hosts", str(hosts.file), "--root", str(root), "--ssh-config", str(hosts.config))
+    refused = workspace.run("torchrun", "--cluster", "--venv", "env", str(PROGRAMS / "gradients.py"), check=False)
+    assert "cluster deploy --venv env" in refused.stderr
+    workspace.run(*words, "--venv", "env", timeout_s=900)
+    workspace.run("cluster", "start", timeout_s=600)
+    return workspace
+
+
+def test_T204_torchrun_on_three_hosts(torch_cluster: Shell) -> None:
+    """Here and on each host one enclave; between them nothing of a tensor is seen."""
+    words = (*APPROVE, "--nnodes", "4", "--cluster", "--venv", "env", "--volume", "data=data")
+    with captured("strongroom0") as wire:
+        said = torch_cluster.run("torchrun", *words, str(PROGRAMS / "gradients.py"), "/work/data", timeout_s=600).stdout
+    assert "sum 10" in said
+    assert said.count("sealed text") == 4
+    assert wire.bytes > 100_000
+    assert not wire.holds(MARKER[:16])
+
+
+def test_T204_torch_distributor_on_three_hosts(torch_cluster: Shell) -> None:
+    words = (*APPROVE, "--master", "spark://cluster", "--volume", "data=data", *QUICK)
+    with captured("strongroom0") as wire:
+        done = torch_cluster.run("spark-submit", *words, str(PROGRAMS / "distributor.py"), "/work/data", timeout_s=600)
+    said = done.stdout
+    assert "sum 6, read 'sealed text'" in said
+    assert len({address for address, _ in places(said)}) == 2
+    assert wire.bytes > 100_000
+    assert not wire.holds(MARKER[:16])
 
 
 def test_another_workspace_keeps_its_hands_off(cluster: Shell, hosts: SshHosts, root: Path, shell: Shell) -> None:

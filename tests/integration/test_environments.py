@@ -6,14 +6,20 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tests.conftest import stop_service
 from tests.fakes.enclave_shell import Enclave, error, make_enclave
 
+from strongroom.client.cluster import Cluster
+from strongroom.client.jobs import JobRunner
+from strongroom.client.setup import create_workspace
+from strongroom.config import Settings
 from strongroom.errors import InputError
 from strongroom.jobs import environments
+from strongroom.jobs.spec import JobKey, JobSpec
 
 PACKAGE, NEEDED = "markdown-it-py==4.3.0", "mdurl"
 SITE = f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
@@ -205,3 +211,20 @@ def test_T196_an_environment_that_was_altered_after_approval_is_refused(
     refused = shell.outcome(*words, approve=False)
     assert refused["outcome"] == "refused"
     assert "measurement: expected" in str(error(refused))
+
+
+def test_a_job_on_the_cluster_has_the_environment_that_was_deployed(built: Path, tmp_path: Path) -> None:
+    workspace = create_workspace(tmp_path).workspace
+    program = tmp_path / "app.py"
+    program.write_text("print(1)")
+    spec = JobSpec(name="app", workload="spark", program=program, keys=(JobKey(name="k"),), target="cluster")
+    runner = JobRunner(workspace, Settings.from_environment())
+    cluster = Cluster(hosts=("a", "b"), root="/opt/x")
+    for deployed, asked, expected in ((None, None, None), (built, None, built), (built, built, built)):
+        replace(cluster, venv=str(deployed or "")).save(workspace)
+        plan = runner.plan(replace(spec, venv=asked), ())
+        assert (plan.spec.venv, plan.spec.workers) == (expected, 2)
+    for deployed, asked in ((None, built), (built, tmp_path)):
+        replace(cluster, venv=str(deployed or "")).save(workspace)
+        with pytest.raises(InputError, match="packages that were deployed"):
+            runner.plan(replace(spec, venv=asked), ())

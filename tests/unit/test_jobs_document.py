@@ -209,6 +209,8 @@ def test_executors_are_a_role_in_the_document(spec: JobSpec) -> None:
     assert "-Xmx1024m" in workers["command"]
     assert workers["command"][workers["command"].index("--cores") + 1] == "3"
     assert workers["environment"]["SPARK_LOCAL_IP"] == "{job.address}"
+    assert workers["environment"]["GLOO_SOCKET_IFNAME"] == "job0", "executors train together, by TorchDistributor"
+    assert "GLOO_SOCKET_IFNAME" not in here["environment"], "the driver trains alone"  # type: ignore[operator]
     there = spark(replace(spec, workers=2), spark__master="spark://any:7077", spark__executor__cores="3",
                   spark__executor__memory="1024m").document  # fmt: skip
     assert there == here, "where the workers run is not what they do"

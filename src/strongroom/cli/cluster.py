@@ -38,6 +38,7 @@ def command() -> None:
     epilog=epilog(
         "strongroom cluster deploy --hosts hosts.txt",
         "strongroom cluster deploy --hosts hosts.txt --root /opt/strongroom --ssh-config ssh.conf",
+        "strongroom cluster deploy --hosts hosts.txt --venv env",
     ),
 )
 @click.option("--hosts", type=click.Path(path_type=Path), required=True, help="One `[user@]host` a line.")
@@ -45,7 +46,8 @@ def command() -> None:
 @click.option("--ssh-config", type=click.Path(path_type=Path, exists=True), help="An SSH configuration file.")
 @click.option("--python", default="python3", show_default=True, help="The interpreter on each machine.")
 @click.option("--address", default="", help="Where the machines reach this one; default: as SSH shows it to them.")
-def deploy(hosts: Path, root: str, ssh_config: Path | None, python: str, address: str) -> None:
+@click.option("--venv", type=click.Path(path_type=Path, exists=True), help="The packages of jobs; default: those here.")
+def deploy(hosts: Path, root: str, ssh_config: Path | None, python: str, address: str, venv: Path | None) -> None:
     """Copy what workers need to each machine; what is there already, unchanged, is not copied again."""
     if not os.path.isabs(root) or len(Path(root).parts) < 3:
         raise InputError(f"--root {root!r} is not an absolute path of two names or more")
@@ -58,7 +60,14 @@ def deploy(hosts: Path, root: str, ssh_config: Path | None, python: str, address
             f"{min(gone) if gone else root} does not go with what is deployed",
             hint="`strongroom cluster undeploy` first, with --hosts for some machines",
         )
-    cluster = Cluster(hosts=names, root=os.path.normpath(root), ssh_config=config, python=python, address=address)
+    cluster = Cluster(
+        hosts=names,
+        root=os.path.normpath(root),
+        ssh_config=config,
+        python=python,
+        address=address,
+        venv=str(venv.resolve()) if venv else "",
+    )
     cluster.save(here)  # first: what a failure leaves on some machine can be removed
     _each(cluster, lambda machine: machine.deploy(output.say))
     output.say(f"deployed on {_count(cluster)}; next: `strongroom cluster start`")

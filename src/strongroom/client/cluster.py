@@ -32,6 +32,7 @@ class Cluster:
         python: The interpreter on each.
         address: Where this machine is reached from the others, "" for what SSH shows them.
         started: Whether jobs may run there.
+        venv: The environment that jobs run with, "" for the packages beside strongroom.
     """
 
     hosts: tuple[str, ...]
@@ -40,6 +41,7 @@ class Cluster:
     python: str = "python3"
     address: str = ""
     started: bool = False
+    venv: str = ""
 
     @classmethod
     def load(cls, workspace: Workspace) -> Cluster:
@@ -63,6 +65,17 @@ class Cluster:
         beside.write_text(json.dumps(asdict(self), indent=1))
         beside.replace(path)
 
+    @property
+    def environment(self) -> Path | None:
+        """The environment that jobs run with, None for the packages beside strongroom."""
+        return Path(self.venv) if self.venv else None
+
+    def _wanted(self) -> tuple[str, ...]:
+        # An environment without PySpark is for torchrun, which needs no JDK.
+        found = ("pyspark", "lib/python3.*/site-packages/pyspark")
+        spark = self.environment is None or any(any(self.environment.glob(name)) for name in found)
+        return ("base", "python", "guest", "env", "library", *(("jdk",) if spark else ()))
+
     @classmethod
     def known(cls, workspace: Workspace) -> Cluster | None:
         """Return the workspace's cluster, None if it has none."""
@@ -81,7 +94,7 @@ class Cluster:
         runtimes = Runtimes(settings.cache / "runtimes", say)
         digests, service = settings.cache / "digests", workspace.guest_socket_folder
         enclave = SimulatedEnclave(runtimes, cache=digests, service=service, identity_pem=workspace.identity_pem)
-        node, places = runtimes.node(), enclave.places(("base", "python", "guest", "env", "library", "jdk"))
+        node, places = runtimes.node(), enclave.places(self._wanted(), self.environment)
         deployment = Deployment(
             places={place: (source, tree_digest(source, digests).hex()) for place, source in places.items()},
             node=(node, tree_digest(node, digests).hex()),

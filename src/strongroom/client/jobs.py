@@ -334,12 +334,13 @@ class JobRunner:
         if spec.target == "cluster" or spec.engine.get("spark.master", "").startswith("spark://"):
             from strongroom.client.cluster import Cluster  # noqa: PLC0415  # 15 ms that most jobs do not need
 
-            if spec.venv is not None:
+            cluster = Cluster.load(self._workspace)
+            if spec.venv is not None and spec.venv.resolve() != cluster.environment:
                 raise InputError(
                     "a job on the cluster runs with the packages that were deployed: take the environment out",
-                    hint="install them beside strongroom, then `strongroom cluster deploy`",
+                    hint=f"or deploy it first: `strongroom cluster deploy --venv {spec.venv}`",
                 )
-            spec = replace(spec, target="cluster", workers=len(Cluster.load(self._workspace).hosts))
+            spec = replace(spec, target="cluster", venv=cluster.environment, workers=len(cluster.hosts))
         owners = Petnames.load(self._workspace)
         resolved = tuple(resolve_volume(v, datasets, owners) for v in volumes)
         keys = tuple(replace(k, owner=self._workspace.owner) for k in spec.keys)

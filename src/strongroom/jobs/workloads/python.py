@@ -10,7 +10,15 @@ from strongroom.errors import InputError
 from strongroom.jobs.plan import Command
 from strongroom.jobs.spec import JobSpec
 
-__all__ = ["FIXED_ENVIRONMENT", "LIBRARY", "LOADERS", "RUNTIMES", "PythonWorkload", "check_environment"]
+__all__ = [
+    "FIXED_ENVIRONMENT",
+    "JOB_INTERFACE",
+    "LIBRARY",
+    "LOADERS",
+    "RUNTIMES",
+    "PythonWorkload",
+    "check_environment",
+]
 
 FIXED_ENVIRONMENT = {
     "HOME": "/work",
@@ -21,6 +29,9 @@ FIXED_ENVIRONMENT = {
     "TMPDIR": "/tmp",  # enclave memory
     "TZ": "UTC",
 }
+
+JOB_INTERFACE = {"GLOO_SOCKET_IFNAME": "job0", "TP_SOCKET_IFNAME": "job0"}
+"""For a job on several machines: where torch's processes meet. By themselves they would meet at the host's name."""
 
 LIBRARY = {"PYTHONPATH": "/opt/strongroom/python"}
 RUNTIMES = ("base", "python", "guest", "env", "library")

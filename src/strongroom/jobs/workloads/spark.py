@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from strongroom.errors import InputError
 from strongroom.jobs.plan import Command, Worker
 from strongroom.jobs.spec import JobSpec
-from strongroom.jobs.workloads.python import FIXED_ENVIRONMENT, LOADERS
+from strongroom.jobs.workloads.python import FIXED_ENVIRONMENT, JOB_INTERFACE, LOADERS
 
 __all__ = ["AGENT_SOCKET", "PROTECTION", "SparkWorkload"]
 
@@ -219,7 +219,7 @@ def _worker(executors: _Executors, java_options: list[str], environment: Mapping
     return Worker(
         count=executors.count,
         argv=tuple(argv),
-        environment={**environment, "SPARK_LOCAL_IP": "{job.address}"},
+        environment={**environment, **JOB_INTERFACE, "SPARK_LOCAL_IP": "{job.address}"},
         port=_DRIVER_PORT,
     )
 

@@ -12,7 +12,7 @@ import re
 from strongroom.errors import InputError
 from strongroom.jobs.plan import Command, Worker
 from strongroom.jobs.spec import JobSpec
-from strongroom.jobs.workloads.python import FIXED_ENVIRONMENT, LIBRARY, RUNTIMES, check_environment
+from strongroom.jobs.workloads.python import FIXED_ENVIRONMENT, JOB_INTERFACE, LIBRARY, RUNTIMES, check_environment
 
 __all__ = ["TorchWorkload"]
 
@@ -40,7 +40,7 @@ class TorchWorkload:
         if nodes == 1:
             argv: tuple[str, ...] = (*base, "--standalone", *size, program)
             return Command(argv=argv, environment=environment, runtimes=RUNTIMES, staged=True)
-        environment |= {"GLOO_SOCKET_IFNAME": "job0", "TP_SOCKET_IFNAME": "job0"}
+        environment |= JOB_INTERFACE
 
         def node(address: str, *, first: bool) -> tuple[str, ...]:
             meet = ("--rdzv-backend", "c10d", "--rdzv-id", "job", "--rdzv-endpoint", f"{_FIRST}:{_PORT}")
