@@ -46,10 +46,17 @@ def _prepared(house: House, owner: str | None = None) -> dict[str, str]:
     request = _refused_request(house, owner)
     house.as_owner(owner)("POST", "/v1/keys/sales/rotate")
     dataset = house.as_owner(owner)("GET", "/v1/datasets").json["datasets"][0]["dataset"]
+    with house.service.store.transaction() as tx:
+        sets = house.service.parts.datasets
+        sets.hold(
+            tx, owner or house.owner, dataset, epoch=0, manifest=None, new_manifest=HELD, versions=[1],
+            document={"job": "sha256:" + "5" * 64}, now=datetime.now(UTC),
+        )  # fmt: skip
     third = house.as_owner()("POST", "/v1/owners", {"name": "spare", "certificate": owner_pem("spare")}).json["owner"]
     return {"key": "sales", "version": "1", "number": str(request), "dataset": dataset, "owner": third}
 
 
+HELD = "sha256:" + "4" * 64
 BODIES: dict[str, Callable[[], dict[str, Any]]] = {
     "status": dict,
     "unlock": lambda: {"credentials": ["x"]},
@@ -69,6 +76,8 @@ BODIES: dict[str, Callable[[], dict[str, Any]]] = {
     "close_request": lambda: {"state": "dismissed"},
     "list_datasets": dict,
     "create_dataset": lambda: {"key": "sales"},
+    "list_outputs": dict,
+    "decide_output": lambda: {"manifest": HELD, "state": "approved"},
     "show_dataset": dict,
     "commit": lambda: {"epoch": 0, "manifest": None, "new_manifest": MANIFEST, "versions": [1]},
     "accept_epoch": lambda: {"manifest": MANIFEST, "versions": [1]},
@@ -100,6 +109,8 @@ CHECKS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "close_request": lambda a: a["state"] == "dismissed",
     "list_datasets": lambda a: len(a["datasets"]) == 1,
     "create_dataset": lambda a: a["head"]["epoch"] == 0,
+    "list_outputs": lambda a: [(o["epoch"], o["manifest"], o["key"]) for o in a["outputs"]] == [(1, HELD, "sales")],
+    "decide_output": lambda a: (a["head"]["epoch"], a["head"]["manifest"]) == (1, HELD),
     "show_dataset": lambda a: a["head"]["key"] == "sales" and bool(a["signed"]),
     "commit": lambda a: a["head"]["epoch"] == 1,
     "accept_epoch": lambda a: a["head"]["manifest"] == MANIFEST,

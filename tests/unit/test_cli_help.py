@@ -58,6 +58,7 @@ def test_the_nouns_are_those_of_the_issue() -> None:
         "data",
         "model",
         "owner",
+        "output",
         "policy",
         "job",
         "run",
