@@ -20,7 +20,7 @@ WORDS, TRAIN = 10_000, 8_000
 
 
 def load(path: str) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return texts (string, (n, 1)) and whether each is good (float32, (n,)), without those rated neither good nor bad."""
+    """Return texts (string, (n, 1)) and whether each is good (float32, (n,)), without the neutral ones."""
     with open(path, encoding="latin-1") as lines:
         rows = [line.rstrip().split("\t") for line in lines]
     rated = [(text, float(rating)) for _, rating, text in rows if float(rating) != 0]
