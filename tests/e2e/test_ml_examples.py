@@ -90,7 +90,7 @@ print(float(abs(predictions[0] - predictions[1]).max()))
 """
 
 
-def test_keras_tells_reviews(shell: Shell, plain: Path, tmp_path: Path) -> None:
+def test_keras_tells_reviews(shell: Shell, plain: Path) -> None:
     program = str(EXAMPLES / "keras-text/classify.py")
     raw = _reviews()
     (plain / "reviews").mkdir()
@@ -113,8 +113,8 @@ def test_keras_tells_reviews(shell: Shell, plain: Path, tmp_path: Path) -> None:
     assert f"accuracy={accuracy}" in shell.run("model", "show", "model").stdout
     # Predictions of the sealed model, loaded back, are those that the program measured.
     shell.run("model", "open", "model", "opened")
-    arguments = [program, *(str(path) for path in (plain / "reviews/reviews.tsv", shell.folder / "opened", plain / "model"))]
-    scores, apart = _plainly(packages, "-c", _EVALUATE, *arguments).splitlines()
+    paths = (plain / "reviews/reviews.tsv", shell.folder / "opened", plain / "model")
+    scores, apart = _plainly(packages, "-c", _EVALUATE, program, *map(str, paths)).splitlines()
     assert ast.literal_eval(scores) == [float(accuracy), float(plainly)]
     assert float(apart) < 0.05
 
@@ -191,7 +191,7 @@ def _trials(said: str) -> tuple[list[str], list[str], str]:
     return [row for row, _ in rows], [where for _, where in rows], best
 
 
-def test_search_in_several_enclaves(shell: Shell, plain: Path) -> None:
+def test_search_in_several_enclaves(shell: Shell, plain: Path, tmp_path: Path) -> None:
     pytest.importorskip("xgboost", reason="pip install -c constraints.txt xgboost-cpu scikit-learn")
     program = str(EXAMPLES / "search/search.py")
     (plain / "health").mkdir()
@@ -212,10 +212,10 @@ def test_search_in_several_enclaves(shell: Shell, plain: Path) -> None:
     assert actions.count("certificate") == 3, "driver and workers have shown what they are"
 
     shell.run("model", "verify", "model")
-    shell.run("model", "open", "model", "opened")
+    shell.run("model", "open", "model", str(tmp_path / "opened"))
     model = (plain / "model/best.ubj").read_bytes()
-    assert (shell.folder / "opened/best.ubj").read_bytes() == model
-    tables = [_table(folder / "trials") for folder in (shell.folder / "opened", plain / "model")]
+    assert (tmp_path / "opened/best.ubj").read_bytes() == model
+    tables = [_table(folder / "trials") for folder in (tmp_path / "opened", plain / "model")]
     assert tables[0] == tables[1]
     assert len(tables[0]) == 12
     marks = [b"learner_model_param", b'"learning_rate"', pima.splitlines()[0].encode()[:20]]
