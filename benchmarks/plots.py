@@ -62,8 +62,28 @@ def plot_views(found: dict[str, dict[str, float]], folder: Path) -> None:
     pyplot.close(figure)
 
 
+def plot_accuracy(found: dict[str, dict[str, dict[str, list[float]]]], folder: Path) -> None:
+    """Draw LeNet's accuracy on MNIST by epoch, plain and trusted, alone and by two processes."""
+    figure, axes = pyplot.subplots(figsize=(4.5, 3.2), layout="constrained")
+    lines = {"epoch": ("one process", "-"), "two": ("two processes", "--")}
+    for part, (name, style) in lines.items():
+        for side, colour in (("plain", "#9aa5b1"), ("trusted", "#1f6f8b")):
+            values = found[part]["accuracy"][side]
+            shown = "Strongroom (SIMULATED)" if side == "trusted" else "plain"
+            marker, width = ("o", 1.2) if side == "trusted" else ("s", 3)
+            axes.plot(range(1, len(values) + 1), values, style, marker=marker, lw=width, color=colour, label=f"{shown}, {name}")
+    axes.plot([1, 2], [0.9488, 0.9696], "x", color="#b00", label="the old guide's log")
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("accuracy on 10,000 images")
+    axes.legend(fontsize=7)
+    figure.savefig(folder / "accuracy.svg", metadata={"Date": None})
+    pyplot.close(figure)
+
+
 if __name__ == "__main__":
     found = json.loads((HERE / "results.json").read_text())
     plot({n.removeprefix("tpch "): f for n, f in found.items() if n.startswith("tpch ")}, HERE / "plots")
     if "views" in found:
         plot_views(found["views"]["mb_per_s"], HERE / "plots")
+    if "training" in found:
+        plot_accuracy(found["training"], HERE / "plots")

@@ -9,8 +9,10 @@ import subprocess
 import tarfile
 import urllib.parse
 import urllib.request
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 CACHE = Path.home() / ".cache/strongroom-tests"
 _INDEX = "https://pypi.org/simple/"
@@ -81,10 +83,11 @@ def sdist_files(project: str, version: str, patterns: Sequence[str]) -> Path:
     if not folder.exists():
         with urllib.request.urlopen(f"{_INDEX}{project}/", timeout=60) as answer:
             page = answer.read().decode()
-        found = re.search(rf'href="([^"#]*/{project}-{re.escape(version)}\.tar\.gz)#sha256=([0-9a-f]{{64}})"', page)
+        name = rf"{project}-{re.escape(version)}\.(?:tar\.gz|zip)"
+        found = re.search(rf'href="([^"#]*/{name})#sha256=([0-9a-f]{{64}})"', page)
         assert found, f"{_INDEX}{project}/ does not list version {version}"
         CACHE.mkdir(parents=True, exist_ok=True)
-        archive, beside = CACHE / f"{project}-{version}.tar.gz", CACHE / f".{project}-{version}"
+        archive, beside = CACHE / found[1].rsplit("/", 1)[1], CACHE / f".{project}-{version}"
         address = urllib.parse.urljoin(f"{_INDEX}{project}/", found[1])
         with urllib.request.urlopen(address, timeout=300) as answer, open(archive, "wb") as out:
             shutil.copyfileobj(answer, out, 1 << 20)
@@ -92,12 +95,26 @@ def sdist_files(project: str, version: str, patterns: Sequence[str]) -> Path:
             assert hashlib.file_digest(raw, "sha256").hexdigest() == found[2], f"{archive} is not what the index lists"
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir()
-        with tarfile.open(archive) as tar:
-            for member in tar:
-                name = Path(member.name).name
-                if member.isfile() and any(re.fullmatch(pattern, name) for pattern in patterns):
-                    with open(beside / name, "wb") as out, tar.extractfile(member) as source:  # type: ignore[union-attr]
-                        shutil.copyfileobj(source, out)
+        for name, source in _members(archive):
+            if any(re.fullmatch(pattern, name) for pattern in patterns):
+                with open(beside / name, "wb") as out:
+                    shutil.copyfileobj(source, out)
         beside.rename(folder)
         archive.unlink()
     return folder
+
+
+def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
+    """Yield name, without its folders, and content of each file in a source distribution."""
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive) as pack:
+            for info in pack.infolist():
+                if not info.is_dir():
+                    with pack.open(info) as source:
+                        yield Path(info.filename).name, source
+        return
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            if member.isfile():
+                with tar.extractfile(member) as source:  # type: ignore[union-attr]
+                    yield Path(member.name).name, source

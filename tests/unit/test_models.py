@@ -123,6 +123,26 @@ def test_kinds_are_told_by_their_classes_without_an_import() -> None:
     assert kind_of(type("Keras", (net,), {"__module__": "keras.src.models"})()).name == "keras"
 
 
+class Network:
+    """Saves as a Keras model does."""
+
+    __module__ = "keras.models"
+
+    def __init__(self, config: bytes) -> None:
+        self._config = config
+
+    def save(self, path: Path) -> None:
+        path.write_bytes(archive("config.json", self._config))
+
+
+def test_T200_a_keras_model_that_holds_code_is_not_saved(tmp_path: Path) -> None:
+    models.save(Network(b"{}"), tmp_path / "good")
+    assert sorted(p.name for p in (tmp_path / "good").iterdir()) == ["model.json", "model.keras"]
+    with pytest.raises(InputError, match="a Keras layer of a lambda"):
+        models.save(Network(keras_config("__lambda__")), tmp_path / "bad")
+    assert list((tmp_path / "bad").iterdir()) == []
+
+
 def archive(name: str, raw: bytes) -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as file:
@@ -134,6 +154,10 @@ def array(value: object) -> bytes:
     out = io.BytesIO()
     np.save(out, np.array(value, dtype=object if value is None else None), allow_pickle=True)
     return out.getvalue()
+
+
+def keras_config(class_name: str) -> bytes:
+    return f'{{"config": {{"layers": [{{"config": {{"function": {{"class_name": "{class_name}"}}}}}}]}}}}'.encode()
 
 
 @pytest.mark.parametrize(
@@ -169,6 +193,12 @@ def array(value: object) -> bytes:
         ("m.json", b"{}", ""),
         ("m.npy", array([1.0, 2.0]), ""),
         ("m.keras", archive("config.json", b"{}"), ""),
+        ("m.keras", archive("config.json", keras_config("Dense")), ""),
+        ("m.keras", archive("config.json", keras_config("__lambda__")), "a Keras layer of a lambda"),
+        ("m.zip", archive("a/config.json", keras_config("__l\\u0061mbda__")), "a Keras layer of a lambda"),
+        ("m.keras", archive("config.json", b'[{"function_type": "lambda"}]'), "a Keras layer of a lambda"),
+        ("m.keras", archive("config.json", b"{"), "cannot be looked into"),
+        ("m.keras", archive("config.json", b"[" * 100_000), "cannot be looked into"),
         ("m.safetensors", b"\x08\0\0\0\0\0\0\0{}      ", ""),
         ("empty.pt", b"", ""),
     ],

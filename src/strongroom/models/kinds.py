@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from strongroom.errors import InputError
+from strongroom.models.scan import code_in
 
 __all__ = ["KINDS", "Kind", "kind_of"]
 
@@ -77,7 +78,7 @@ class SafeTensors:
 
 
 class Keras:
-    """A Keras model, with its layers; `safe_mode` refuses those that hold code."""
+    """A Keras model, with its layers; those that hold code are neither saved nor loaded."""
 
     name = "keras"
     file = "model.keras"
@@ -88,6 +89,9 @@ class Keras:
 
     def save(self, model: Any, path: Path) -> None:
         model.save(path)
+        with path.open("rb") as file:
+            if found := code_in(file, path.name):  # better now than after hours of training, when it is to be loaded
+                raise InputError(f"the model is refused: {found}", hint="write the lambda as a named layer of your own")
 
     def load(self, path: Path, *, into: Any, trusted: Sequence[str]) -> Any:
         _none_trusted(self.name, trusted)

@@ -7,12 +7,13 @@ that it cannot be looked into, and formats whose loaders run code that they hold
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickletools
 import re
 import struct
 import zipfile
-from typing import IO
+from typing import IO, Any
 
 __all__ = ["code_in"]
 
@@ -29,6 +30,7 @@ _PACKED = {
     b"\x5d\0\0": "lzma",
 }
 _HDF5 = b"\x89HDF\r\n\x1a\n"
+_MAX_CONFIG = 64 << 20
 _CALLS = {"BUILD", "INST", "NEWOBJ", "NEWOBJ_EX", "OBJ", "REDUCE"}
 
 
@@ -110,6 +112,29 @@ def _in_archive(file: IO[bytes]) -> str:
                 found = _in_head(head) or ("a pickle that calls something" if _calls(io.BytesIO(head)) else "")
                 if found and not found.startswith("an HDF5"):  # .keras holds its weights so, beside the layers
                     return f"an archive with {info.filename}: {found}"
+                if os.path.basename(info.filename) == "config.json" and (found := _in_config(archive, info)):
+                    return f"an archive with {info.filename}: {found}"
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError):
         return "an archive that cannot be looked into"
+    return ""
+
+
+def _in_config(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> str:
+    # Keras describes a model's layers in JSON; one of a lambda has its byte code there.
+    if info.file_size > _MAX_CONFIG:
+        return "a description that is too long to be looked into"
+    with archive.open(info) as member:
+        raw = member.read(_MAX_CONFIG)
+    try:
+        todo: list[Any] = [json.loads(raw)]
+    except (ValueError, RecursionError):
+        return "a description that cannot be looked into"
+    while todo:
+        value = todo.pop()
+        if isinstance(value, dict):
+            if value.get("class_name") == "__lambda__" or value.get("function_type") == "lambda":
+                return "a Keras layer of a lambda, which is byte code"
+            todo += value.values()
+        elif isinstance(value, list):
+            todo += value
     return ""

