@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -86,7 +87,7 @@ def _seconds(lines: Sequence[tuple[float, str]]) -> tuple[list[float], list[floa
     """Return seconds of each epoch but the first, and the accuracy after each."""
     found = [(at, float(match[2])) for at, line in lines if (match := EPOCH.match(line))]
     assert len(found) > 1
-    return [b[0] - a[0] for a, b in zip(found, found[1:], strict=False)], [accuracy for _, accuracy in found]
+    return [b[0] - a[0] for a, b in itertools.pairwise(found)], [accuracy for _, accuracy in found]
 
 
 def _sides(

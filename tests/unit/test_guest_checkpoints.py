@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 from tests.unit.test_guest_volumes import EMPTY, RING, Session, get, volume
 
-from strongroom.errors import IntegrityError, StrongroomError, UnavailableError
+from strongroom.errors import DeniedError, IntegrityError, StrongroomError, UnavailableError
 from strongroom.guest import staging
 from strongroom.guest.staging import Checkpoints, StagedVolume
+from strongroom.guest.volumes import SealedVolume
 from strongroom.storage.dataset import DatasetInfo, load_manifest, write_info
 from strongroom.storage.leftovers import KEPT_FOLDER
+from strongroom.storage.places import LocalPlace
 
 
 class Shaky(Session):
@@ -148,7 +150,7 @@ def test_a_service_that_is_away_stops_the_job_only_if_a_commit_is_open(staged: S
     said: list[str] = []
     (work(staged) / "a").write_bytes(b"1")
     session.away = UnavailableError("away")
-    checkpoints = Checkpoints([staged], session, 0.01, said.append)  # type: ignore[arg-type]
+    checkpoints = Checkpoints([staged], session, 0.01, lambda: None, said.append)  # type: ignore[arg-type]
     checkpoints.start()
     limit = time.monotonic() + 10
     while not said and time.monotonic() < limit:
@@ -156,3 +158,108 @@ def test_a_service_that_is_away_stops_the_job_only_if_a_commit_is_open(staged: S
     checkpoints.stop()
     assert staged.volume.undecided
     assert said == ["no checkpoint could be taken: away"]
+
+
+def test_a_folder_that_is_renamed_meanwhile_stays_whole(
+    staged: StagedVolume, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(folder: Path, step: bytes) -> None:
+        folder.mkdir()
+        for name in ("model", "optim"):
+            (folder / name).write_bytes(step)
+
+    write(work(staged) / "ckpt", b"1")
+    staged.checkpoint(session)  # type: ignore[arg-type]
+    write(work(staged) / "new", b"2")
+    seal = StagedVolume._seal_one
+
+    def rename_between(self: StagedVolume, path: str, *, running: bool) -> object:
+        found = seal(self, path, running=running)
+        if (work(staged) / "new").exists():
+            (work(staged) / "ckpt").rename(work(staged) / "old")
+            (work(staged) / "new").rename(work(staged) / "ckpt")
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StagedVolume, "_seal_one", rename_between)
+        with pytest.raises(UnavailableError, match="moved"):
+            staged.checkpoint(session)  # type: ignore[arg-type]
+    assert held(staged, session) == {"ckpt/model": b"1", "ckpt/optim": b"1"}
+    staged.checkpoint(session)  # type: ignore[arg-type]
+    assert held(staged, session) == {
+        "ckpt/model": b"2", "ckpt/optim": b"2", "old/model": b"1", "old/optim": b"1"
+    }  # fmt: skip
+
+
+def test_a_page_written_through_a_mapping_is_not_lost(staged: StagedVolume, session: Session) -> None:
+    path = work(staged) / "a"
+    path.write_bytes(b"0" * 4096)
+    time.sleep(2 * staging._TICK_NS / 1e9)
+    staged.checkpoint(session)  # type: ignore[arg-type]
+    with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+        assert mapped[:4] == b"0000"  # from now on the page can be written without a fault
+        mapped[:4] = b"LATE"
+    with staged.volume.changing(session):  # type: ignore[arg-type]
+        staged.seal_changes()
+        staged.volume.commit(session)  # type: ignore[arg-type]
+    assert held(staged, session)["a"][:4] == b"LATE"
+
+
+def test_a_name_that_no_data_set_holds_waits_for_the_end(staged: StagedVolume, session: Session) -> None:
+    (work(staged) / "a").write_bytes(b"1")
+    (work(staged) / "k=1").mkdir()
+    for name in ("k=1/b", "tab\t", os.fsdecode(b"\xff")):
+        (work(staged) / name).write_bytes(b"2")
+    staged.checkpoint(session)  # type: ignore[arg-type]
+    assert held(staged, session) == {"a": b"1"}
+
+
+def test_a_job_that_has_failed_commits_no_more(staged: StagedVolume, session: Session) -> None:
+    def check() -> None:
+        if list(staged.volume.folder.glob(".*strongroom*")):  # something was sealed by then
+            raise IntegrityError("an input was altered")
+
+    (work(staged) / "a").write_bytes(b"1")
+    with pytest.raises(IntegrityError):
+        staged.checkpoint(session, check)  # type: ignore[arg-type]
+    assert session.commits == 0
+    assert [p.name for p in staged.volume.folder.iterdir()] == [".dataset"]
+
+
+def test_a_removal_that_fails_loses_nothing(
+    staged: StagedVolume, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        (work(staged) / name).write_bytes(name.encode())
+    staged.checkpoint(session)  # type: ignore[arg-type]
+    for name in ("a", "b"):
+        (work(staged) / name).unlink()
+    move, moved = LocalPlace.move, []
+
+    def fail(self: LocalPlace, path: str, target: str) -> None:
+        moved.append(path)
+        if moved == ["a", "b"]:
+            raise OSError(28, "No space left on device")
+        move(self, path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalPlace, "move", fail)
+        with pytest.raises(UnavailableError):
+            staged.checkpoint(session)  # type: ignore[arg-type]
+    assert held(staged, session) == {"a": b"a", "b": b"b"}
+
+
+def test_what_is_written_counts_before_it_is_there_and_for_ever(tmp_path: Path, session: Session) -> None:
+    write_info(str(tmp_path / "v"), DatasetInfo(dataset=EMPTY.dataset, key="sales", owner="me"))
+    limited = SealedVolume(
+        name="out", folder=tmp_path / "v", mode="rw", ring=RING, head=EMPTY, run_id=b"r" * 16, max_bytes=1000
+    )
+    at = StagedVolume(limited, tmp_path / "work")
+    at.open_all()
+    (work(at) / "a").write_bytes(b"x" * 900)
+    at.checkpoint(session)  # type: ignore[arg-type]
+    (work(at) / "a").unlink()
+    (work(at) / "b").write_bytes(b"y" * 900)
+    with pytest.raises(DeniedError, match="allows 1000"):
+        at.checkpoint(session)  # type: ignore[arg-type]
+    assert [p.name for p in limited.folder.iterdir() if p.name != ".dataset"] == ["a"]

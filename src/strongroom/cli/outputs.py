@@ -10,7 +10,7 @@ from strongroom.cli import output
 from strongroom.cli.common import epilog, json_option, owner
 from strongroom.cli.datasets import as_folder, owned, show_result
 from strongroom.errors import InputError
-from strongroom.storage.dataset import Head, load_manifest
+from strongroom.storage.dataset import Head, load_manifest, remove_stale_manifests
 from strongroom.storage.leftovers import end_changes, restore
 from strongroom.storage.places import LocalPlace
 from strongroom.storage.trees import open_tree, verify_tree
@@ -99,6 +99,7 @@ def approve(folder: str, as_json: bool) -> None:
             verify_tree(place, client.key_ring(head.key), head, waiting=True)
             _decide(client, head, "approved")
             end_changes(at)
+            remove_stale_manifests(place, head)
     value = {"dataset": head.dataset, "epoch": head.epoch}
     output.data(value, as_json, [f"approved: data set {head.dataset} is at epoch {head.epoch}"])
 

@@ -112,19 +112,28 @@ def _shown(policy: dict[str, Any], indent: str) -> list[str]:
 )
 @click.argument("key")
 @click.option("--max-mb", type=float, help="Of each volume that a job writes, and of what it prints.")
-@click.option("--approval", is_flag=True, help="What a job writes waits for `strongroom output approve`.")
+@click.option(
+    "--approval/--no-approval",
+    default=None,
+    help="What a job writes waits for `strongroom output approve`. What it prints does not: see --max-mb.",
+)
 @click.option("--any", "anything", is_flag=True, help="Allow outputs of any size, without approval.")
 @json_option
-def outputs(key: str, max_mb: float | None, approval: bool, anything: bool, as_json: bool) -> None:
+def outputs(key: str, max_mb: float | None, approval: bool | None, anything: bool, as_json: bool) -> None:
     """Say what jobs that use a key may leave, on top of which jobs may use it."""
-    if anything == (max_mb is not None or approval):
+    if anything == (max_mb is not None or approval is not None):
         raise InputError("say what outputs may be", hint="--max-mb N, --approval, both, or --any alone")
     if max_mb is not None and not 0 <= max_mb < 1e9:
         raise InputError(f"--max-mb is a number from 0 to 10^9, got {max_mb}")
     client = owner()
     found = client.call("GET", f"/v1/keys/{key}/policy")
-    rule = {"max_bytes": None if max_mb is None else int(max_mb * 1e6), "approval": approval}
-    policy = {**cast(dict[str, Any], found["policy"]), "outputs": rule}
+    rule: dict[str, Any] = {"max_bytes": None, "approval": False}
+    policy = cast(dict[str, Any], found["policy"])
+    if not anything:  # what is not said stays as it is
+        rule |= policy.get("outputs") or {}
+        rule |= {} if max_mb is None else {"max_bytes": int(max_mb * 1e6)}
+        rule |= {} if approval is None else {"approval": approval}
+    policy = {**policy, "outputs": rule}
     client.call("PUT", f"/v1/keys/{key}/policy", {"policy": policy, "revision": found["revision"]})
     output.data({"key": key, "outputs": rule}, as_json, [f"jobs with key {key}: {_rule(rule)}"])
 

@@ -140,6 +140,7 @@ class KeyAgent:
         if request.operation is Operation.KEEP:
             return [part.encode() for pair in volume.keep(path).items() for part in pair]
         if request.operation is Operation.FINISH:
+            volume.spend(request.number(2))
             volume.finish(path, request.number(2))
         elif request.operation is Operation.RENAME:
             volume.rename(path, request.text(2))

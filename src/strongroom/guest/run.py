@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from strongroom.errors import InputError, IntegrityError
@@ -22,6 +22,8 @@ from strongroom.guest.staging import Checkpoints, StagedVolume
 from strongroom.guest.views import View
 from strongroom.guest.volumes import SealedVolume
 from strongroom.guest.workload import Workload
+from strongroom.storage.leftovers import was_interrupted
+from strongroom.storage.places import LocalPlace
 
 __all__ = ["check_hidden", "column_keys", "make_places", "mount_views", "run_job", "sealed_folder"]
 
@@ -81,6 +83,7 @@ def run_job(
 
     lease.start(end)  # before the staging, which may take longer than a lease
     if staged:
+        _undo_interrupted(volumes, session)
         plain = _open_places(volumes, shown, workload)
     else:
         plain = []
@@ -91,8 +94,9 @@ def run_job(
         if not staged:  # the program changes the sealed folders while it runs
             for sealed in volumes.values():
                 held.enter_context(sealed.changing(session, BUSY_PATIENCE_S))
+        held.callback(_tell, report, volumes)  # a job that fails may have committed checkpoints
         lease.check()
-        with _checkpoints(document, plain, session, workload):
+        with _checkpoints(document, plain, session, lambda: _may_go_on(lease, shown, agent, workload), workload):
             exit_code = workload.run()
         agent.stop("the job has ended")
         if network is not None:
@@ -109,10 +113,20 @@ def run_job(
                 volume.seal_changes()
             for sealed in volumes.values():
                 sealed.commit(session)
+    report.status = "completed"
+
+
+def _tell(report: Report, volumes: Mapping[str, SealedVolume]) -> None:
     heads = {v.name: v.committed for v in volumes.values()}
     report.details["committed"] = {n: {"dataset": h.dataset, "epoch": h.epoch} for n, h in heads.items() if h}
     report.details["held"] = [v.name for v in volumes.values() if v.held]
-    report.status = "completed"
+
+
+def _may_go_on(lease: Lease, shown: Sequence[View], agent: KeyAgent, workload: Workload) -> None:
+    lease.check()
+    _check_views(shown, agent)
+    if workload.stopped:
+        raise InputError(workload.stopped)
 
 
 def mount_views(names: Iterable[str]) -> list[View]:
@@ -128,6 +142,14 @@ def mount_views(names: Iterable[str]) -> list[View]:
     return shown
 
 
+def _undo_interrupted(volumes: Mapping[str, SealedVolume], session: ServiceSession) -> None:
+    # A run that died around a checkpoint left files that the head does not name.
+    for sealed in volumes.values():
+        if sealed.mode == "rw" and was_interrupted(LocalPlace(sealed.folder)):
+            with sealed.changing(session):
+                pass
+
+
 def _open_places(volumes: Mapping[str, SealedVolume], shown: Sequence[View], workload: Workload) -> list[StagedVolume]:
     for view in shown:
         view.serve(volumes[view.name], workload.stop)
@@ -140,13 +162,17 @@ def _open_places(volumes: Mapping[str, SealedVolume], shown: Sequence[View], wor
 
 @contextlib.contextmanager
 def _checkpoints(
-    document: Mapping[str, object], plain: Sequence[StagedVolume], session: ServiceSession, workload: Workload
+    document: Mapping[str, object],
+    plain: Sequence[StagedVolume],
+    session: ServiceSession,
+    check: Callable[[], None],
+    workload: Workload,
 ) -> Iterator[None]:
     every_s = document.get("checkpoint_s")
     if not isinstance(every_s, int):
         yield
         return
-    checkpoints = Checkpoints(plain, session, every_s, workload.stop)
+    checkpoints = Checkpoints(plain, session, every_s, check, workload.stop)
     checkpoints.start()
     try:
         yield

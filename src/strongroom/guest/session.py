@@ -210,7 +210,7 @@ class ServiceSession:
                 with self.lock:
                     self.attest()
                     found = self.key(owner, expected.key).heads[expected.dataset]
-            except UnavailableError:
+            except (UnavailableError, DeniedError):  # denied while an output waits, which may be this one
                 continue
             if (found.epoch, found.manifest) == (expected.epoch + 1, manifest):
                 return found

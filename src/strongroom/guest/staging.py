@@ -6,11 +6,14 @@ checkpoints: what is whole by then is sealed and committed while the program run
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import hashlib
 import io
 import logging
 import os
 import signal
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from strongroom.crypto.stream import Writer
-from strongroom.errors import InputError, StrongroomError, UnavailableError
+from strongroom.errors import DeniedError, InputError, StrongroomError, UnavailableError
 from strongroom.guest.session import ServiceSession
 from strongroom.guest.volumes import SealedVolume, open_below
 from strongroom.storage.leftovers import KEPT_FOLDER
@@ -32,6 +35,8 @@ _TICK_NS = 50_000_000
 """A file that changed later than this ago may change again without its times showing it."""
 
 _Identity = tuple[int, int, int, int]
+_Source = tuple[_Identity | None, bytes]
+"""Of a file that was sealed or opened: what the file system said (None: not to be relied on), and its SHA-256."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +44,7 @@ class _Sealed:
     path: str
     beside: Path
     size: int
-    source: _Identity | None
+    source: _Source
 
 
 class StagedVolume:
@@ -53,7 +58,7 @@ class StagedVolume:
     def __init__(self, volume: SealedVolume, place: Path) -> None:
         self.volume = volume
         self._place = place
-        self._seen: dict[str, _Identity | None] = {}
+        self._seen: dict[str, _Source] = {}
 
     def open_all(self) -> None:
         """Open every file of the volume into the place.
@@ -76,22 +81,39 @@ class StagedVolume:
                 ) from exc
             if self.volume.mode == "ro":
                 target.chmod(0o444)
-            self._seen[path] = _identity(target.lstat())
+            if self.volume.mode == "rw":
+                with open(target, "rb", buffering=0) as written:
+                    self._seen[path] = _identity(target.lstat()), _digest(written)
 
-    def checkpoint(self, session: ServiceSession) -> None:
+    def checkpoint(self, session: ServiceSession, check: Callable[[], None] = lambda: None) -> None:
         """Seal and commit what is whole while the program runs: files that nobody has open for writing.
 
-        Any other file stays as it was at the last commit, or out of it.
+        Any other file stays as it was at the last commit, or out of it. If a folder came, went or was renamed
+        meanwhile, nothing is committed: what is in a folder that is put in its place whole stays together.
+
+        Args:
+            session: Where the head is kept.
+            check: Raises if the job may not commit, asked again after everything is sealed.
 
         Raises:
             StrongroomError: Nothing was committed; `SealedVolume.undecided` says whether that is sure.
         """
         if self.volume.mode != "rw" or self.volume.approval:
             return
+        check()
         with self.volume.changing(session):
+            folders = self._folders()
             sealed, found = self._seal_new(running=True)
-            if sealed or self._seen.keys() - found:
-                self._replace(sealed, sorted(self._seen.keys() - found))
+            removed = sorted(self._seen.keys() - found)
+            try:
+                if folders != self._folders():
+                    raise UnavailableError("folders were moved while it was taken")
+                check()
+            except BaseException:
+                self._drop_all(sealed)
+                raise
+            if sealed or removed:
+                self._replace(sealed, removed)
                 self.volume.commit(session)
         self._seen = {p: i for p, i in self._seen.items() if p in found} | {f.path: f.source for f in sealed}
 
@@ -114,7 +136,7 @@ class StagedVolume:
         try:
             for path in self._outputs():
                 try:
-                    same = self._seen.get(path) == _identity((self._place / path).lstat())
+                    same = self._is_same(path, running=running)
                 except OSError:  # it was there a moment ago
                     if not running:
                         raise
@@ -124,10 +146,25 @@ class StagedVolume:
                 if file is not None:
                     sealed.append(file)
         except BaseException:
-            for file in sealed:
-                self._drop(file.path, file.beside)
+            self._drop_all(sealed)
             raise
         return sealed, found
+
+    def _is_same(self, path: str, *, running: bool) -> bool:
+        info = (self._place / path).lstat()
+        identity, digest = self._seen.get(path, (None, b""))
+        if identity != _identity(info) or running or not stat.S_ISREG(info.st_mode):
+            return identity == _identity(info)
+        # A page that was read before it is written through a mapping changes no time.
+        with open_below(self._place, path) as raw:
+            return _digest(raw) == digest
+
+    def _folders(self) -> dict[str, int]:
+        found = {}
+        for folder, _, _ in os.walk(self._place):
+            with contextlib.suppress(OSError):
+                found[folder] = os.lstat(folder).st_ino
+        return found
 
     def _outputs(self) -> Iterator[str]:
         for folder, folders, names in os.walk(self._place):
@@ -136,7 +173,7 @@ class StagedVolume:
 
     def _seal_one(self, path: str, *, running: bool) -> _Sealed | None:
         beside = self.volume.folder / f"{TEMPORARY}{os.urandom(8).hex()}"
-        what = f"output {self.volume.name}/{path}"
+        what = f"output {self.volume.name}/{ascii(path[:100])[1:-1]}"  # to the host: no more of it than names a file
         try:
             source = open_below(self._place, path)
         except (InputError, OSError) as exc:
@@ -147,12 +184,22 @@ class StagedVolume:
             if running and not _freeze(raw):
                 return None
             info = os.fstat(raw.fileno())
-            prefix, secret = self.volume.create(path)
             try:
+                prefix, secret = self.volume.create(path)
+            except (InputError, DeniedError):
+                if running:  # a name that no data set may hold: at the end it must be gone
+                    return None
+                raise
+            try:
+                self.volume.spend(info.st_size)
+                digest = _digest(raw) if running else b""
                 with open(beside, "xb", buffering=0) as out:
                     with Writer(out, prefix, secret) as writer:
                         writer.copy_from(raw)
                     os.fsync(out.fileno())
+            except DeniedError:
+                self._drop(path, beside)
+                raise
             except OSError as exc:
                 self._drop(path, beside)
                 raise UnavailableError(
@@ -162,13 +209,26 @@ class StagedVolume:
                 self._drop(path, beside)
                 return None
         settled = not running or time.time_ns() - info.st_ctime_ns > _TICK_NS
-        return _Sealed(path=path, beside=beside, size=writer.size, source=_identity(info) if settled else None)
+        known = (_identity(info) if settled else None, digest)
+        return _Sealed(path=path, beside=beside, size=writer.size, source=known)
+
+    def _drop_all(self, sealed: Sequence[_Sealed]) -> None:
+        for file in sealed:
+            self._drop(file.path, file.beside)
 
     def _drop(self, path: str, beside: Path) -> None:
         beside.unlink(missing_ok=True)
         self.volume.abort(path)
 
     def _replace(self, sealed: Sequence[_Sealed], removed: Sequence[str]) -> None:
+        try:
+            self._move_in(sealed, removed)
+        except OSError as exc:
+            raise UnavailableError(
+                f"outputs of {self.volume.name} could not be written: {exc.strerror}", hint="free disk space, run again"
+            ) from exc
+
+    def _move_in(self, sealed: Sequence[_Sealed], removed: Sequence[str]) -> None:
         place, names = LocalPlace(self.volume.folder), [file.path for file in sealed]
         for path, kept in {p: k for old in (*removed, *names) for p, k in self.volume.keep(old).items()}.items():
             place.move(path, f"{KEPT_FOLDER}/{kept}")
@@ -200,6 +260,12 @@ def _identity(info: os.stat_result) -> _Identity:
     return info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino
 
 
+def _digest(raw: io.FileIO) -> bytes:
+    found = hashlib.file_digest(raw, "sha256").digest()
+    raw.seek(0)
+    return found
+
+
 def _freeze(raw: io.FileIO) -> bool:
     """Return whether nobody has the file open or mapped for writing; whoever opens it so from now on waits.
 
@@ -223,6 +289,7 @@ class Checkpoints:
         volumes: All of them, in the order in which they are committed.
         session: Where heads are kept.
         every_s: Seconds from the end of one to the next.
+        check: Raises if the job has failed by now: nothing is committed any more.
         on_failure: Told why there can be no more; what lies on the disk is then not sure.
     """
 
@@ -231,11 +298,13 @@ class Checkpoints:
         volumes: Sequence[StagedVolume],
         session: ServiceSession,
         every_s: float,
+        check: Callable[[], None],
         on_failure: Callable[[str], None],
     ) -> None:
         self._volumes = volumes
         self._session = session
         self._every_s = every_s
+        self._check = check
         self._on_failure = on_failure
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._take, daemon=True, name="checkpoints")
@@ -256,7 +325,7 @@ class Checkpoints:
         while not self._end.wait(self._every_s):
             for staged in self._volumes:
                 try:
-                    staged.checkpoint(self._session)
+                    staged.checkpoint(self._session, self._check)
                 except UnavailableError as exc:
                     if staged.volume.undecided:
                         self._fail(exc)

@@ -39,6 +39,7 @@ from strongroom.storage.dataset import (
     write_manifest,
 )
 from strongroom.storage.files import sealed_by
+from strongroom.storage.leftovers import KEPT_FOLDER
 from strongroom.storage.places import DATASET_FOLDER, LocalPlace
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ class SealedVolume:
     ) -> None:
         self._visible_names = visible_names
         self._max_bytes = max_bytes
+        self._spent = 0
         self.approval = approval
         self.held = False
         self.name = name
@@ -175,6 +177,7 @@ class SealedVolume:
         """Return prefix and secret for a new file at `path`; it does not exist before `finish`."""
         self._check_writable(path)
         self._check_names(path)
+        self.spend(len(path.encode()))  # whoever sees the folder sees names too
         version, key = self._ring.current()
         header = FileHeader(
             key_name=self._ring.name,
@@ -189,6 +192,20 @@ class SealedVolume:
             )
             self._names.add(path)
         return prefix, secret
+
+    def spend(self, size: int) -> None:
+        """Count what this run gives away, sealed or not committed in the end; never less.
+
+        Raises:
+            DeniedError: It is more than a key's policy allows.
+        """
+        with self._lock:
+            self._spent += size
+            if self._max_bytes is not None and self._spent > self._max_bytes:
+                raise DeniedError(
+                    f"volume {self.name}: this run wrote {self._spent} bytes, a key's policy allows {self._max_bytes}",
+                    hint="write less, or the owner: `strongroom policy outputs KEY --max-mb N`",
+                )
 
     def finish(self, path: str, size: int) -> None:
         """Make the created file at `path` readable; it holds `size` plaintext bytes."""
@@ -225,6 +242,7 @@ class SealedVolume:
                 self._names.discard(path)
                 self._names.add(moved)
                 self._unchecked.add(moved)
+                self.spend(len(moved.encode()))
             self._changed = True
 
     def delete(self, path: str) -> None:
@@ -282,7 +300,6 @@ class SealedVolume:
         with self._lock:
             if self.mode != "rw" or not self._changed or (running and self.approval):
                 return None
-            self._check_size()
             if running:
                 for path in self._unchecked & self._files.keys():
                     self._check_file(path)
@@ -301,6 +318,8 @@ class SealedVolume:
             self._undecided = False
             if head is None:
                 self.held, self._changed = True, False
+                if running:  # approval was asked for after it began
+                    raise DeniedError(f"volume {self.name}: what it wrote waits for its owner from now on")
                 return None
             self._head = head
             self._committed, self._changed = manifest, False
@@ -341,7 +360,7 @@ class SealedVolume:
                     _log.warning("volume=%s the commit was not answered: left as it is", self.name)
                 elif self.held:
                     _log.info("volume=%s waits for its owner: left as it is", self.name)
-                elif self._changed or self._open:
+                elif self._changed or self._open or place.names(KEPT_FOLDER):
                     _log.info("volume=%s not committed: %s", self.name, self._restore(place))
                 else:
                     leftovers.end_changes(place)
@@ -366,17 +385,6 @@ class SealedVolume:
             return False
         with session.lock:
             return session.key(self._head.owner, self._head.key).heads.get(self._head.dataset) != self._head
-
-    def _check_size(self) -> None:
-        # Whoever sees the folder sees names too.
-        mine = {path: file.size for path, file in self._files.items() if file.salt not in self._given_salts}
-        written = sum(size + len(path.encode()) for path, size in mine.items())
-        if self._max_bytes is not None and written > self._max_bytes:
-            raise DeniedError(
-                f"volume {self.name}: this run wrote {written} bytes in {len(mine)} files, a key's policy allows "
-                f"{self._max_bytes}",
-                hint="write less, or the owner: `strongroom policy outputs KEY --max-mb N`",
-            )
 
     def _check_folder(self) -> None:
         found: set[str] = set()

@@ -165,6 +165,13 @@ def plan_job(spec: JobSpec, workloads: Mapping[str, Workload], identity: tuple[s
             f"workload {spec.workload!r} writes its outputs itself: no checkpoints are taken of them",
             hint="a streaming query commits with its own checkpoints; take checkpoint_s (--checkpoint-every) out",
         )
+    sets = [v.dataset for v in spec.volumes]
+    repeated = {v.name for v in spec.volumes if sets.count(v.dataset) > 1}
+    if spec.checkpoint_s and repeated:
+        raise InputError(
+            f"volumes {' and '.join(sorted(repeated))} are one data set, which would change as it is read",
+            hint="take checkpoint_s (--checkpoint-every) out, or read the volume that is written",
+        )
     document = job_document(
         spec,
         command=command.argv,

@@ -134,6 +134,9 @@ class DatasetStore:
         """
         found = self._expected(tx, owner, dataset, epoch, manifest, new_manifest)
         _check_versions(tx, found, versions)
+        same = sa.and_(held.c.dataset == dataset, held.c.epoch == epoch, held.c.new_manifest == new_manifest)
+        if tx.execute(sa.select(held.c.dataset).where(same)).first() is not None:
+            return  # asked for again: the answer was lost
         self.check_none_held(tx, dataset)
         tx.execute(
             sa.insert(held).values(
@@ -209,6 +212,7 @@ class DatasetStore:
         found = self.head(tx, owner, dataset)
         if not _MANIFEST.fullmatch(manifest):
             raise InputError("a manifest is named sha256:<64 hex digits>")
+        self.check_none_held(tx, dataset)
         epoch = found["epoch"]
         assert isinstance(epoch, int)
         self._set(tx, found, epoch=epoch + 1, manifest=manifest, versions=versions, now=now)

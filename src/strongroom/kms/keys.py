@@ -19,7 +19,7 @@ from strongroom._secret import SecretBytes
 from strongroom.crypto.header import check_key_name
 from strongroom.errors import DeniedError, InputError, UnavailableError
 from strongroom.kms.roots import RootKey
-from strongroom.kms.stores.sql import datasets, get_meta, key_versions, keys
+from strongroom.kms.stores.sql import datasets, get_meta, held, key_versions, keys
 
 __all__ = ["KeyStore", "ReleasedKey"]
 
@@ -218,7 +218,11 @@ class KeyStore:
     @staticmethod
     def _needed_by(tx: sa.Connection, owner: str, name: str, version: int) -> list[str]:
         rows = tx.execute(sa.select(datasets).where(datasets.c.owner == owner, datasets.c.key == name))
-        return [row.id for row in rows if version in json.loads(row.versions)]
+        waiting = sa.select(held.c.dataset, held.c.versions).join(datasets, datasets.c.id == held.c.dataset)
+        waiting = waiting.where(datasets.c.owner == owner, datasets.c.key == name)
+        found = [(row.id, row.versions) for row in rows]
+        found += [(row.dataset, row.versions) for row in tx.execute(waiting)]
+        return list(dict.fromkeys(dataset for dataset, versions in found if version in json.loads(versions)))
 
 
 def _context(owner: str, name: str, version: int) -> bytes:
