@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import safetensors.torch  # noqa: F401  # what loading imports is not what loading costs
 
 what, *rest = sys.argv[1:]
 WORK = "/work/big"

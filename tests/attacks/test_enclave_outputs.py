@@ -147,5 +147,25 @@ def test_a_rule_survives_approvals_and_a_cleared_policy(enclave: Enclave) -> Non
     assert "at most 1000000 bytes in each output, and printed, which wait for approval" in enclave.run(
         "policy", "show", "sales"
     ).stdout
+    enclave.run("policy", "outputs", "sales", "--no-approval")  # the rest stays
+    assert "at most 1000000 bytes in each output, and printed\n" in enclave.run("policy", "show", "sales").stdout
     for words in (["--any", "--approval"], [], ["--max-mb", "-1"], ["--max-mb", "nan"]):
         assert enclave.run("policy", "outputs", "sales", *words, check=False).returncode == 1
+
+
+def test_a_reader_that_went_away_does_not_hang_a_limited_program(enclave: Enclave) -> None:
+    enclave.run("policy", "outputs", "sales", "--max-mb", "1")
+    run = enclave.start("--volume", "in=in", "--", "python", "-c", "for i in range(100_000): print('word')")
+    assert run.stdout is not None
+    assert run.stdout.readline() == "word\n"
+    run.stdout.close()
+    assert run.wait(timeout=60) != 0
+
+
+def test_T208_a_key_version_that_only_a_waiting_output_needs_stays(enclave: Enclave) -> None:
+    enclave.run("policy", "outputs", "results", "--approval")
+    enclave.run("key", "rotate", "results")
+    enclave.outcome(*WRITE, "open('/work/out/a', 'w').write('new')")
+    enclave.run("key", "rotate", "results")
+    refused = enclave.run("key", "destroy", "results", "2", check=False)
+    assert (refused.returncode, "is needed by 1 data set" in refused.stderr) == (1, True), refused.stderr
