@@ -81,7 +81,7 @@ def _run(platform: socket.socket, report: Report, started: float) -> None:
     _take_code(document)
     identity = tuple(texts(document, "service"))
     session = ServiceSession(
-        str(launch.get("service")), str(launch.get("identity")), identity, SimulatedAttester(platform), init_data
+        _kept_open(str(launch.get("service"))), str(launch.get("identity")), identity, SimulatedAttester(platform), init_data
     )
     threading.Thread(target=_import_ahead, daemon=True).start()
     report.status = "refused"
@@ -100,6 +100,15 @@ def _run(platform: socket.socket, report: Report, started: float) -> None:
     from strongroom.guest.run import run_job  # noqa: PLC0415  # see _import_ahead
 
     run_job(document, session, grants, report)
+
+
+def _kept_open(address: str) -> str:
+    # A program that has no business with the trust service does not get to the socket, whose other end is the host's:
+    # its folder is passed by the capability that the guest drops.
+    if not address.startswith("unix:"):
+        return address
+    folder, name = os.path.split(address.removeprefix("unix:"))
+    return f"unix:/proc/self/fd/{os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)}/{name}"
 
 
 def _run_among_peers(

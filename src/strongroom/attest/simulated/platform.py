@@ -228,7 +228,8 @@ def sandbox_arguments(bundle: SandboxBundle) -> list[str]:
     arguments += ["--ro-bind", str(bundle.init_data), "/strongroom/job/init-data.toml"]
     arguments += ["--ro-bind", str(bundle.launch), "/strongroom/job/launch.json"]
     if bundle.service:
-        arguments += ["--ro-bind", bundle.service, "/run/trust"]
+        arguments += ["--perms", "0000" if bundle.staged else "0755", "--dir", "/trust"]
+        arguments += ["--ro-bind", bundle.service, "/trust/service"]
     if bundle.network:
         for name in ("/etc/resolv.conf",):
             arguments += ["--ro-bind-try", name, name]

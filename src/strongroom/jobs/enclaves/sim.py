@@ -77,7 +77,7 @@ class SimulatedEnclave:
         target = folder / name
         target.mkdir(parents=True, exist_ok=True, mode=0o700)
         _write(target / "init-data.toml", plan.init_data)
-        launch = {"service": "unix:/run/trust/guest.sock", "identity": self._identity_pem}
+        launch = {"service": "unix:/trust/service/guest.sock", "identity": self._identity_pem}
         _write(target / "launch.json", json.dumps(launch, indent=1))
         bundle = {
             "format": 1,
