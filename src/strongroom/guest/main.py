@@ -81,7 +81,11 @@ def _run(platform: socket.socket, report: Report, started: float) -> None:
     _take_code(document)
     identity = tuple(texts(document, "service"))
     session = ServiceSession(
-        _kept_open(str(launch.get("service"))), str(launch.get("identity")), identity, SimulatedAttester(platform), init_data
+        _kept_open(str(launch.get("service"))),
+        str(launch.get("identity")),
+        identity,
+        SimulatedAttester(platform),
+        init_data,
     )
     threading.Thread(target=_import_ahead, daemon=True).start()
     report.status = "refused"
