@@ -114,15 +114,13 @@ def test_the_mnist_example_of_keras(shell: Shell, plain: Path) -> None:
     variables = ("--env", "KERAS_HOME=/work/keras", "--env", f"MNIST_NPZ_SHA256={digest}")
     said = shell.run(*RUN, "--venv", str(venv), "--volume", "keras=keras", *variables, "--", "python", str(program), timeout_s=1500).stdout
     assert "60000 train samples\n10000 test samples\n" in said
-    home = {"KERAS_HOME": str(plain / "keras"), "MNIST_NPZ_SHA256": digest}
-    beside = plainly(venv, str(program), folder=plain, timeout_s=1500, **home)
-    found, expected = (float(re.findall(r"^Test accuracy: ([0-9.]+)$", text, re.MULTILINE)[0]) for text in (said, beside))
-    print(f"Keras: {found} in the enclave, {expected} plainly")
-    assert found >= KERAS_LEAST
-    assert found == pytest.approx(expected, abs=0.03)  # neither run has a seed
+    (found,) = (float(number) for number in re.findall(r"^Test accuracy: ([0-9.]+)$", said, re.MULTILINE))
+    print(f"Keras: accuracy {found} in the enclave, {KERAS_PLAIN} plainly")
+    assert found == pytest.approx(KERAS_PLAIN, abs=0.03)  # neither run has a seed
 
 
-KERAS_LEAST = 0.80
+KERAS_PLAIN = 0.8237
+"""Of a plain run of the same program, packages and data on 2026-11-27: 16 minutes on two shared cores, too long for twice."""
 
 TORCHVISION_OPERATORS = """
 import importlib.abc, sys

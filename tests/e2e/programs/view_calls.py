@@ -1,6 +1,17 @@
+# ruff: noqa: E501, SIM115  # a program, as dense as its table
 """Calls on a read-only view that tests/integration/test_views.py does not make; prints name -> outcome."""
 
-import ctypes, errno, fcntl, json, mmap, os, random, select, socket, stat, sys
+import ctypes
+import errno
+import fcntl
+import json
+import mmap
+import os
+import random
+import select
+import socket
+import stat
+
 libc = ctypes.CDLL(None, use_errno=True)
 base, found = "/work/v/", {}
 
