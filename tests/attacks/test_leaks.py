@@ -29,6 +29,11 @@ open('core-cwd-' + sys.argv[3], 'w').write(text)
 print('READY', flush=True)
 time.sleep(float(sys.argv[4]))
 if sys.argv[5] == 'abort': os.abort()
+if sys.argv[5] == 'segv':
+    import ctypes, faulthandler
+    faulthandler.enable(open('/work/crash-' + sys.argv[3], 'w'))
+    ctypes.string_at(0)
+if sys.argv[5] == 'raise': raise RuntimeError('what the data set holds is in memory')
 if sys.argv[5] == 'memory': bytearray(1 << 62)
 if sys.argv[5] == 'full':
     with open('/tmp/full', 'w') as full:
@@ -179,7 +184,7 @@ def test_T141_the_same_watch_sees_arguments_and_environment(shell: tuple[Enclave
     assert any("environ: key hex" in h for h in watch.hits)
 
 
-@pytest.mark.parametrize(("end", "code"), [("abort", 134), ("memory", 1), ("full", 1)])
+@pytest.mark.parametrize(("end", "code"), [("abort", 134), ("segv", 139), ("raise", 1), ("memory", 1), ("full", 1)])
 def test_T143_a_crash_leaves_no_core_and_no_plaintext(shell: tuple[Enclave, Secrets], end: str, code: int) -> None:
     enclave, hidden = shell
     command = trusted(sleep_s=0.5, end=end, options=("--scratch-mb", "8"))
@@ -188,6 +193,23 @@ def test_T143_a_crash_leaves_no_core_and_no_plaintext(shell: tuple[Enclave, Secr
     assert hits == {}
     assert watch.hits == set()
     assert [p for p in enclave.folder.rglob("core*") if p.is_file()] == []
+    assert list(enclave.folder.rglob("crash-*")) == []
+
+
+def test_T143_bytecode_of_the_jobs_modules_stays_out_of_the_hosts_folders(shell: tuple[Enclave, Secrets]) -> None:
+    enclave, hidden = shell
+    (enclave.folder / "helper.py").write_text("def upper(text):\n    return text.upper()\n")
+    program = "import sys, helper; sys.dont_write_bytecode = False; import importlib; importlib.reload(helper)\n"
+    program += "import py_compile; print('READY', flush=True); py_compile.compile('/app/helper.py', '/work/out/helper.pyc')\n"
+    (enclave.folder / "cached.py").write_text(program)
+    strongroom = str(Path(sys.executable).parent / "strongroom")
+    volumes = ("--volume", "data=data", "--volume", "out=out-cached:leak:rw", "--file", "helper.py")
+    code, said, hits, _ = run_live(enclave, hidden, [strongroom, "run", *APPROVE, *volumes, "--", "python", "cached.py"])
+    assert code == 0, said
+    assert hits == {}
+    assert list(enclave.folder.rglob("__pycache__")) == []
+    assert list(enclave.open("out-cached")) == ["helper.pyc"]
+    assert b"upper" not in (enclave.folder / "out-cached/helper.pyc").read_bytes()
 
 
 SPARK = """

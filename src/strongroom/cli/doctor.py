@@ -123,6 +123,8 @@ def _protection() -> list[_Row]:
         ("memory in use", "SIMULATED", "the enclave is a sandbox on this kernel: it stops mistakes, not this host"),
         ("the trust service", "no", "not attested: it must run on a machine that its owners trust"),
     ]
+    if _has_swap():
+        rows.append(("swap", "no", "SIMULATED enclave memory may be written to this machine's swap: swapoff -a"))
     try:
         here = Workspace.find(settings().workspace)
     except StrongroomError:
@@ -137,3 +139,11 @@ def _protection() -> list[_Row]:
     by = "a key file on this disk: no protection against whoever steals the disk" if keyfile else "passphrase or shares"
     rows.append(("the root key", "no" if keyfile else "yes", by))
     return rows
+
+
+def _has_swap(table: Path = Path("/proc/swaps")) -> bool:
+    """Return whether the kernel may write memory to a disk; a hardware enclave's would leave it encrypted."""
+    try:
+        return len(table.read_text().splitlines()) > 1
+    except OSError:
+        return False
