@@ -101,6 +101,15 @@ def test_plain_python(shell: Shell, command: str) -> None:
 
 
 @pytest.mark.e2e
+def test_numpy_dot(shell: Shell) -> None:
+    words = ["python", str(EXAMPLES / "numpy-dot/dot.py")]
+    plainly = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True, check=True).stdout
+    said = shell.run("run", "--", *words).stdout
+    assert re.fullmatch(r"trace: [0-9.]+\nnumpy\.dot: [0-9.]+ sec\n", said), said
+    assert said.split("\n", 1)[0] == plainly.split("\n", 1)[0]
+
+
+@pytest.mark.e2e
 @pytest.mark.parametrize("command", MODELS)
 def test_program_names_its_command(command: str) -> None:
     said = (EXAMPLES / command.split(maxsplit=1)[0]).read_text()
