@@ -32,10 +32,20 @@ while True:
 SWAP = """
 import os, time
 os.mkdir('/work/m/d')
-open('/work/m/d/environ', 'w').write('mine')
-open('/work/m/d/maps', 'w').write('mine')
+names = ('environ', 'maps')
+for name in names:
+    open('/work/m/d/' + name, 'w').write('mine')
 end = time.monotonic() + 5
-while time.monotonic() < end:
+while time.monotonic() < end:  # a file, then a link in its place
+    open('/work/m/steady.new', 'w').write('mine')
+    os.replace('/work/m/steady.new', '/work/m/steady')
+    for name in names:
+        os.symlink('/proc/1/' + name, '/work/m/d/new')
+        os.replace('/work/m/d/new', '/work/m/d/' + name)
+        open('/work/m/d/new', 'w').write('mine')
+        os.replace('/work/m/d/new', '/work/m/d/' + name)
+end = time.monotonic() + 2.5
+while time.monotonic() < end:  # a link in place of the folder
     os.rename('/work/m/d', '/work/m/real')
     os.symlink('/proc/1', '/work/m/d')
     os.unlink('/work/m/d')
