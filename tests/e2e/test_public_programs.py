@@ -117,7 +117,7 @@ def test_the_mnist_example_of_keras(shell: Shell, plain: Path) -> None:
     assert "60000 train samples\n10000 test samples\n" in said
     (found,) = (float(number) for number in re.findall(r"^Test accuracy: ([0-9.]+)$", said, re.MULTILINE))
     print(f"Keras: accuracy {found} in the enclave, {KERAS_PLAIN} plainly")
-    assert found == pytest.approx(KERAS_PLAIN, abs=0.03)  # neither run has a seed
+    assert found == pytest.approx(KERAS_PLAIN, abs=0.05)  # neither run has a seed
 
 
 KERAS_PLAIN = 0.8237
