@@ -26,13 +26,12 @@ def left(enclave: Enclave) -> list[str]:
     return sorted(p.name for p in (enclave.folder / "out").iterdir() if p.name != ".dataset")
 
 
-@pytest.mark.parametrize("key", ["sales", "results"])
 @pytest.mark.parametrize(
-    "program",
+    ("key", "program"),
     [
-        "open('/work/out/a', 'w').write('x' * 2000)",
-        "[open(f'/work/out/{i}', 'w').write('x' * 100) for i in range(20)]",
-        "[open('/work/out/' + f'{i:02}' + 'secret' * 10, 'w') for i in range(40)]",
+        ("sales", "open('/work/out/a', 'w').write('x' * 2000)"),
+        ("results", "[open(f'/work/out/{i}', 'w').write('x' * 100) for i in range(20)]"),
+        ("sales", "[open('/work/out/' + f'{i:02}' + 'secret' * 10, 'w') for i in range(40)]"),
     ],
     ids=["a large file", "many files", "names"],
 )
