@@ -124,7 +124,8 @@ def test_T172_wrapping_with_a_key_for_reading(path: str) -> None:
 def test_T173_a_column_key_of_another_named_key_or_altered(path: str) -> None:
     with KeyAgentClient(path) as client:
         (wrapped,) = client.call(Operation.WRAP, "people-salary", b"k" * 32)
-        for name, bad in (("people-footer", wrapped), ("people-salary", wrapped[:-1] + bytes([wrapped[-1] ^ 1])), ("people-salary", b"")):
+        altered = wrapped[:-1] + bytes([wrapped[-1] ^ 1])
+        for name, bad in (("people-footer", wrapped), ("people-salary", altered), ("people-salary", b"")):
             with pytest.raises(IntegrityError, match=name):
                 client.call(Operation.UNWRAP, name, bad)
         with pytest.raises(InputError, match="16, 24 or 32 bytes"):

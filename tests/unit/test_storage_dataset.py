@@ -153,7 +153,8 @@ def test_manifest_that_is_not_the_heads(tmp_path: Path) -> None:
             load_manifest(tmp_path, head(odd), RING)
     assert load_manifest(tmp_path, head(None, epoch=0), RING) == Manifest(dataset=DATASET)
     path = tmp_path / ".dataset" / name.removeprefix("sha256:")
-    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    raw = path.read_bytes()
+    path.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
     with pytest.raises(IntegrityError, match="altered"):
         load_manifest(tmp_path, head(name), RING)
 
