@@ -4,7 +4,9 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import pickle
+import threading
 import zlib
 from base64 import b64decode
 from pathlib import Path
@@ -187,6 +189,41 @@ def test_copy_from_continues_a_written_block() -> None:
         writer.write(b"tail")
     assert writer.size == 8 + 2 * BLOCK_BYTES
     assert opened(raw.getvalue()).read() == b"head" + plain(2 * BLOCK_BYTES) + b"tail"
+
+
+def test_a_large_copy_is_what_writing_makes() -> None:
+    data, secret = plain(21 * BLOCK_BYTES + 3), FileSecret(key=bytes(32), base_nonce=bytes(12))
+    written, copied = io.BytesIO(), SlowTarget()
+    with Writer(written, b"", secret) as writer:
+        writer.write(data)
+    with Writer(copied, b"", secret) as writer:
+        assert writer.copy_from(io.BytesIO(data)) == writer.size == len(data)
+    assert copied.getvalue() == written.getvalue()
+
+
+def test_a_large_copy_fails_as_its_target_does() -> None:
+    raw = SlowTarget(full_at=15 * BLOCK_BYTES)
+    prefix, secret = new_prefix(KEY, HEADER)
+    before = threading.active_count()
+    with pytest.raises(OSError, match="full"), Writer(raw, prefix, secret) as writer:
+        writer.copy_from(io.BytesIO(plain(21 * BLOCK_BYTES)))
+    assert threading.active_count() == before
+    with pytest.raises(IntegrityError):
+        opened(raw.getvalue())
+
+
+class SlowTarget(io.BytesIO):
+    """Gives others time to spoil the block that is being written; takes some of it at a time."""
+
+    def __init__(self, full_at: int = 1 << 40) -> None:
+        super().__init__()
+        self.full_at = full_at
+
+    def write(self, data: memoryview, /) -> int:  # type: ignore[override]
+        if self.tell() > self.full_at:
+            raise OSError(28, "the disk is full")
+        os.sched_yield()
+        return super().write(bytes(data[:700_000]))
 
 
 def test_failed_writer_leaves_no_valid_file() -> None:

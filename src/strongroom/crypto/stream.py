@@ -19,6 +19,7 @@ import io
 import os
 import struct
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -60,6 +61,7 @@ BLOCK_CHUNKS = 64
 BLOCK_BYTES = BLOCK_CHUNKS * CHUNK_BYTES
 
 _AHEAD_CHUNKS = 8
+_BEHIND_BYTES = 8 * BLOCK_BYTES  # a thread costs more than it saves on less
 _pack_low = struct.Struct(">I").pack
 
 
@@ -138,11 +140,40 @@ def _fill(raw: RawSource, view: memoryview) -> int:
     return filled
 
 
+class _Behind:
+    """Writes one sealed block while the next is being sealed: the kernel's copy costs as much as the sealing."""
+
+    def __init__(self, raw: RawTarget) -> None:
+        self._raw = raw
+        self._thread = ThreadPoolExecutor(1)
+        self._written: Future[None] | None = None
+        spare = memoryview(bytearray(BLOCK_CHUNKS * SEALED_CHUNK_BYTES))
+        self._spare = (spare, _cut(spare, SEALED_CHUNK_BYTES))
+
+    def write(self, block: memoryview, cuts: list[memoryview]) -> tuple[memoryview, list[memoryview]]:
+        """Have `block` written soon; return the buffer of the block before, which is written."""
+        self._wait()
+        self._written = self._thread.submit(write_all, self._raw, block)
+        free, self._spare = self._spare, (block, cuts)
+        return free
+
+    def close(self) -> None:
+        try:
+            self._wait()
+        finally:
+            self._thread.shutdown()
+
+    def _wait(self) -> None:
+        written, self._written = self._written, None
+        if written is not None:
+            written.result()
+
+
 class Writer:
     """Seals what is written to it, in sequence.
 
     `close` writes the final chunk; leaving a `with` block by an exception, or dropping the object, does not.
-    Holds two buffers of `BLOCK_BYTES`, whatever the size of the file.
+    Holds two buffers of `BLOCK_BYTES`, whatever the size of the file; three while it copies a large one.
     """
 
     def __init__(self, raw: RawTarget, prefix: bytes, secret: FileSecret) -> None:
@@ -155,6 +186,7 @@ class Writer:
         self._sealed = memoryview(bytearray(BLOCK_CHUNKS * SEALED_CHUNK_BYTES))
         self._plain_cuts = _cut(self._plain, CHUNK_BYTES)
         self._sealed_cuts = _cut(self._sealed, SEALED_CHUNK_BYTES)
+        self._behind: _Behind | None = None
         self.closed = False
         write_all(raw, memoryview(prefix))
 
@@ -184,12 +216,19 @@ class Writer:
         """Seal everything that `source` still has and return how many bytes that was."""
         self._check_open()
         total = 0
-        while got := _fill(source, self._plain[self._used :]):
-            self._advance(got)
-            self._size += got
-            total += got
-            if on_bytes is not None:
-                on_bytes(got)
+        try:
+            while got := _fill(source, self._plain[self._used :]):
+                self._advance(got)
+                self._size += got
+                total += got
+                if self._behind is None and total >= _BEHIND_BYTES:
+                    self._behind = _Behind(self._raw)
+                if on_bytes is not None:
+                    on_bytes(got)
+        finally:
+            behind, self._behind = self._behind, None
+            if behind is not None:
+                behind.close()
         return total
 
     def close(self) -> None:
@@ -218,7 +257,10 @@ class Writer:
     def _seal_block(self, plain: Sequence[memoryview]) -> None:
         self._count(BLOCK_CHUNKS)
         self._chunks.seal(self._next, plain, self._sealed_cuts)
-        write_all(self._raw, self._sealed)
+        if self._behind is None:
+            write_all(self._raw, self._sealed)
+        else:
+            self._sealed, self._sealed_cuts = self._behind.write(self._sealed, self._sealed_cuts)
         self._next += BLOCK_CHUNKS
 
     def _count(self, more: int) -> None:
