@@ -34,7 +34,7 @@ check: setup     ## Lint, types, import contracts, the jar against its sources
 # .ci/run has time for a part: make e2e E2E=e2e
 E2E ?= (e2e or example)
 
-e2e: setup       ## Whole commands on real engines, every example (half an hour)
+e2e: setup       ## Whole commands on real engines, every example (an hour)
 	@[ "$(E2E)" = e2e ] || $(BIN)/pip install -q -c constraints.txt xgboost-cpu scikit-learn skops
 	@$(BIN)/python -m pytest -m "$(E2E) and not long"
 

@@ -23,7 +23,7 @@ from tests.e2e.test_mnist_torch import FILES
 from tests.e2e.test_spark_real_data import QUICK, ROOT, assert_nothing_in_clear, package_file, run_plain
 from tests.servers.packages import npm_package, sdist_files
 
-pytestmark = [pytest.mark.e2e, pytest.mark.long]
+pytestmark = pytest.mark.example
 EXAMPLES = ROOT / "examples"
 ACCEPT = ("--approve", "--unsafe-accept-simulated")
 KERAS = ("tensorflow-cpu==2.21.0", "keras==3.15.1", "numpy")

@@ -15,7 +15,7 @@ from tests.conftest import Shell
 from tests.e2e.test_spark_real_data import ROOT, assert_nothing_in_clear
 from tests.servers.packages import npm_package
 
-pytestmark = [pytest.mark.e2e, pytest.mark.long]
+pytestmark = pytest.mark.example
 PROGRAM = ROOT / "examples/mnist-torch/lenet.py"
 FILES = {
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",

@@ -21,7 +21,7 @@ from tests.fakes.java_support import java_home
 from tests.servers.packages import npm_package
 from tests.servers.wire import captured
 
-pytestmark = [pytest.mark.e2e, pytest.mark.long]
+pytestmark = pytest.mark.example
 MARKER = b"gradient-of-a-secret-model"
 LENET = ROOT / "examples/mnist-spark/lenet_spark.py"
 MASTER = ("--master", "local-cluster[2,1,2048]")
