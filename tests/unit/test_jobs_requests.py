@@ -145,6 +145,15 @@ def test_a_named_volume_keeps_its_name_and_mode(sealed: Path) -> None:
     assert volumes == (out, mine)
 
 
+def test_a_named_volume_goes_before_a_data_set_of_the_same_name_here(
+    sealed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The program's folder is /work: there this path is the volume.
+    monkeypatch.chdir("data")
+    model = VolumeRequest(name="orders", path=Path("elsewhere"), key="sales", mode="rw")
+    assert with_known_paths(["orders", "--to=orders/a"], [model]) == (("orders", "--to=orders/a"), (model,))
+
+
 def test_urls_of_stores(sealed: Path) -> None:
     store = f"local://{sealed}/store"
     out = VolumeRequest(name="out", path=f"{store}/out", key="sales", mode="rw")

@@ -45,7 +45,7 @@ def show(folder: str, as_json: bool) -> None:
     head, found = _waiting(folder, client)
     ring = client.key_ring(head.key)
     before = client.current(head.dataset)
-    old = {} if before.manifest is None else {e.path: e for e in _entries(folder, before, client)}
+    old = {} if before.manifest is None else {e.path: e for e in load_manifest(folder, before, ring).entries}
     entries = load_manifest(folder, head, ring).entries
     rows = [(e.path, e.size, "as before" if old.get(e.path) == e else "written") for e in entries]
     gone = sorted(old.keys() - {e.path for e in entries})
@@ -63,13 +63,6 @@ def show(folder: str, as_json: bool) -> None:
     files = [{"path": p, "size": s, "state": w} for p, s, w in rows]
     value = {**found, "files": files, "removed": gone}
     output.data(value, as_json, [*facts, "", *output.table(("file", "bytes", ""), rows)])
-
-
-def _entries(folder: str, head: Head, client: OwnerClient) -> Any:
-    try:
-        return load_manifest(folder, head, client.key_ring(head.key)).entries
-    except InputError:  # the run has put it away
-        return ()
 
 
 @command.command("open", epilog=epilog("strongroom output open sealed/report looked-at/"))

@@ -197,15 +197,17 @@ def with_known_paths(
     """Return arguments and volumes such that paths of sealed data in the arguments work inside the enclave.
 
     An argument (or the part after its `=`) that names a path in a volume's folder becomes the path under /work. One
-    that names a sealed data set which is no volume yet makes it one, read-only. URLs of stores are treated alike, but
-    only `hdfs:` is asked for data sets that are no volumes: a job with network may have its own use for others.
+    that names a sealed data set which is no volume yet makes it one, read-only, unless it is relative and begins with a
+    given volume's name: programs start in /work. URLs of stores are treated alike, but only `hdfs:` is asked for data
+    sets that are no volumes: a job with network may have its own use for others.
     """
     known = list(volumes)
-    changed = [_known_path(argument, known) for argument in arguments]
+    given = {v.name for v in volumes}
+    changed = [_known_path(argument, known, given) for argument in arguments]
     return tuple(changed), tuple(known)
 
 
-def _known_path(argument: str, known: list[VolumeRequest]) -> str:
+def _known_path(argument: str, known: list[VolumeRequest], given: set[str]) -> str:
     head, equals, tail = argument.partition("=")
     option = head + equals if argument.startswith("-") and equals else ""
     text = tail if option else argument
@@ -218,7 +220,7 @@ def _known_path(argument: str, known: list[VolumeRequest]) -> str:
     for candidate in (path, *path.parents):
         location: Location = f"{store}{candidate}".rstrip("/") if store else candidate
         volume = next((v for v in known if _absolute(v.path) == location), None)
-        if volume is None and _is_dataset(location):
+        if volume is None and plain.split("/", 1)[0] not in given and _is_dataset(location):
             names = {v.name for v in known}
             base = re.sub(r"[^A-Za-z0-9_.-]", "_", candidate.name).lstrip(".-")[:60] or "data"
             name = next(n for n in (base, *(f"{base}-{i}" for i in range(2, 1000))) if n not in names)
