@@ -32,6 +32,8 @@ class Claims:
         debug: The host can read the enclave's memory.
         tcb_status: The maker's word for the platform, for example "UpToDate"; SNP: "UpToDate" or "OutOfDate".
         advisory_ids: Security advisories that apply.
+        tcb_date: Day of the oldest TCB level among the platform's parts, for example "2024-01-01"; empty if unknown.
+        tcb_age_days: Whole days from it to the verification, None if unknown.
         fmspc: Platform family, hex.
         tcb_eval_number: Edition of the TCB info, None if unknown.
         ppid: The platform's provisioning id, empty if unknown.
@@ -54,6 +56,8 @@ class Claims:
     debug: bool
     tcb_status: str
     advisory_ids: tuple[str, ...] = ()
+    tcb_date: str = ""
+    tcb_age_days: int | None = None
     fmspc: str = ""
     tcb_eval_number: int | None = None
     ppid: bytes = b""
