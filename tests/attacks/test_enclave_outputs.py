@@ -1,4 +1,4 @@
-# ruff: noqa: E501  # programs
+# programs
 """What a job may leave: limits and the owner's approval. T207 to T209."""
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ def test_T207_an_output_over_its_limit_is_not_committed(enclave: Enclave, key: s
 
 def test_T207_printing_is_an_output_too(enclave: Enclave) -> None:
     enclave.run("policy", "outputs", "sales", "--max-mb", "0.001")
-    done = enclave.outcome(*WRITE, "import sys; [print('leak' * 50, file=f, flush=True) for f in (sys.stdout, sys.stderr) * 50]")
+    done = enclave.outcome(
+        *WRITE, "import sys; [print('leak' * 50, file=f, flush=True) for f in (sys.stdout, sys.stderr) * 50]"
+    )
     assert done["outcome"] == "failed", done
     assert "printed more than the 1000 bytes" in str(error(done)["message"])
     assert str(done["said"]).count("leak") <= 250
@@ -74,7 +76,11 @@ def test_T208_what_waits_is_nobodys_before_its_owner_approves(enclave: Enclave) 
     blocked = enclave.outcome(*reading)
     assert "waits for its owner's approval" in str(error(blocked)["message"]), blocked
     assert "RAN" not in str(blocked["said"])
-    for words in (("data", "restore", "out"), ("data", "open", "out", "o"), ("data", "seal", "in.plain", "out", "--key", "results")):
+    for words in (
+        ("data", "restore", "out"),
+        ("data", "open", "out", "o"),
+        ("data", "seal", "in.plain", "out", "--key", "results"),
+    ):
         refused = enclave.run(*words, check=False)
         assert refused.returncode == 1, refused
     shown = enclave.json("output", "show", "out")
@@ -124,7 +130,9 @@ def test_T209_an_output_that_changed_while_it_waited_is_not_approved(
 
 def test_T208_checkpoints_do_not_pass_by_an_approval(enclave: Enclave) -> None:
     enclave.run("policy", "outputs", "results", "--approval")
-    program = "import time; open('/work/out/a', 'w').write('x'); time.sleep(2.5); open('/work/out/a', 'w').write('last')"
+    program = (
+        "import time; open('/work/out/a', 'w').write('x'); time.sleep(2.5); open('/work/out/a', 'w').write('last')"
+    )
     done = enclave.outcome("--checkpoint-every", "1", *WRITE, program)
     assert done["outcome"] == "completed", done
     enclave.run("output", "approve", "out")
@@ -143,9 +151,10 @@ def test_a_rule_survives_approvals_and_a_cleared_policy(enclave: Enclave) -> Non
     enclave.run("policy", "outputs", "sales", "--max-mb", "1", "--approval")
     enclave.outcome("--volume", "in=in", "--", "python", "-c", "print(1)")
     enclave.run("policy", "clear", "sales")
-    assert "at most 1000000 bytes in each output, and printed, which wait for approval" in enclave.run(
-        "policy", "show", "sales"
-    ).stdout
+    assert (
+        "at most 1000000 bytes in each output, and printed, which wait for approval"
+        in enclave.run("policy", "show", "sales").stdout
+    )
     enclave.run("policy", "outputs", "sales", "--no-approval")  # the rest stays
     assert "at most 1000000 bytes in each output, and printed\n" in enclave.run("policy", "show", "sales").stdout
     for words in (["--any", "--approval"], [], ["--max-mb", "-1"], ["--max-mb", "nan"]):

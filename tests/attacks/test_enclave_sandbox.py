@@ -162,7 +162,23 @@ def test_T110_reading_files_outside_the_measured_ones(probed: dict[str, Any]) ->
     for name in [n for n in probed if n.startswith("read ")]:
         _denied(probed, name, 2, 13)
     assert probed["scan"] == "SUCCEEDED " + repr(
-        ["app", "bin", "dev", "etc", "lib", "lib64", "opt", "proc", "run", "sealed", "strongroom", "tmp", "trust", "usr", "work"]
+        [
+            "app",
+            "bin",
+            "dev",
+            "etc",
+            "lib",
+            "lib64",
+            "opt",
+            "proc",
+            "run",
+            "sealed",
+            "strongroom",
+            "tmp",
+            "trust",
+            "usr",
+            "work",
+        ]
     )
 
 

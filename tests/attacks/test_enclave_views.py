@@ -1,4 +1,4 @@
-# ruff: noqa: E501  # programs
+# programs
 """The host against a volume that a program reads piece by piece. T198, T199 of docs/threat-model.md."""
 
 import hashlib
@@ -106,7 +106,9 @@ def test_T199_a_program_that_ignores_the_error(shell: Enclave) -> None:
         "open('/work/out/result', 'w').write('whatever'); os._exit(0)"
     )
     try:
-        outcome = shell.outcome("--volume", "big=big", "--volume", "out=out-deaf:sales:rw", "--", "python", "-c", program)
+        outcome = shell.outcome(
+            "--volume", "big=big", "--volume", "out=out-deaf:sales:rw", "--", "python", "-c", program
+        )
     finally:
         shutil.copy(kept, path)
     assert (outcome["outcome"], outcome["exit_code"]) == ("failed", None), outcome

@@ -73,9 +73,7 @@ def ca() -> WorkloadCA:
 def _identity(ca: WorkloadCA, job: str = JOB, owner: str = OWNER, now: datetime = NOW) -> Certified:
     key = x509.new_key()
     certificate = ca.issue(x509.new_csr(key, "workload"), job=job, owner=owner, now=now, lifetime=timedelta(hours=1))
-    return Certified(
-        certificate_pem=certificate, key_pem=x509.private_key_pem(key), root_pem=ca.root_pem, ends_at=0
-    )
+    return Certified(certificate_pem=certificate, key_pem=x509.private_key_pem(key), root_pem=ca.root_pem, ends_at=0)
 
 
 def _echo(sock: socket.socket) -> None:
@@ -139,9 +137,7 @@ def test_packets_pass_between_all_enclaves_of_a_job(
 
 
 @pytest.mark.parametrize("kind", ["no certificate", "own root", "another job", "another owner", "expired"])
-def test_T190_a_stranger_is_not_admitted(
-    ca: WorkloadCA, driver: tuple[str, list[int]], kind: str
-) -> None:
+def test_T190_a_stranger_is_not_admitted(ca: WorkloadCA, driver: tuple[str, list[int]], kind: str) -> None:
     stranger = WorkloadCA(x509.new_key(), now=NOW)
     if kind == "no certificate":
         context = tls.client_context(ca.root_pem)

@@ -106,9 +106,7 @@ def skipped(shell: Enclave) -> set[Path]:
     return {shell.folder / "data.plain", folder / "simulated", shell.folder / "result"}
 
 
-def run_live(
-    shell: Enclave, hidden: Secrets, command: list[str]
-) -> tuple[int, str, dict[str, set[str]], ProcessWatch]:
+def run_live(shell: Enclave, hidden: Secrets, command: list[str]) -> tuple[int, str, dict[str, set[str]], ProcessWatch]:
     """Run to the end, searching what the host's files got, while the program holds its data and afterwards."""
     watch = ProcessWatch(hidden)
     watch.start()
@@ -200,11 +198,15 @@ def test_T143_bytecode_of_the_jobs_modules_stays_out_of_the_hosts_folders(shell:
     enclave, hidden = shell
     (enclave.folder / "helper.py").write_text("def upper(text):\n    return text.upper()\n")
     program = "import sys, helper; sys.dont_write_bytecode = False; import importlib; importlib.reload(helper)\n"
-    program += "import py_compile; print('READY', flush=True); py_compile.compile('/app/helper.py', '/work/out/helper.pyc')\n"
+    program += (
+        "import py_compile; print('READY', flush=True); py_compile.compile('/app/helper.py', '/work/out/helper.pyc')\n"
+    )
     (enclave.folder / "cached.py").write_text(program)
     strongroom = str(Path(sys.executable).parent / "strongroom")
     volumes = ("--volume", "data=data", "--volume", "out=out-cached:leak:rw", "--file", "helper.py")
-    code, said, hits, _ = run_live(enclave, hidden, [strongroom, "run", *APPROVE, *volumes, "--", "python", "cached.py"])
+    code, said, hits, _ = run_live(
+        enclave, hidden, [strongroom, "run", *APPROVE, *volumes, "--", "python", "cached.py"]
+    )
     assert code == 0, said
     assert hits == {}
     assert list(enclave.folder.rglob("__pycache__")) == []

@@ -59,7 +59,9 @@ def virtualenv(folder: Path, *wheels: str, alone: str = "", customize: str) -> P
 def plainly(venv: Path, *words: str, folder: Path, timeout_s: float, **variables: str) -> str:
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", **variables}
     command = [str(venv / "bin/python"), *words]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True, timeout=timeout_s)
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=True, timeout=timeout_s
+    )
     return done.stdout
 
 
@@ -113,7 +115,18 @@ def test_the_mnist_example_of_keras(shell: Shell, plain: Path) -> None:
     shell.run("key", "create", "vision")
     shell.run("data", "seal", str(plain / "keras"), "keras", "--key", "vision")
     variables = ("--env", "KERAS_HOME=/work/keras", "--env", f"MNIST_NPZ_SHA256={digest}")
-    said = shell.run(*RUN, "--venv", str(venv), "--volume", "keras=keras:rw", *variables, "--", "python", str(program), timeout_s=1500).stdout
+    said = shell.run(
+        *RUN,
+        "--venv",
+        str(venv),
+        "--volume",
+        "keras=keras:rw",
+        *variables,
+        "--",
+        "python",
+        str(program),
+        timeout_s=1500,
+    ).stdout
     assert "60000 train samples\n10000 test samples\n" in said
     (found,) = (float(number) for number in re.findall(r"^Test accuracy: ([0-9.]+)$", said, re.MULTILINE))
     print(f"Keras: accuracy {found} in the enclave, {KERAS_PLAIN} plainly")
@@ -166,16 +179,32 @@ def test_the_mnist_example_of_opacus(shell: Shell, plain: Path) -> None:
     shell.run("key", "create", "vision")
     shell.run("data", "seal", str(plain / "mnist"), "mnist", "--key", "vision")
     words = ("--device", "cpu", "--epochs", "1", "--batch-size", "256", "--data-root")
-    said = shell.run(*RUN, "--venv", str(venv), "--volume", "mnist=mnist", "--", "python", str(program), *words, "/work/mnist", timeout_s=900).stdout
+    said = shell.run(
+        *RUN,
+        "--venv",
+        str(venv),
+        "--volume",
+        "mnist=mnist",
+        "--",
+        "python",
+        str(program),
+        *words,
+        "/work/mnist",
+        timeout_s=900,
+    ).stdout
     beside = plainly(venv, str(program), *words, str(plain / "mnist"), folder=plain, timeout_s=900)
-    found, expected = (re.findall(r"ε = ([0-9.]+).*Accuracy: \d+/10000 \(([0-9.]+)%\)", text, re.DOTALL)[0] for text in (said, beside))
+    found, expected = (
+        re.findall(r"ε = ([0-9.]+).*Accuracy: \d+/10000 \(([0-9.]+)%\)", text, re.DOTALL)[0] for text in (said, beside)
+    )
     print(f"Opacus, epsilon and accuracy: {found} in the enclave, {expected} plainly")
     assert found[0] == expected[0]
     assert float(found[1]) >= OPACUS_LEAST
     assert float(found[1]) == pytest.approx(float(expected[1]), abs=6)  # neither run has a seed, and both have noise
 
     (shell.folder / "workers.py").write_text(WORKERS)
-    said = shell.run(*RUN, "--venv", str(venv), "--volume", "mnist=mnist", "--", "python", "workers.py", "/work/mnist").stdout
+    said = shell.run(
+        *RUN, "--venv", str(venv), "--volume", "mnist=mnist", "--", "python", "workers.py", "/work/mnist"
+    ).stdout
     assert said == plainly(venv, str(shell.folder / "workers.py"), str(plain / "mnist"), folder=plain, timeout_s=300)
     assert [line.split()[:2] for line in said.splitlines()] == [["file_descriptor", "10000"], ["file_system", "10000"]]
 
@@ -193,11 +222,21 @@ def built_syscalls(tmp_path: Path) -> Path:
     if shutil.which("gcc") is None:
         apt_install("gcc", "libc6-dev")
     (tmp_path / "lists/partial").mkdir(parents=True)
-    (tmp_path / "sources").write_text("deb-src [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian bookworm main\n")
-    options = [f"Dir::Etc::sourcelist={tmp_path}/sources", "Dir::Etc::sourceparts=-", f"Dir::State::lists={tmp_path}/lists", f"Dir::Cache={tmp_path}", "APT::Sandbox::User=root"]
+    (tmp_path / "sources").write_text(
+        "deb-src [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian bookworm main\n"
+    )
+    options = [
+        f"Dir::Etc::sourcelist={tmp_path}/sources",
+        "Dir::Etc::sourceparts=-",
+        f"Dir::State::lists={tmp_path}/lists",
+        f"Dir::Cache={tmp_path}",
+        "APT::Sandbox::User=root",
+    ]
     flags = [word for option in options for word in ("-o", option)]
     for words in (["update", "-qq"], ["source", "-qq", "--download-only", "fuse3=3.14.0-4"]):
-        done = subprocess.run(["apt-get", *flags, *words], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+        done = subprocess.run(
+            ["apt-get", *flags, *words], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300
+        )
         if done.returncode:
             pytest.skip(f"Debian's sources cannot be reached: {done.stderr[-200:]}")
     with tarfile.open(tmp_path / "fuse3_3.14.0.orig.tar.xz") as archive:
@@ -205,7 +244,17 @@ def built_syscalls(tmp_path: Path) -> Path:
     (tmp_path / "fuse_config.h").write_text("#define HAVE_COPY_FILE_RANGE\n#define HAVE_STATX\n")
     built.parent.mkdir(parents=True, exist_ok=True)
     (source,) = tmp_path.glob("*/test/test_syscalls.c")
-    command = ["gcc", "-O1", "-w", "-D_GNU_SOURCE", "-D_FILE_OFFSET_BITS=64", f"-I{tmp_path}", str(source), "-o", str(built)]
+    command = [
+        "gcc",
+        "-O1",
+        "-w",
+        "-D_GNU_SOURCE",
+        "-D_FILE_OFFSET_BITS=64",
+        f"-I{tmp_path}",
+        str(source),
+        "-o",
+        str(built),
+    ]
     subprocess.run(command, check=True, timeout=120)
     return built
 
@@ -274,6 +323,8 @@ def test_fifty_thousand_files(shell: Shell, plain: Path) -> None:
     mark("write")
     shell.run("data", "open", "out", "opened", timeout_s=600)
     mark("open")
-    assert {p.name: p.read_text() for p in (shell.folder / "opened").iterdir()} == {f"{n:06}": text(n) for n in range(MANY)}
+    assert {p.name: p.read_text() for p in (shell.folder / "opened").iterdir()} == {
+        f"{n:06}": text(n) for n in range(MANY)
+    }
     print("seconds:", spent, done.stderr.strip())
     assert max(spent.values()) < 240, spent

@@ -139,9 +139,7 @@ def test_models_on_boston_and_pima(shell: Shell, plain: Path, tmp_path: Path) ->
 
     arguments = ("health/boston.csv", "health/pima.dat", "models")
     trusted = run_trusted(shell, "models.py", *arguments, volumes=["models=models:health:rw"])
-    assert_nothing_in_clear(
-        shell.folder, [b"0.02731,0,7.07", b"6,148,72,35", b"PTRATIO", b"org.apache.spark.ml"]
-    )
+    assert_nothing_in_clear(shell.folder, [b"0.02731,0,7.07", b"6,148,72,35", b"PTRATIO", b"org.apache.spark.ml"])
     assert trusted == run_plain(plain, "models.py", *arguments)
     assert "boston 506 rmse" in trusted
     assert "pima 768 positive 268 right" in trusted

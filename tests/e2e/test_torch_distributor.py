@@ -96,9 +96,7 @@ def test_lenet_learns_on_two_executors_what_it_learns_plainly(shell: Enclave, pl
     assert said.startswith("60000 images to learn from, 10000 to be tested with, 2 processes\n")
     assert len(accuracies(said)) == len(LEAST)
     assert all(found >= least for found, least in zip(accuracies(said), LEAST, strict=True)), said
-    assert accuracies(plainly(shell, plain, str(LENET), "mnist", "model")) == pytest.approx(
-        accuracies(said), abs=0.003
-    )
+    assert accuracies(plainly(shell, plain, str(LENET), "mnist", "model")) == pytest.approx(accuracies(said), abs=0.003)
 
     assert_nothing_in_clear(shell.folder / "model", [b"net.parquet", b"parquet-mr"])
     assert_nothing_in_clear(shell.folder / "mnist", [image])

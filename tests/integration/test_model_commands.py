@@ -53,7 +53,13 @@ def refused(shell: Shell, *words: str) -> str:
 
 def test_show_says_what_made_it_and_from_what(made: Enclave) -> None:
     said = made.run("model", "show", "net").stdout
-    for wanted in ("safetensors", "epochs=3", "accuracy=0.5", "made by an attested job (SIMULATED enclave)", "SIMULATED sgx"):
+    for wanted in (
+        "safetensors",
+        "epochs=3",
+        "accuracy=0.5",
+        "made by an attested job (SIMULATED enclave)",
+        "SIMULATED sgx",
+    ):
         assert wanted in said
     found = made.json("model", "show", "net")
     records, origin = found["records"], found["provenance"]
@@ -94,8 +100,12 @@ def test_T202_the_record_of_who_made_it_is_signed(fresh: Enclave) -> None:
     database = fresh.workspace.service_folder / "state.db"
     kept = {p: p.read_bytes() for p in (*database.parent.glob("state.db*"), fresh.workspace.folder / "seen.json")}
     with sqlite3.connect(database) as connection:
-        (seq, record), = connection.execute("SELECT seq, record FROM audit WHERE record LIKE '%\"action\":\"commit\"%\"job\":%'").fetchall()
-        connection.execute("UPDATE audit SET record = ? WHERE seq = ?", (record.replace('"epoch":1', '"epoch":7', 1), seq))
+        ((seq, record),) = connection.execute(
+            'SELECT seq, record FROM audit WHERE record LIKE \'%"action":"commit"%"job":%\''
+        ).fetchall()
+        connection.execute(
+            "UPDATE audit SET record = ? WHERE seq = ?", (record.replace('"epoch":1', '"epoch":7', 1), seq)
+        )
     connection.close()
     try:
         done = fresh.run("model", "show", "net", check=False)
