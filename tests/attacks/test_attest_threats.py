@@ -89,7 +89,7 @@ def test_T05_simulated_root_filed_as_hardware() -> None:
 @pytest.mark.parametrize("days", [-40, 40])
 def test_T06_endorsements_that_do_not_hold_now(days: int) -> None:
     stale = PLATFORM.pki.endorsements(NOW + timedelta(days=days))
-    with pytest.raises(EndorsementError, match="hold from"):
+    with pytest.raises(EndorsementError, match="holds from"):
         PLATFORM.verifier.verify(PLATFORM.evidence(), stale, now=NOW)
 
 

@@ -41,6 +41,8 @@ class Claims:
         rtmrs: RTMR 0 to 3 for TDX, else empty.
         chip_id: SNP's CHIP_ID, 64 bytes; else empty.
         vmpl: The privilege level that SNP's report was asked from, else None.
+        tcb: SNP's security versions and what is below the owner's floor, for people; else empty.
+        limits: What the measurement does not cover, for people.
     """
 
     tee: str
@@ -65,6 +67,8 @@ class Claims:
     rtmrs: tuple[bytes, ...] = ()
     chip_id: bytes = b""
     vmpl: int | None = None
+    tcb: str = ""
+    limits: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, object]:
         """Return the claims as JSON-ready values, bytes as hex."""

@@ -29,7 +29,8 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.x509.oid import NameOID
 
 from strongroom.attest.claims import Claims
-from strongroom.attest.endorsements import Endorsements, TrustAnchor
+from strongroom.attest.endorsement_snp import AnyEndorsements
+from strongroom.attest.endorsements import Endorsements, TrustAnchor, check_window
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.markers import SIMULATED_FMSPC, SIMULATED_NAME
 from strongroom.attest.quote import Quote, parse_quote
@@ -51,7 +52,7 @@ class DCAPVerifier:
 
     anchor: TrustAnchor
 
-    def verify(self, evidence: Evidence, endorsements: Endorsements, *, now: datetime) -> Claims:
+    def verify(self, evidence: Evidence, endorsements: AnyEndorsements, *, now: datetime) -> Claims:
         """Return the claims proven by the quote's signatures.
 
         Args:
@@ -70,8 +71,10 @@ class DCAPVerifier:
             raise EvidenceError(f"quote: expected TEE {evidence.tee}, got {quote.tee}")
         # 2. Its chain ends in the anchor.
         certificates = self._chain(quote)
-        # 3. Endorsements hold now.
-        _check_window(endorsements, now)
+        # 3. Endorsements are Intel's and hold now.
+        if not isinstance(endorsements, Endorsements):
+            raise EndorsementError("endorsements: expected Intel's, got AMD's")
+        check_window(_parts(endorsements), now)
         # 4. dcap-qvl proves the rest.
         proven = self._proven(quote, certificates, endorsements, now)
         # 5. Claims are what the signatures cover.
@@ -121,18 +124,8 @@ def _collateral(endorsements: Endorsements) -> dcap_qvl.QuoteCollateralV3:
 
 
 @lru_cache(maxsize=16)
-def _window(endorsements: Endorsements) -> tuple[datetime, datetime]:
-    return endorsements.window()
-
-
-def _check_window(endorsements: Endorsements, now: datetime) -> None:
-    start, end = _window(endorsements)
-    if not start <= now.astimezone(UTC) <= end:
-        raise EndorsementError(
-            f"endorsements: hold from {start:%Y-%m-%dT%H:%M:%SZ} to {end:%Y-%m-%dT%H:%M:%SZ}, "
-            f"the time is {now.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}",
-            hint="fetch new endorsements, or correct the clock",
-        )
+def _parts(endorsements: Endorsements) -> list[tuple[str, datetime, datetime]]:
+    return endorsements.parts()
 
 
 def _classified(message: str, chain: list[x509.Certificate], endorsements: Endorsements) -> AttestationError:

@@ -44,7 +44,7 @@ from strongroom.attest.markers import SIMULATED_NAME
 from strongroom.attest.snp import TCB, SNPReport, parse_report
 from strongroom.errors import EndorsementError, EvidenceError, VerificationError
 
-__all__ = ["SNPRules", "SNPVerifier"]
+__all__ = ["SNPRules", "SNPVerifier", "covers"]
 
 # AMD gives VCEKs the serial number 0, which `cryptography` remarks on at each of them.
 warnings.filterwarnings("ignore", message="Parsed a serial number which wasn't positive")
@@ -53,6 +53,10 @@ _OID = "1.3.6.1.4.1.3704.1."
 _SPL = {"bootloader": "3.1", "tee": "3.2", "snp": "3.3", "microcode": "3.8", "fmc": "3.9"}
 _FAMILIES = {"Milan": 0x19, "Genoa": 0x19, "Turin": 0x1A}
 _PSS = padding.PSS(padding.MGF1(hashes.SHA384()), 48)
+_LIMIT = (
+    "launch digest: firmware and first processor state; kernel, first file system and command line if the firmware has "
+    "their hashes (QEMU: kernel-hashes=on); nothing that is read from a disk or happens later"
+)
 _FETCH = "`strongroom attest endorsements fetch snp` gets them"
 
 
@@ -77,7 +81,7 @@ class SNPVerifier:
     """Verifies reports under `anchor`."""
 
     anchor: TrustAnchor
-    rules: SNPRules
+    rules: SNPRules | None
 
     def verify(self, evidence: Evidence, endorsements: AnyEndorsements, *, now: datetime) -> Claims:
         """Return the claims proven by the report's signature.
@@ -97,6 +101,11 @@ class SNPVerifier:
             raise EvidenceError(f"report: expected TEE {evidence.tee}, got snp")
         if not isinstance(endorsements, SNPEndorsements):
             raise EndorsementError("endorsements: expected AMD's, got Intel's", hint=_FETCH)
+        if self.rules is None:
+            raise VerificationError(
+                "root: AMD's is trusted without a floor of security versions",
+                hint="`strongroom service trust` with --minimum-tcb",
+            )
         if not hmac.compare_digest(endorsements.ark, self.anchor.certificate_der):
             found = hashlib.sha256(endorsements.ark).hexdigest()
             raise VerificationError(f"root: expected {self.anchor.fingerprint[:16]}, got {found[:16]}")
@@ -107,14 +116,14 @@ class SNPVerifier:
         _check_identity(report, leaf, _common_name(ark).removeprefix("ARK-"))  # 5.
         _check_signature(report, leaf)  # 6.
         _check_policy(report, self.rules)  # 7.
-        return self._claims(report, (leaf, ask, ark))
+        return self._claims(report, (leaf, ask, ark), self.rules.minimum_tcb)
 
-    def _claims(self, report: SNPReport, chain: tuple[x509.Certificate, ...]) -> Claims:
+    def _claims(self, report: SNPReport, chain: tuple[x509.Certificate, ...], floor: TCB) -> Claims:
         simulated = self.anchor.kind == "simulated" or any(SIMULATED_NAME in str(c.subject) for c in chain)
         stale = [
             f"{name}: {reason}"
             for name in ("reported_tcb", "committed_tcb", "launch_tcb")
-            for reason in report.tcb(name).below(self.rules.minimum_tcb)
+            for reason in report.tcb(name).below(floor)
         ]
         return Claims(
             tee="snp",
@@ -129,9 +138,10 @@ class SNPVerifier:
             report_data=report["report_data"],
             debug=report.debug,
             tcb_status="OutOfDate" if stale else "UpToDate",
-            advisory_ids=tuple(stale),
             chip_id=report["chip_id"],
             vmpl=report.number("vmpl"),
+            tcb=f"{report.tcb('reported_tcb')}, floor {floor}" + "".join(f"; {r}" for r in stale),
+            limits=(_LIMIT,),
         )
 
 
