@@ -1,4 +1,4 @@
-# ruff: noqa: E501  # programs
+# programs
 """What a job may leave: limits and the owner's approval. T207 to T209."""
 
 from __future__ import annotations

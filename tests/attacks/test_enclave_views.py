@@ -1,4 +1,4 @@
-# ruff: noqa: E501  # programs
+# programs
 """The host against a volume that a program reads piece by piece. T198, T199 of docs/threat-model.md."""
 
 import hashlib

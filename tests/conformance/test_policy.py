@@ -13,12 +13,15 @@ from strongroom.attest.appraisal import (
     AppraisalContext,
     FreeArgument,
     JobDigest,
+    Machine,
     Measurement,
+    MinimumEvaluation,
     MinimumSvn,
     NotDebug,
     Policy,
     Signer,
     TcbStatus,
+    TdxMeasurements,
     UnsafeAcceptSimulated,
     appraise,
     job_digest,
@@ -34,6 +37,9 @@ GOOD: dict[str, Policy] = {
     "signer": Signer((SIGNER.hex(),)),
     "minimum_svn": MinimumSvn(3, product=7),
     "tcb_status": TcbStatus(),
+    "grace": TcbStatus(("UpToDate", "OutOfDate"), ("INTEL-SA-1",), 30),
+    "minimum_evaluation": MinimumEvaluation(1),
+    "machine": Machine(("11" * 16, Platform().claims().piid.hex())),
     "not_debug": NotDebug(),
     "job_digest": JobDigest((job_digest(JOB),)),
     "job_digest_free": JobDigest((job_digest(JOB, FREE),), FREE),
@@ -46,6 +52,9 @@ BAD: dict[str, Policy] = {
     "minimum_svn": MinimumSvn(4),
     "product": MinimumSvn(1, product=8),
     "tcb_status": TcbStatus(("OutOfDate",)),
+    "minimum_evaluation": MinimumEvaluation(2),
+    "machine": Machine(("00" * 16,)),
+    "tdx_measurements": TdxMeasurements(rtmr3=("00" * 48,)),
     "job_digest": JobDigest(("sha256:" + "00" * 32,)),
     "job_digest_free": JobDigest((job_digest(JOB, FREE),), (FreeArgument(2, r"\d{4}"),)),
     "all_of": AllOf((Measurement((MEASUREMENT.hex(),)), Signer(("00" * 32,)))),
@@ -82,7 +91,8 @@ def test_requires_hardware_a_production_enclave_and_an_up_to_date_platform(name:
     worse = {
         "root": replace(_hardware(), simulated=True),
         "debug": replace(_hardware(), debug=True),
-        "tcb_status": replace(_hardware(), tcb_status="OutOfDate"),
+        "tcb_status": replace(_hardware(), tcb_status="ConfigurationNeeded"),
+        "advisories": replace(_hardware(), advisory_ids=("INTEL-SA-2",)),
     }
     for check, claims in worse.items():
         with pytest.raises(AppraisalError, match=f"{check}: expected"):
@@ -96,6 +106,9 @@ def test_a_waiver_beside_it_admits_the_simulated_root(name: str, caplog: pytest.
     assert "SIMULATED" in caplog.text
 
 
-@pytest.mark.parametrize("policy", [*GOOD.values(), UnsafeAcceptSimulated()], ids=[*GOOD, "waiver"])
+TDX = TdxMeasurements(rtmr1=("01" * 48, "02" * 48), rtmr3=("03" * 48,))
+
+
+@pytest.mark.parametrize("policy", [TDX, *GOOD.values(), UnsafeAcceptSimulated()], ids=["tdx", *GOOD, "waiver"])
 def test_json_round_trip(policy: Policy) -> None:
     assert policy_from_json(policy_to_json(policy)) == policy

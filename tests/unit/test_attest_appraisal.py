@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from tests.fakes.attest_parts import JOB, MEASUREMENT, Platform
+from tests.fakes.attest_parts import JOB, MEASUREMENT, NOW, Platform
 
 from strongroom.attest.appraisal import (
     AllOf,
@@ -11,12 +11,18 @@ from strongroom.attest.appraisal import (
     AppraisalContext,
     FreeArgument,
     JobDigest,
+    Machine,
     Measurement,
+    MinimumEvaluation,
+    MinimumSvn,
     Policy,
     Signer,
     TcbStatus,
+    TdxMeasurements,
     UnsafeAcceptSimulated,
     appraise,
+    check_pins_code,
+    findings,
     job_digest,
     policy_from_json,
     policy_simulated,
@@ -70,7 +76,7 @@ def test_a_waiver_covers_everything_inside_its_all_of() -> None:
 def test_status_may_be_widened_but_never_to_revoked() -> None:
     late = replace(HARDWARE, claims=replace(HARDWARE.claims, tcb_status="OutOfDate", advisory_ids=("INTEL-SA-1",)))
     assert "OutOfDate (INTEL-SA-1)" in _reasons(GOOD, late)[0]
-    appraise(AllOf((TcbStatus(("UpToDate", "OutOfDate")), GOOD)), late)
+    appraise(AllOf((TcbStatus(("UpToDate", "OutOfDate"), ("INTEL-SA-1",)), GOOD)), late)
     revoked = replace(late, claims=replace(late.claims, tcb_status="Revoked"))
     assert _reasons(AllOf((TcbStatus(("Revoked",)), GOOD)), revoked)
 
@@ -116,6 +122,16 @@ def test_a_template_is_not_the_digest_of_a_presented_job() -> None:
         {"kind": "hope"},
         {"kind": ["all_of"]},
         {"kind": "measurement"},
+        {"kind": "tdx_measurements"},
+        {"kind": "tdx_measurements", "rtmr4": ["00" * 48]},
+        {"kind": "tdx_measurements", "mrtd": ["00" * 32]},
+        {"kind": "tdx_measurements", "mrtd": []},
+        {"kind": "tcb_status", "allowed": ["UpToDate"], "grace_days": 30},
+        {"kind": "tcb_status", "allowed": ["OutOfDate"], "grace_days": -1},
+        {"kind": "tcb_status", "allowed": ["OutOfDate"], "advisories": ["all of them"]},
+        {"kind": "minimum_evaluation", "minimum": "17"},
+        {"kind": "machine", "values": ["00" * 16]},
+        {"kind": "machine", "values": ["11" * 17]},
         {"kind": "measurement", "values": []},
         {"kind": "measurement", "values": ["AA" * 32]},
         {"kind": "measurement", "values": ["00" * 31]},
@@ -153,9 +169,95 @@ def test_policy_simulated() -> None:
     assert not policy_simulated(AnyOf((GOOD, AllOf((BAD,)))))
 
 
-@pytest.mark.parametrize(
-    "policy", [Measurement(("01" * 48,)), Signer(("aa" * 48,)), AnyOf((Measurement(("01" * 48,)),))]
+MRTD, *RTMRS = [str(i) * 48 for i in range(10, 15)]
+REGISTERS = {"mrtd": MRTD, **{f"rtmr{i}": value for i, value in enumerate(RTMRS)}}
+TDX = replace(
+    HARDWARE,
+    claims=replace(
+        HARDWARE.claims,
+        tee="tdx",
+        measurement=bytes.fromhex(MRTD),
+        signer=b"\xaa" * 48,
+        rtmrs=tuple(map(bytes.fromhex, RTMRS)),
+    ),
 )
-def test_T166_tdx_is_accepted_by_no_policy(policy: Policy) -> None:
-    tdx = replace(HARDWARE.claims, tee="tdx", measurement=b"\x01" * 48, signer=b"\xaa" * 48)
-    assert "tee: expected sgx, got tdx" in _reasons(policy, replace(HARDWARE, claims=tdx))[0]
+
+
+def _tdx(**changes: str | None) -> TdxMeasurements:
+    return TdxMeasurements(**{name: (value,) for name, value in {**REGISTERS, **changes}.items() if value})
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Measurement((MRTD,)),
+        AllOf((Measurement((MRTD,)), JobDigest((job_digest(JOB),)))),
+        AllOf((Signer(("aa" * 48,)), MinimumSvn(0, product=0))),
+        AllOf((_tdx(rtmr0=None), Measurement((MRTD,)))),
+        AllOf((AnyOf((_tdx(), GOOD)), JobDigest((job_digest(JOB),)))),
+    ],
+)
+def test_T166_tdx_is_accepted_only_where_every_register_is_named(policy: Policy) -> None:
+    assert "tee: expected sgx or snp (tdx where" in _reasons(policy, TDX)[0]
+
+
+@pytest.mark.parametrize("register", REGISTERS)
+def test_T230_a_register_that_is_not_named_or_differs(register: str) -> None:
+    appraise(_tdx(), TDX)
+    appraise(AllOf((_tdx(), JobDigest((job_digest(JOB),)))), TDX)
+    check_pins_code(_tdx())
+    assert _reasons(_tdx(**{register: "99" * 48}), TDX) == [
+        f"{register}: expected {'99' * 48}, got {REGISTERS[register]}"
+    ]
+    part = _tdx(**{register: None})
+    assert _reasons(part, TDX)[0].startswith("tee: expected sgx or snp")
+    with pytest.raises(InputError, match="names no code"):
+        check_pins_code(part)
+    # What a complete check admits, it admits of TDX alone, with everything else as strict as ever.
+    assert _reasons(_tdx()) == ["tdx_measurements: expected tdx, got sgx"]
+    for change in ({"simulated": True}, {"debug": True}, {"tcb_status": "OutOfDate"}, {"advisory_ids": ("A",)}):
+        assert len(_reasons(_tdx(), replace(TDX, claims=replace(TDX.claims, **change)))) == 1
+
+
+def test_snp_is_accepted_by_launch_digest_at_level_0_and_has_no_svn_of_sgx() -> None:
+    snp = replace(TDX.claims, tee="snp", rtmrs=(), vmpl=0, chip_id=b"\x07" * 64, ppid=b"", piid=b"")
+    policy = AllOf((Measurement((MRTD,)), Machine(("07" * 64,))))
+    appraise(policy, AppraisalContext(claims=snp))
+    for vmpl in (1, None):
+        reasons = _reasons(policy, AppraisalContext(claims=replace(snp, vmpl=vmpl)))
+        assert reasons == [f"vmpl: expected 0, got {vmpl}"]
+    signed = AllOf((Signer(("aa" * 48,)), MinimumSvn(0, product=0)))
+    assert [r.split(":")[0] for r in _reasons(signed, AppraisalContext(claims=snp))] == ["minimum_svn", "product"]
+
+
+def test_T231_advisories_grace_edition_and_machine() -> None:
+    quote, status = Platform().evidence(), TcbStatus(("OutOfDate",), ("INTEL-SA-1", "INTEL-SA-3"), grace_days=790)
+    endorsements = Platform().pki.endorsements(
+        NOW, tcb_status="OutOfDate", advisory_ids=["INTEL-SA-1", "INTEL-SA-2"], tcb_eval_number=17
+    )
+    claims = Platform().verifier.verify(quote, endorsements, now=NOW)
+    assert (claims.tcb_date, claims.tcb_age_days, claims.tcb_eval_number) == ("2024-01-01", 790, 17)
+    context = AppraisalContext(claims=replace(claims, simulated=False, root="hardware"))
+    assert _reasons(status, context) == [
+        "advisories: expected none but INTEL-SA-1, INTEL-SA-3, got INTEL-SA-1, INTEL-SA-2"
+    ]
+    known = replace(status, advisories=("INTEL-SA-1", "INTEL-SA-2"))
+    appraise(known, context)
+    late = "grace: expected at most 789 days after the TCB's date, got 790 days after 2024-01-01"
+    assert _reasons(replace(known, grace_days=789), context) == [late]
+    undated = replace(context, claims=replace(context.claims, tcb_age_days=None))
+    assert "got an unknown date" in _reasons(known, undated)[0]
+    appraise(AllOf((known, MinimumEvaluation(17))), context)
+    assert _reasons(AllOf((known, MinimumEvaluation(18))), context) == [
+        "minimum_evaluation: expected at least 18, got 17"
+    ]
+    appraise(AllOf((known, Machine((claims.ppid.hex(),)))), context)
+    hidden = replace(context, claims=replace(context.claims, ppid=bytes(16), piid=b""))
+    assert _reasons(AllOf((known, Machine(("00" * 16,)))), hidden) == [f"machine: expected {'00' * 16}, got nothing"]
+
+
+def test_findings_say_what_passed_too() -> None:
+    found = {f.check: f for f in findings(AnyOf((BAD, AllOf((GOOD, Machine(("11" * 16,)))))), HARDWARE)}
+    assert found["any_of[1]: measurement"].passed
+    assert found["any_of[0]: measurement"].to_json()["got"] == MEASUREMENT.hex()
+    assert [f.check for f in findings(AnyOf((BAD, GOOD)), HARDWARE) if not f.passed] == []

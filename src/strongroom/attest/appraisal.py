@@ -3,10 +3,10 @@
 Rules:
 
 1. A policy that checks nothing denies: an empty `AllOf`, an empty `AnyOf`, a waiver alone.
-2. SGX, hardware, a production enclave and an up-to-date platform are required in every branch. TDX is verified and
-   shown, but accepted by no policy until one can check its RTMRs. Only
-   `UnsafeAcceptSimulated` in an enclosing `AllOf` admits a simulated root, only `TcbStatus` another status, and nothing
-   a debug enclave.
+2. Hardware, a production enclave and an up-to-date platform without advisories are required in every branch, for SNP
+   at VMPL 0. Only `UnsafeAcceptSimulated` in an enclosing `AllOf` admits a simulated root, only `TcbStatus` another
+   status or advisories by name, only a `TdxMeasurements` that names MRTD and every RTMR admits TDX, and nothing a debug
+   enclave.
 3. A refusal carries every reason, each as `check: expected X, got Y`.
 4. JSON is strict: unknown kinds and fields, wrong types, depth over 8 or more than 4096 checks and free arguments are
    errors.
@@ -22,18 +22,23 @@ from typing import cast
 
 from strongroom.attest.policies import (
     TCB_STATUSES,
+    TDX_REGISTERS,
     AllOf,
     AnyOf,
     AppraisalContext,
+    Finding,
     FreeArgument,
     JobDigest,
+    Machine,
     Measurement,
+    MinimumEvaluation,
     MinimumSvn,
     NotDebug,
     Policy,
     Scope,
     Signer,
     TcbStatus,
+    TdxMeasurements,
     UnsafeAcceptSimulated,
     job_digest,
 )
@@ -43,17 +48,22 @@ __all__ = [
     "AllOf",
     "AnyOf",
     "AppraisalContext",
+    "Finding",
     "FreeArgument",
     "JobDigest",
+    "Machine",
     "Measurement",
+    "MinimumEvaluation",
     "MinimumSvn",
     "NotDebug",
     "Policy",
     "Signer",
     "TcbStatus",
+    "TdxMeasurements",
     "UnsafeAcceptSimulated",
     "appraise",
     "check_pins_code",
+    "findings",
     "job_digest",
     "policy_from_json",
     "policy_simulated",
@@ -67,7 +77,15 @@ _MAX_DEPTH = 8
 _MAX_CHECKS = 4096
 _MAX_VALUES = 1024
 _HEX = re.compile(r"(?:[0-9a-f]{64}|[0-9a-f]{96})")
+_HEX48 = re.compile(r"[0-9a-f]{96}")
+_MACHINE = re.compile(r"(?:[0-9a-f]{32}|[0-9a-f]{128})")
+_ADVISORY = re.compile(r"[A-Za-z0-9-]{1,64}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+def findings(policy: Policy, context: AppraisalContext) -> list[Finding]:
+    """Return every comparison that decides, passed or not; the claims are acceptable if all passed."""
+    return policy.judge(context, Scope())
 
 
 def appraise(policy: Policy, context: AppraisalContext) -> None:
@@ -76,7 +94,7 @@ def appraise(policy: Policy, context: AppraisalContext) -> None:
     Raises:
         AppraisalError: With every reason.
     """
-    reasons = policy.judge(context, Scope())
+    reasons = [str(finding) for finding in findings(policy, context) if not finding.passed]
     if reasons:
         raise AppraisalError(reasons, hint="compare the expected values with those of the build that was attested")
     if context.claims.simulated:
@@ -88,15 +106,16 @@ def appraise(policy: Policy, context: AppraisalContext) -> None:
 def check_pins_code(policy: Policy) -> None:
     """Return only if every branch of `policy` that can accept names the code: what may run is never the host's choice.
 
-    Code is named by `measurement`, or by `signer` with `minimum_svn` and its product.
+    Code is named by `measurement`, by `signer` with `minimum_svn` and its product, or by `tdx_measurements` with all
+    its registers.
 
     Raises:
         InputError: Some branch accepts code that nobody named.
     """
     if "code" not in _pinned(policy):
         raise InputError(
-            "policy: a branch that can accept names no code: expected measurement, or signer and minimum_svn with "
-            "product, beside the other checks",
+            "policy: a branch that can accept names no code: expected measurement, signer and minimum_svn with "
+            "product, or tdx_measurements with mrtd and rtmr0 to rtmr3, beside the other checks",
             hint="`strongroom policy set --allow JOB` writes a whole policy",
         )
 
@@ -109,7 +128,7 @@ def _pinned(policy: Policy) -> frozenset[str]:
             found = _CODE  # never accepts
         case AnyOf():
             found = frozenset.intersection(*(_pinned(inner) for inner in policy.policies))
-        case Measurement():
+        case Measurement() | TdxMeasurements(complete=True):
             found = frozenset({"code"})
         case Signer():
             found = frozenset({"signer"})
@@ -133,22 +152,30 @@ def policy_to_json(policy: Policy) -> dict[str, object]:
     Raises:
         InputError: A policy of a kind that has no JSON form.
     """
-    head: dict[str, object] = {"kind": policy.kind}
+    rest: dict[str, object] = {}
     match policy:
         case AllOf() | AnyOf():
-            return {**head, "policies": [policy_to_json(inner) for inner in policy.policies]}
-        case Measurement() | Signer():
-            return {**head, "values": list(policy.values)}
+            rest = {"policies": [policy_to_json(inner) for inner in policy.policies]}
+        case Measurement() | Signer() | Machine():
+            rest = {"values": list(policy.values)}
+        case TdxMeasurements():
+            rest = {name: list(values) for name, values in policy.named.items()}
         case JobDigest():
             free = [{"index": f.index, "pattern": f.pattern} for f in policy.free]
-            return {**head, "values": list(policy.values)} | ({"free": free} if free else {})
+            rest = {"values": list(policy.values)} | ({"free": free} if free else {})
         case MinimumSvn():
-            return {**head, "minimum": policy.minimum} | ({} if policy.product is None else {"product": policy.product})
+            rest = {"minimum": policy.minimum, **({} if policy.product is None else {"product": policy.product})}
+        case MinimumEvaluation():
+            rest = {"minimum": policy.minimum}
         case TcbStatus():
-            return {**head, "allowed": list(policy.allowed)}
+            rest = {"allowed": list(policy.allowed)}
+            rest |= {"advisories": list(policy.advisories)} if policy.advisories else {}
+            rest |= {} if policy.grace_days is None else {"grace_days": policy.grace_days}
         case NotDebug() | UnsafeAcceptSimulated():
-            return head
-    raise InputError(f"policy: {policy.kind!r} has no JSON form")
+            pass
+        case _:
+            raise InputError(f"policy: {policy.kind!r} has no JSON form")
+    return {"kind": policy.kind, **rest}
 
 
 def policy_from_json(value: object) -> Policy:
@@ -210,6 +237,26 @@ def _number(value: Mapping[str, object], name: str) -> int:
     return found
 
 
+def _machine(text: str) -> bool:
+    return _MACHINE.fullmatch(text) is not None and set(text) != {"0"}
+
+
+def _tdx(value: Mapping[str, object]) -> TdxMeasurements:
+    named = {name: _texts(value, name, _HEX48.fullmatch) for name in TDX_REGISTERS if name in value}
+    if not named:
+        raise InputError(f"policy tdx_measurements: expected one or more of {', '.join(TDX_REGISTERS)}, got none")
+    return TdxMeasurements(**named)
+
+
+def _tcb_status(value: Mapping[str, object]) -> TcbStatus:
+    allowed = _texts(value, "allowed", TCB_STATUSES.__contains__)
+    grace = _number(value, "grace_days") if "grace_days" in value else None
+    if grace is not None and not any(status.startswith("OutOfDate") for status in allowed):
+        raise InputError("policy tcb_status: grace_days limits OutOfDate, which is not allowed here")
+    advisories = _texts(value, "advisories", _ADVISORY.fullmatch) if "advisories" in value else ()
+    return TcbStatus(allowed, advisories, grace)
+
+
 def _free(value: Mapping[str, object]) -> tuple[FreeArgument, ...]:
     found = value.get("free", [])
     if not isinstance(found, list) or len(found) > _MAX_CHECKS:
@@ -241,7 +288,10 @@ _KINDS: dict[str, tuple[set[str], set[str], _Build]] = {
         {"product"},
         lambda _r, v, _d: MinimumSvn(_number(v, "minimum"), _number(v, "product") if "product" in v else None),
     ),
-    "tcb_status": ({"allowed"}, _NONE, lambda _r, v, _d: TcbStatus(_texts(v, "allowed", TCB_STATUSES.__contains__))),
+    "tdx_measurements": (_NONE, set(TDX_REGISTERS), lambda _r, v, _d: _tdx(v)),
+    "tcb_status": ({"allowed"}, {"advisories", "grace_days"}, lambda _r, v, _d: _tcb_status(v)),
+    "minimum_evaluation": ({"minimum"}, _NONE, lambda _r, v, _d: MinimumEvaluation(_number(v, "minimum"))),
+    "machine": ({"values"}, _NONE, lambda _r, v, _d: Machine(_texts(v, "values", _machine))),
     "not_debug": (_NONE, _NONE, lambda _r, _v, _d: NotDebug()),
     "unsafe_accept_simulated": (_NONE, _NONE, lambda _r, _v, _d: UnsafeAcceptSimulated()),
 }

@@ -19,24 +19,30 @@ class Claims:
     """The verified contents of evidence.
 
     Attributes:
-        tee: "sgx" or "tdx".
+        tee: "sgx", "tdx" or "snp".
         root: "hardware" or "simulated": what the chain's root stands for.
         root_fingerprint: SHA-256 of the root certificate, hex.
         simulated: Either the root is a simulated one or the evidence carries a simulated mark.
-        measurement: MRENCLAVE (32 bytes) or MRTD (48 bytes).
-        signer: MRSIGNER (32 bytes) or MROWNER (48 bytes).
-        isv_prod_id: Product number; 0 for TDX.
-        isv_svn: Security version of the product; 0 for TDX.
-        config_id: CONFIGID (64 bytes) or MRCONFIGID (48 bytes).
+        measurement: MRENCLAVE (32 bytes), MRTD (48 bytes) or the launch digest of SNP (48 bytes).
+        signer: MRSIGNER (32 bytes), MROWNER (48 bytes) or SNP's digest of the author's key (48 bytes).
+        isv_prod_id: Product number; 0 but for SGX.
+        isv_svn: Security version of the product; 0 but for SGX.
+        config_id: CONFIGID (64 bytes), MRCONFIGID (48 bytes) or HOSTDATA (32 bytes).
         report_data: 64 bytes.
         debug: The host can read the enclave's memory.
-        tcb_status: Intel's word for the platform, for example "UpToDate".
+        tcb_status: The maker's word for the platform, for example "UpToDate"; SNP: "UpToDate" or "OutOfDate".
         advisory_ids: Security advisories that apply.
+        tcb_date: Day of the oldest TCB level among the platform's parts, for example "2024-01-01"; empty if unknown.
+        tcb_age_days: Whole days from it to the verification, None if unknown.
         fmspc: Platform family, hex.
         tcb_eval_number: Edition of the TCB info, None if unknown.
         ppid: The platform's provisioning id, empty if unknown.
         piid: The platform's instance id, empty if unknown.
-        rtmrs: RTMR 0 to 3 for TDX, empty for SGX.
+        rtmrs: RTMR 0 to 3 for TDX, else empty.
+        chip_id: SNP's CHIP_ID, 64 bytes; else empty.
+        vmpl: The privilege level that SNP's report was asked from, else None.
+        tcb: SNP's security versions and what is below the owner's floor, for people; else empty.
+        limits: What the measurement does not cover, for people.
     """
 
     tee: str
@@ -52,11 +58,17 @@ class Claims:
     debug: bool
     tcb_status: str
     advisory_ids: tuple[str, ...] = ()
+    tcb_date: str = ""
+    tcb_age_days: int | None = None
     fmspc: str = ""
     tcb_eval_number: int | None = None
     ppid: bytes = b""
     piid: bytes = b""
     rtmrs: tuple[bytes, ...] = ()
+    chip_id: bytes = b""
+    vmpl: int | None = None
+    tcb: str = ""
+    limits: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, object]:
         """Return the claims as JSON-ready values, bytes as hex."""
@@ -77,7 +89,7 @@ def check_report_data(claims: Claims, expected: bytes) -> None:
 
 
 def check_init_data(claims: Claims, text: str) -> dict[str, str]:
-    """Return the files of the init data `text`, which the evidence binds through CONFIGID or MRCONFIGID.
+    """Return the files of the init data `text`, which the evidence binds through its config id.
 
     Raises:
         VerificationError: The evidence binds other init data.

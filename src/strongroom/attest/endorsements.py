@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import Literal, cast
@@ -21,7 +21,7 @@ from cryptography import x509
 from strongroom._encoding import canonical_json, parse_json
 from strongroom.errors import EndorsementError, InputError
 
-__all__ = ["INTEL_ROOT", "Endorsements", "TrustAnchor"]
+__all__ = ["INTEL_ROOT", "Endorsements", "TrustAnchor", "check_window", "crl_dates"]
 
 RootKind = Literal["hardware", "simulated"]
 
@@ -121,25 +121,23 @@ class Endorsements:
                 raise EndorsementError(f"endorsements: {name} is not hex") from exc
         return cls(**parts)  # type: ignore[arg-type]  # each name was matched with its type above
 
+    def parts(self) -> list[tuple[str, datetime, datetime]]:
+        """Return the parts that expire: name, and the moments between which it holds.
+
+        Raises:
+            EndorsementError: A part is not readable.
+        """
+        found = [(name, *crl_dates(name, getattr(self, name))) for name in ("root_ca_crl", "pck_crl")]
+        return found + [(name, *_dates(name, getattr(self, name))) for name in ("tcb_info", "qe_identity")]
+
     def window(self) -> tuple[datetime, datetime]:
         """Return the moments between which every part holds.
 
         Raises:
             EndorsementError: A part is not readable.
         """
-        starts, ends = [], []
-        try:
-            for crl_der in (self.root_ca_crl, self.pck_crl):
-                crl = x509.load_der_x509_crl(crl_der)
-                starts.append(crl.last_update_utc)
-                ends.append(crl.next_update_utc or crl.last_update_utc)
-        except (ValueError, x509.InvalidVersion) as exc:
-            raise EndorsementError("endorsements: a revocation list is not readable") from exc
-        for name, text in (("tcb_info", self.tcb_info), ("qe_identity", self.qe_identity)):
-            issued, until = _dates(name, text)
-            starts.append(issued)
-            ends.append(until)
-        return max(starts), min(ends)
+        parts = self.parts()
+        return max(start for _, start, _ in parts), min(end for _, _, end in parts)
 
     @property
     def tee(self) -> str:
@@ -154,6 +152,36 @@ class Endorsements:
     def digest(self) -> str:
         """SHA-256 over all parts, as hex: names in the audit log what was believed."""
         return hashlib.sha256(canonical_json(self.to_json())).hexdigest()
+
+
+def crl_dates(name: str, der: bytes) -> tuple[datetime, datetime]:
+    """Return the moments between which a revocation list holds; without an end it holds for no time at all.
+
+    Raises:
+        EndorsementError: Not a revocation list.
+    """
+    try:
+        crl = x509.load_der_x509_crl(der)
+        return crl.last_update_utc, crl.next_update_utc or crl.last_update_utc
+    except (ValueError, x509.InvalidVersion) as exc:
+        raise EndorsementError(
+            f"endorsements: the revocation list {name} is not readable", hint="fetch the endorsements anew"
+        ) from exc
+
+
+def check_window(parts: Sequence[tuple[str, datetime, datetime]], now: datetime) -> None:
+    """Return only if every part of endorsements holds at `now`.
+
+    Raises:
+        EndorsementError: One has expired, or the clock is before its time.
+    """
+    for name, start, end in parts:
+        if not start <= now.astimezone(UTC) <= end:
+            raise EndorsementError(
+                f"endorsements: {name} holds from {start:%Y-%m-%dT%H:%M:%SZ} to {end:%Y-%m-%dT%H:%M:%SZ}, "
+                f"the time is {now.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}",
+                hint="fetch new endorsements (`strongroom attest endorsements fetch`), or correct the clock",
+            )
 
 
 def _dates(name: str, text: str) -> tuple[datetime, datetime]:

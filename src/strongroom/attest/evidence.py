@@ -15,7 +15,7 @@ from strongroom.errors import EvidenceError
 __all__ = ["MAX_EVIDENCE_BYTES", "TEES", "Evidence"]
 
 MAX_EVIDENCE_BYTES = 1 << 16
-TEES = ("sgx", "tdx")
+TEES = ("sgx", "tdx", "snp")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +23,7 @@ class Evidence:
     """A signed raw statement of a TEE.
 
     Attributes:
-        tee: "sgx" or "tdx": who is said to have made the quote.
+        tee: "sgx", "tdx" or "snp": who is said to have made the quote.
         quote: The quote's bytes, at most 64 KiB.
     """
 

@@ -1,8 +1,8 @@
-"""The checks that a policy is made of. Each is a value that says why claims are not acceptable.
+"""The checks that a policy is made of. Each is a value that compares claims and says what it expected and got.
 
 A check judges claims and nothing else: no clock, no network, no global. What holds whether or not a policy says so is
-in `Scope`: SGX, hardware, no debug enclave, an up-to-date platform. Composition and the raising entry are in
-`appraisal`.
+in `Scope`: a TEE whose code is judged, hardware, no debug enclave, an up-to-date platform without advisories. The
+raising entry and JSON are in `appraisal`.
 """
 
 from __future__ import annotations
@@ -19,18 +19,23 @@ from strongroom.errors import InputError
 
 __all__ = [
     "TCB_STATUSES",
+    "TDX_REGISTERS",
     "AllOf",
     "AnyOf",
     "AppraisalContext",
+    "Finding",
     "FreeArgument",
     "JobDigest",
+    "Machine",
     "Measurement",
+    "MinimumEvaluation",
     "MinimumSvn",
     "NotDebug",
     "Policy",
     "Scope",
     "Signer",
     "TcbStatus",
+    "TdxMeasurements",
     "UnsafeAcceptSimulated",
     "job_digest",
 ]
@@ -47,6 +52,8 @@ TCB_STATUSES = (
 )
 """What a policy may allow. Revoked is not among them: no policy can allow it."""
 
+TDX_REGISTERS = ("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppraisalContext:
@@ -61,40 +68,62 @@ class AppraisalContext:
     job: Mapping[str, object] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One comparison and its outcome; as text it is a reason."""
+
+    check: str
+    expected: str
+    got: str
+    passed: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.check}: expected {self.expected}, got {self.got}"
+
+    def to_json(self) -> dict[str, object]:
+        """Return the finding as JSON-ready values."""
+        return {"check": self.check, "passed": self.passed, "expected": self.expected, "got": self.got}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scope:
     """What the enclosing `AllOf`s waive or restate.
 
     Attributes:
         simulated: `UnsafeAcceptSimulated` is among them.
-        tcb_status: A `TcbStatus` is among them and judges the status.
+        tcb_status: A `TcbStatus` is among them and judges status and advisories.
+        tdx: A complete `TdxMeasurements` is among them and judges all that TDX measures.
     """
 
     simulated: bool = False
     tcb_status: bool = False
+    tdx: bool = False
 
-    def reasons(self, claims: Claims) -> list[str]:
-        """Return why the claims fail what every branch of every policy requires."""
-        found = []
-        if claims.tee != "sgx":
-            # MRTD covers the firmware alone; which kernel and program run is in the RTMRs, which no check reads yet.
-            found.append(f"tee: expected sgx, got {claims.tee}, whose code no check covers yet")
-        if claims.simulated and not self.simulated:
-            found.append(f"root: expected hardware, got simulated ({claims.root_fingerprint[:16]})")
-        if claims.debug:
-            found.append("debug: expected a production enclave, got a debug enclave")
-        if not self.tcb_status:
-            found += _status(claims, ("UpToDate",))
-        return found
+    def findings(self, claims: Claims) -> list[Finding]:
+        """Return what every branch of every policy compares."""
+        tees = ("sgx", "snp", "tdx") if self.tdx else ("sgx", "snp")
+        hint = "" if self.tdx else " (tdx where tdx_measurements names mrtd and rtmr0 to rtmr3)"
+        root = f"simulated ({claims.root_fingerprint[:16]})" if claims.simulated else "hardware"
+        wanted = "hardware or simulated" if self.simulated else "hardware"
+        kind = "a debug enclave" if claims.debug else "a production enclave"
+        found = [
+            Finding("tee", _listed(tees) + hint, claims.tee, claims.tee in tees),
+            Finding("root", wanted, root, self.simulated or not claims.simulated),
+            Finding("debug", "a production enclave", kind, not claims.debug),
+        ]
+        if claims.tee == "snp":
+            # Below level 0 runs whatever level 0 lets run, which the launch digest does not name.
+            found.append(Finding("vmpl", "0", str(claims.vmpl), claims.vmpl == 0))
+        return found if self.tcb_status else found + _platform(claims, ("UpToDate",))
 
 
 class Policy(Protocol):
-    """Says whether claims are acceptable."""
+    """Says whether claims are acceptable: every finding passed."""
 
     kind: ClassVar[str]
 
-    def judge(self, context: AppraisalContext, scope: Scope) -> list[str]:
-        """Return every reason against the claims; none means acceptable."""
+    def judge(self, context: AppraisalContext, scope: Scope) -> list[Finding]:
+        """Return every comparison that decides, passed or not."""
         ...
 
 
@@ -102,18 +131,58 @@ def _listed(values: Sequence[object]) -> str:
     return " or ".join(str(v) for v in values) or "nothing"
 
 
+def _one_of(check: str, values: Sequence[str], got: str) -> Finding:
+    return Finding(check, _listed(values), got or "nothing", got in values)
+
+
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """MRENCLAVE is one of `values`, hex."""
+    """MRENCLAVE of SGX, or the launch digest of SNP, is one of `values`, hex."""
 
     values: tuple[str, ...]
     kind: ClassVar[str] = "measurement"
 
-    def judge(self, context: AppraisalContext, scope: Scope) -> list[str]:
-        """Return every reason against the claims."""
-        got = context.claims.measurement.hex()
-        own = [] if got in self.values else [f"measurement: expected {_listed(self.values)}, got {got}"]
-        return scope.reasons(context.claims) + own
+    def judge(self, context: AppraisalContext, scope: Scope) -> list[Finding]:
+        """Return every comparison that decides, passed or not."""
+        own = _one_of("measurement", self.values, context.claims.measurement.hex())
+        return [*scope.findings(context.claims), own]
+
+
+@dataclass(frozen=True, slots=True)
+class TdxMeasurements:
+    """What TDX measures is one of the values named for it, hex; a register without values is not judged.
+
+    MRTD covers the firmware, RTMR0 its configuration with the ACPI tables (programs that the kernel runs), RTMR1 the
+    kernel, RTMR2 command line and first file system, RTMR3 what is measured after the start. Only all five together
+    say which code runs, so only then does this admit TDX.
+    """
+
+    mrtd: tuple[str, ...] = ()
+    rtmr0: tuple[str, ...] = ()
+    rtmr1: tuple[str, ...] = ()
+    rtmr2: tuple[str, ...] = ()
+    rtmr3: tuple[str, ...] = ()
+    kind: ClassVar[str] = "tdx_measurements"
+
+    @property
+    def named(self) -> dict[str, tuple[str, ...]]:
+        """The registers that are judged, with their values."""
+        values = (self.mrtd, self.rtmr0, self.rtmr1, self.rtmr2, self.rtmr3)
+        return {name: v for name, v in zip(TDX_REGISTERS, values, strict=True) if v}
+
+    @property
+    def complete(self) -> bool:
+        """Whether every register is judged."""
+        return len(self.named) == len(TDX_REGISTERS)
+
+    def judge(self, context: AppraisalContext, scope: Scope) -> list[Finding]:
+        """Return every comparison that decides, passed or not."""
+        claims = context.claims
+        found = replace(scope, tdx=scope.tdx or self.complete).findings(claims)
+        if claims.tee != "tdx":
+            return [*found, Finding("tdx_measurements", "tdx", claims.tee)]
+        got = dict(zip(TDX_REGISTERS, (claims.measurement, *claims.rtmrs), strict=True))
+        return found + [_one_of(name, values, got[name].hex()) for name, values in self.named.items()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +192,9 @@ class Signer:
     values: tuple[str, ...]
     kind: ClassVar[str] = "signer"
 
-    def judge(self, context: AppraisalContext, scope: Scope) -> list[str]:
-        """Return every reason against the claims."""
-        got = context.claims.signer.hex()
-        own = [] if got in self.values else [f"signer: expected {_listed(self.values)}, got {got}"]
-        return scope.reasons(context.claims) + own
+    def judge(self, context: AppraisalContext, scope: Scope) -> list[Finding]:
+        """Return every comparison that decides, passed or not."""
+        return [*scope.findings(context.claims), _one_of("signer", self.values, context.claims.signer.hex())]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,28 +205,74 @@ class MinimumSvn:
     product: int | None = None
     kind: ClassVar[str] = "minimum_svn"
 
-    def judge(self, context: AppraisalContext, scope: Scope) -> list[str]:
-        """Return every reason against the claims."""
+    def judge(self, context: AppraisalContext, scope: Scope) -> list[Finding]:
+        """Return every comparison that decides, passed or not."""
         claims = context.claims
-        found = scope.reasons(claims)
-        if claims.isv_svn < self.minimum:
-            found.append(f"minimum_svn: expected at least {self.minimum}, got {claims.isv_svn}")
-        if self.product is not None and claims.isv_prod_id != self.product:
-            found.append(f"product: expected {self.product}, got {claims.isv_prod_id}")
+        sgx = claims.tee == "sgx"
+        got = str(claims.isv_svn) if sgx else f"none of {claims.tee}"
+        found = scope.findings(claims)
+        found.append(Finding("minimum_svn", f"at least {self.minimum}", got, sgx and claims.isv_svn >= self.minimum))
+        if self.product is not None:
+            found.append(_one_of("product", (str(self.product),), str(claims.isv_prod_id) if sgx else ""))
         return found
 
 
 @dataclass(frozen=True, slots=True)
 class TcbStatus:
-    """The platform's TCB status is one of `allowed`. Without this check it must be UpToDate."""
+    """The platform's TCB status is one of `allowed`, and of its advisories only those named in `advisories` apply.
+
+    With `grace_days`, an out-of-date platform is allowed only for so long after the date of its TCB level, which is
+    when all that was known had been fixed by it. Without this check the status is UpToDate, and no advisory applies.
+    """
 
     allowed: tuple[str, ...] = ("UpToDate",)
+    advisories: tuple[str, ...] = ()
+    grace_days: int | None = None
     kind: ClassVar[str] = "tcb_status"
 
-    def judge(self, context: AppraisalContext, scope: Scope) -> list[str]:
-        """Return every reason against the claims."""
+    def judge(self, context: AppraisalContext, scope: Scope) -> list[Finding]:
+        """Return every comparison that decides, passed or not."""
+        claims = context.claims
         allowed = tuple(status for status in self.allowed if status in TCB_STATUSES)
-        return replace(scope, tcb_status=True).reasons(context.claims) + _status(context.claims, allowed)
+        found = replace(scope, tcb_status=True).findings(claims) + _platform(claims, allowed, self.advisories)
+        if self.grace_days is not None and claims.tcb_status.startswith("OutOfDate"):
+            age = claims.tcb_age_days
+            got = "an unknown date" if age is None else f"{age} days after {claims.tcb_date}"
+            within = age is not None and age <= self.grace_days
+            found.append(Finding("grace", f"at most {self.grace_days} days after the TCB's date", got, within))
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class MinimumEvaluation:
+    """The TCB info and QE identity that judged the platform are of edition `minimum` or later."""
+
+    minimum: int
+    kind: ClassVar[str] = "minimum_evaluation"
+
+    def judge(self, context: AppraisalContext, scope: Scope) -> list[Finding]:
+        """Return every comparison that decides, passed or not."""
+        got = context.claims.tcb_eval_number
+        own = Finding(
+            "minimum_evaluation", f"at least {self.minimum}", str(got), got is not None and got >= self.minimum
+        )
+        return [*scope.findings(context.claims), own]
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """The machine is one of `values`: hex of its PPID or instance id (Intel), or of its CHIP_ID (AMD)."""
+
+    values: tuple[str, ...]
+    kind: ClassVar[str] = "machine"
+
+    def judge(self, context: AppraisalContext, scope: Scope) -> list[Finding]:
+        """Return every comparison that decides, passed or not."""
+        claims = context.claims
+        # A machine that hides its name shows zeros: that is no machine's name.
+        got = [name.hex() for name in (claims.ppid, claims.piid, claims.chip_id) if any(name)]
+        own = Finding("machine", _listed(self.values), _listed(got), any(name in self.values for name in got))
+        return [*scope.findings(claims), own]
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,9 +281,9 @@ class NotDebug:
 
     kind: ClassVar[str] = "not_debug"
 
-    def judge(self, context: AppraisalContext, scope: Scope) -> list[str]:
-        """Return every reason against the claims."""
-        return scope.reasons(context.claims)
+    def judge(self, context: AppraisalContext, scope: Scope) -> list[Finding]:
+        """Return every comparison that decides, passed or not."""
+        return scope.findings(context.claims)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,9 +292,10 @@ class UnsafeAcceptSimulated:
 
     kind: ClassVar[str] = "unsafe_accept_simulated"
 
-    def judge(self, context: AppraisalContext, scope: Scope) -> list[str]:
+    def judge(self, context: AppraisalContext, scope: Scope) -> list[Finding]:
         """Return why this cannot stand alone: a waiver is not a check."""
-        return [*scope.reasons(context.claims), "unsafe_accept_simulated: expected a check beside it, got none"]
+        alone = Finding("unsafe_accept_simulated", "a check beside it", "none")
+        return [*scope.findings(context.claims), alone]
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,35 +322,36 @@ class JobDigest:
     free: tuple[FreeArgument, ...] = ()
     kind: ClassVar[str] = "job_digest"
 
-    def judge(self, context: AppraisalContext, scope: Scope) -> list[str]:
-        """Return every reason against the claims."""
-        found = scope.reasons(context.claims)
-        if context.job is None:
-            return [*found, f"job_digest: expected {_listed(self.values)}, got no job document"]
+    def judge(self, context: AppraisalContext, scope: Scope) -> list[Finding]:
+        """Return every comparison that decides, passed or not."""
         try:
-            got = job_digest(context.job, self.free)
+            got = "no job document" if context.job is None else job_digest(context.job, self.free)
         except InputError as exc:
-            return [*found, f"job_digest: {exc}"]
-        return found if got in self.values else [*found, f"job_digest: expected {_listed(self.values)}, got {got}"]
+            got = f"none: {exc}"
+        return [*scope.findings(context.claims), _one_of("job_digest", self.values, got)]
 
 
 @dataclass(frozen=True, slots=True)
 class AllOf:
-    """Every policy holds. `UnsafeAcceptSimulated` and `TcbStatus` directly inside apply to all of them."""
+    """Every policy holds.
+
+    `UnsafeAcceptSimulated`, `TcbStatus` and a complete `TdxMeasurements` directly inside apply to all of them.
+    """
 
     policies: tuple[Policy, ...]
     kind: ClassVar[str] = "all_of"
 
-    def judge(self, context: AppraisalContext, scope: Scope) -> list[str]:
-        """Return every reason against the claims."""
+    def judge(self, context: AppraisalContext, scope: Scope) -> list[Finding]:
+        """Return every comparison that decides, passed or not."""
         checks = [p for p in self.policies if not isinstance(p, UnsafeAcceptSimulated)]
         inner = Scope(
             simulated=scope.simulated or len(checks) < len(self.policies),
             tcb_status=scope.tcb_status or any(isinstance(p, TcbStatus) for p in checks),
+            tdx=scope.tdx or any(isinstance(p, TdxMeasurements) and p.complete for p in checks),
         )
         if not checks:
-            return ["all_of: expected at least one check, got none"]
-        found = [reason for policy in checks for reason in policy.judge(context, inner)]
+            return [Finding("all_of", "at least one check", "none")]
+        found = [finding for policy in checks for finding in policy.judge(context, inner)]
         return list(dict.fromkeys(found))
 
 
@@ -247,16 +362,16 @@ class AnyOf:
     policies: tuple[Policy, ...]
     kind: ClassVar[str] = "any_of"
 
-    def judge(self, context: AppraisalContext, scope: Scope) -> list[str]:
-        """Return every reason of every branch, each with its branch's number."""
+    def judge(self, context: AppraisalContext, scope: Scope) -> list[Finding]:
+        """Return the findings of the branch that holds, else of every branch, each with its branch's number."""
         if not self.policies:
-            return ["any_of: expected at least one policy, got none"]
+            return [Finding("any_of", "at least one policy", "none")]
         found = []
         for number, policy in enumerate(self.policies):
-            reasons = policy.judge(context, scope)
-            if not reasons:
-                return []
-            found += [f"any_of[{number}]: {reason}" for reason in reasons]
+            branch = policy.judge(context, scope)
+            if all(f.passed for f in branch):
+                return branch
+            found += [replace(f, check=f"any_of[{number}]: {f.check}") for f in branch]
         return found
 
 
@@ -281,8 +396,11 @@ def job_digest(job: Mapping[str, object], free: Sequence[FreeArgument] = ()) -> 
     return sha256_id(job_init_data({**job, "arguments": replaced}).encode("utf-8"))
 
 
-def _status(claims: Claims, allowed: Sequence[str]) -> list[str]:
-    if claims.tcb_status in allowed:
-        return []
-    advisories = f" ({', '.join(claims.advisory_ids)})" if claims.advisory_ids else ""
-    return [f"tcb_status: expected {_listed(allowed)}, got {claims.tcb_status}{advisories}"]
+def _platform(claims: Claims, allowed: Sequence[str], named: Sequence[str] = ()) -> list[Finding]:
+    listed = ", ".join(claims.advisory_ids)
+    status = claims.tcb_status + (f" ({listed})" if listed else "")
+    unnamed = [a for a in claims.advisory_ids if a not in named]
+    return [
+        Finding("tcb_status", _listed(allowed), status, claims.tcb_status in allowed),
+        Finding("advisories", "none" + (f" but {', '.join(named)}" if named else ""), listed or "none", not unnamed),
+    ]

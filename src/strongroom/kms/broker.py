@@ -424,7 +424,8 @@ class Broker:
         if isinstance(last, dict):
             changes = difference(last.get("job_document"), dict(guest.document))
             changes += difference(last.get("claims"), guest.claims.to_json(), "claims")
-            changes = [line for line in changes if not line.startswith(("claims.report_data", "claims.config_id"))]
+            noise = ("claims.report_data", "claims.config_id", "claims.tcb_age_days")
+            changes = [line for line in changes if not line.startswith(noise)]
             changes = [_short(line) for line in changes[:_MAX_LINES]]
         document = {
             "job_document": dict(guest.document),

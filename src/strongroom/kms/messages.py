@@ -118,6 +118,13 @@ class Unlock(Body):
     credentials: Annotated[list[str], msgspec.Meta(min_length=1, max_length=16)]
 
 
+class TrustRoot(Body):
+    """A maker's root certificate, by its SHA-256; `settings` for AMD's: minimum_tcb, minimum_abi, smt."""
+
+    fingerprint: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+    settings: dict[Literal["minimum_tcb", "minimum_abi", "smt"], Annotated[str, msgspec.Meta(max_length=40)]] = {}
+
+
 class SetLease(Body):
     """How long a guest that attests from now on may use what is released to it before it has to attest again.
 
@@ -225,6 +232,7 @@ ROUTES: tuple[Route, ...] = (
     Route(method="POST", path="/v1/owners", name="add_owner", summary="Register an owner", body=AddOwner, admin=True),
     Route(method="GET", path="/v1/owners", name="list_owners", summary="Registered owners", admin=True),
     Route(method="DELETE", path="/v1/owners/{owner}", name="revoke_owner", summary="Revoke an owner", admin=True),
+    Route(method="PUT", path="/v1/anchors", name="trust_root", summary="Trust a root", body=TrustRoot, admin=True),
     Route(method="PUT", path="/v1/lease", name="set_lease", summary="Set guests' lease", body=SetLease, admin=True),
     Route(
         method="POST",

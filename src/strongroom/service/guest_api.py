@@ -22,11 +22,12 @@ from typing import TypeGuard
 from strongroom._encoding import canonical_json, check_bounds, parse_json
 from strongroom.attest.binding import JOB_FILE, MAX_JOB_BYTES, init_data_digest
 from strongroom.attest.claims import Claims, check_init_data, check_report_data
-from strongroom.attest.endorsements import Endorsements, TrustAnchor
+from strongroom.attest.endorsement_snp import AnyEndorsements, read_endorsements
+from strongroom.attest.endorsements import TrustAnchor
 from strongroom.attest.handshake import AttestRequest, AuthRequest, Challenge
 from strongroom.attest.result import issue_ear
 from strongroom.attest.verifiers import AnchoredVerifier, verify_any
-from strongroom.attest.verifiers.dcap import DCAPVerifier
+from strongroom.attest.verifiers.choose import verifier_for
 from strongroom.errors import (
     AttestationError,
     DeniedError,
@@ -255,15 +256,16 @@ class GuestAPI:
             return {"held": True}
         return {"head": head, "signed": self._service.parts.datasets.signed(head)}
 
-    def _choices(self) -> list[tuple[AnchoredVerifier, Endorsements]]:
-        choices: list[tuple[AnchoredVerifier, Endorsements]] = []
+    def _choices(self) -> list[tuple[AnchoredVerifier, AnyEndorsements]]:
+        choices: list[tuple[AnchoredVerifier, AnyEndorsements]] = []
         for anchor, endorsements in self._endorsements.current():
-            if any(anchor.fingerprint == a["fingerprint"] and anchor.kind == a["kind"] for a in self._service.anchors):
-                choices.append((DCAPVerifier(anchor), endorsements))
+            for trusted in self._service.anchors:
+                if (anchor.fingerprint, anchor.kind) == (trusted["fingerprint"], trusted["kind"]):
+                    choices.append((verifier_for(anchor, endorsements, trusted), endorsements))
         if not choices:
             raise EndorsementError(
                 "the trust service has no endorsements for any root it trusts",
-                hint="`strongroom service refresh-endorsements`",
+                hint="`strongroom attest endorsements fetch`; SIMULATED: `strongroom service refresh-endorsements`",
             )
         return choices
 
@@ -284,9 +286,9 @@ class _EndorsementFiles:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._stamp: tuple[tuple[str, int], ...] = ()
-        self._found: list[tuple[TrustAnchor, Endorsements]] = []
+        self._found: list[tuple[TrustAnchor, AnyEndorsements]] = []
 
-    def current(self) -> list[tuple[TrustAnchor, Endorsements]]:
+    def current(self) -> list[tuple[TrustAnchor, AnyEndorsements]]:
         paths = sorted(self._folder.glob("*.json"))
         stamp = tuple((path.name, path.stat().st_mtime_ns) for path in paths)
         if stamp != self._stamp:
@@ -295,11 +297,11 @@ class _EndorsementFiles:
         return self._found
 
 
-def _read_endorsements(path: Path) -> list[tuple[TrustAnchor, Endorsements]]:
+def _read_endorsements(path: Path) -> list[tuple[TrustAnchor, AnyEndorsements]]:
     try:
         document = json.loads(path.read_bytes())
         anchor = TrustAnchor.from_json(document["anchor"])
-        return [(anchor, Endorsements.from_json(value)) for value in document["endorsements"]]
+        return [(anchor, read_endorsements(value)) for value in document["endorsements"]]
     except (OSError, ValueError, KeyError, TypeError) as exc:
         raise IntegrityError(f"the endorsements in {path} are not readable: {type(exc).__name__}") from exc
 

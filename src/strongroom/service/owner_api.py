@@ -14,6 +14,7 @@ from typing import TypeVar
 import sqlalchemy as sa
 
 from strongroom import __version__
+from strongroom.attest.verifiers.choose import snp_rules
 from strongroom.crypto import jose
 from strongroom.errors import DeniedError, InputError
 from strongroom.kms import messages
@@ -69,7 +70,7 @@ class OwnerAPI:
             "locked": service.locked,
             "root_kind": service.root_kind,
             "identity": service.identity_pem,
-            "anchors": [{"kind": a["kind"], "fingerprint": a["fingerprint"]} for a in service.anchors],
+            "anchors": [dict(a) for a in service.anchors],
             "owner": call.owner,
             "admin": call.owner == service.admin,
             "attested": False,
@@ -330,6 +331,17 @@ class OwnerAPI:
             self._service.set_lease(tx, body.lease_s)
             self._append(tx, call, "set-lease", f"{body.lease_s} s")
         return {"lease_s": body.lease_s}
+
+    def trust_root(self, call: Call) -> dict[str, object]:
+        """Believe evidence under a maker's root."""
+        body = _body(call, messages.TrustRoot)
+        settings: dict[str, str] = {str(name): value for name, value in body.settings.items()}
+        snp_rules(settings)
+        anchor = {"kind": "hardware", "fingerprint": body.fingerprint, **settings}
+        with self._service.store.transaction() as tx:
+            self._service.trust(tx, anchor)
+            self._append(tx, call, "trust-root", body.fingerprint, dict(anchor))
+        return {**anchor}
 
     def rotate_root(self, call: Call) -> dict[str, object]:
         """Rotate the root key."""

@@ -177,6 +177,13 @@ class TrustService:
         set_meta(tx, _LEASE, str(lease_s).encode())
         self.lease_s = lease_s
 
+    def trust(self, tx: sa.Connection, anchor: Mapping[str, str]) -> None:
+        """Believe evidence under the hardware root `anchor` from now on, or under other settings than before."""
+        others = [a for a in self.anchors if a["fingerprint"] != anchor["fingerprint"]]
+        anchors = [*others, dict(anchor)]
+        set_meta(tx, "anchors", json.dumps(anchors).encode())
+        self.anchors = anchors
+
     def prepare_root(self, kind: str, options: Mapping[str, str]) -> tuple[str, list[str]]:
         """Make a root key for a later `rotate_root`; return its name and what people must keep."""
         with self._lock:

@@ -1,4 +1,4 @@
-# ruff: noqa: E501, SIM115  # a program, as dense as its table
+# ruff: noqa: SIM115  # a program, as dense as its table
 """Calls on a read-only view that tests/integration/test_views.py does not make; prints name -> outcome."""
 
 import ctypes

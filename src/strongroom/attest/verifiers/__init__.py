@@ -8,9 +8,11 @@ from datetime import datetime
 from typing import Protocol
 
 from strongroom.attest.claims import Claims
-from strongroom.attest.endorsements import Endorsements, TrustAnchor
+from strongroom.attest.endorsement_snp import AnyEndorsements, SNPEndorsements
+from strongroom.attest.endorsements import TrustAnchor
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.quote import parse_quote
+from strongroom.attest.verifiers.snp import covers
 from strongroom.errors import VerificationError
 
 __all__ = ["AnchoredVerifier", "Verifier", "verify_any"]
@@ -19,7 +21,7 @@ __all__ = ["AnchoredVerifier", "Verifier", "verify_any"]
 class Verifier(Protocol):
     """Turns evidence into claims, or raises."""
 
-    def verify(self, evidence: Evidence, endorsements: Endorsements, *, now: datetime) -> Claims:
+    def verify(self, evidence: Evidence, endorsements: AnyEndorsements, *, now: datetime) -> Claims:
         """Return the claims proven by the hardware signature on `evidence`.
 
         Raises:
@@ -40,18 +42,21 @@ class AnchoredVerifier(Verifier, Protocol):
 
 
 def verify_any(
-    evidence: Evidence, choices: Sequence[tuple[AnchoredVerifier, Endorsements]], *, now: datetime
+    evidence: Evidence, choices: Sequence[tuple[AnchoredVerifier, AnyEndorsements]], *, now: datetime
 ) -> Claims:
     """Return the claims of `evidence` under the one choice whose root the quote names.
 
     The quote only selects; the selected verifier then proves the chain up to its own root. Several endorsements under
-    one root (SGX and TDX have their own) are told apart by the TEE that their TCB info names.
+    one root (SGX and TDX have their own) are told apart by the TEE that their TCB info names. An SNP report names no
+    root: its choice is the product line whose intermediate is over the key's certificate.
 
     Raises:
         EvidenceError: The bytes are not a quote.
         EndorsementError: No endorsements for this TEE under the root.
         VerificationError: No choice has this root, or verification fails.
     """
+    if evidence.tee == "snp":
+        return _verify_snp(evidence, choices, now)
     named = hashlib.sha256(parse_quote(evidence.quote).root_der).hexdigest()
     under_root = [(v, e) for v, e in choices if v.anchor.fingerprint == named]
     if not under_root:
@@ -61,4 +66,14 @@ def verify_any(
         if endorsements.tee == evidence.tee:
             return verifier.verify(evidence, endorsements, now=now)
     verifier, endorsements = under_root[0]
+    return verifier.verify(evidence, endorsements, now=now)
+
+
+def _verify_snp(
+    evidence: Evidence, choices: Sequence[tuple[AnchoredVerifier, AnyEndorsements]], now: datetime
+) -> Claims:
+    lines = [(v, e) for v, e in choices if isinstance(e, SNPEndorsements)]
+    if not lines:
+        raise VerificationError("root: expected one of none, got AMD's", hint="no SEV-SNP root is trusted here")
+    verifier, endorsements = next((line for line in lines if covers(line[1], evidence)), lines[0])
     return verifier.verify(evidence, endorsements, now=now)

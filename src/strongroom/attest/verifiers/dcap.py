@@ -29,7 +29,8 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.x509.oid import NameOID
 
 from strongroom.attest.claims import Claims
-from strongroom.attest.endorsements import Endorsements, TrustAnchor
+from strongroom.attest.endorsement_snp import AnyEndorsements
+from strongroom.attest.endorsements import Endorsements, TrustAnchor, check_window
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.markers import SIMULATED_FMSPC, SIMULATED_NAME
 from strongroom.attest.quote import Quote, parse_quote
@@ -51,11 +52,11 @@ class DCAPVerifier:
 
     anchor: TrustAnchor
 
-    def verify(self, evidence: Evidence, endorsements: Endorsements, *, now: datetime) -> Claims:
+    def verify(self, evidence: Evidence, endorsements: AnyEndorsements, *, now: datetime) -> Claims:
         """Return the claims proven by the quote's signatures.
 
         Args:
-            evidence: An SGX version 3 or TDX version 4 quote.
+            evidence: An SGX quote of version 3 to 5, or a TDX quote of version 4 or 5.
             endorsements: For the quote's TEE and platform, covering `now`.
             now: UTC. Never read from the clock here.
 
@@ -70,12 +71,14 @@ class DCAPVerifier:
             raise EvidenceError(f"quote: expected TEE {evidence.tee}, got {quote.tee}")
         # 2. Its chain ends in the anchor.
         certificates = self._chain(quote)
-        # 3. Endorsements hold now.
-        _check_window(endorsements, now)
+        # 3. Endorsements are Intel's and hold now.
+        if not isinstance(endorsements, Endorsements):
+            raise EndorsementError("endorsements: expected Intel's, got AMD's")
+        check_window(_parts(endorsements), now)
         # 4. dcap-qvl proves the rest.
         proven = self._proven(quote, certificates, endorsements, now)
         # 5. Claims are what the signatures cover.
-        return _claims(quote, certificates, proven, self.anchor)
+        return _claims(quote, certificates, proven, self.anchor, now)
 
     def _chain(self, quote: Quote) -> list[x509.Certificate]:
         if not hmac.compare_digest(quote.root_der, self.anchor.certificate_der):
@@ -121,18 +124,8 @@ def _collateral(endorsements: Endorsements) -> dcap_qvl.QuoteCollateralV3:
 
 
 @lru_cache(maxsize=16)
-def _window(endorsements: Endorsements) -> tuple[datetime, datetime]:
-    return endorsements.window()
-
-
-def _check_window(endorsements: Endorsements, now: datetime) -> None:
-    start, end = _window(endorsements)
-    if not start <= now.astimezone(UTC) <= end:
-        raise EndorsementError(
-            f"endorsements: hold from {start:%Y-%m-%dT%H:%M:%SZ} to {end:%Y-%m-%dT%H:%M:%SZ}, "
-            f"the time is {now.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}",
-            hint="fetch new endorsements, or correct the clock",
-        )
+def _parts(endorsements: Endorsements) -> list[tuple[str, datetime, datetime]]:
+    return endorsements.parts()
 
 
 def _classified(message: str, chain: list[x509.Certificate], endorsements: Endorsements) -> AttestationError:
@@ -151,13 +144,17 @@ def _classified(message: str, chain: list[x509.Certificate], endorsements: Endor
     return VerificationError(f"quote: {said}")
 
 
-def _claims(quote: Quote, chain: list[x509.Certificate], proven: Mapping[str, object], anchor: TrustAnchor) -> Claims:
-    tcb = _object(proven, "tcb")
-    pck = _object(_object(proven, "platform"), "pck")
+def _claims(
+    quote: Quote, chain: list[x509.Certificate], proven: Mapping[str, object], anchor: TrustAnchor, now: datetime
+) -> Claims:
+    tcb, platform, enclave = (_object(proven, part) for part in ("tcb", "platform", "qe"))
+    pck = _object(platform, "pck")
     fmspc = _bytes(pck.get("fmspc"))
     simulated = anchor.kind == "simulated" or fmspc == SIMULATED_FMSPC or any(map(_marked, chain))
     advisories = tcb.get("advisory_ids")
-    number = tcb.get("eval_data_number")
+    numbers = [n for n in (tcb.get("eval_data_number"), enclave.get("tcb_eval_data_number")) if isinstance(n, int)]
+    # dcap-qvl has merged the TDX module's level into the platform's.
+    oldest = min(_date(part) for part in (platform, enclave))
     return Claims(
         tee=quote.tee,
         root="simulated" if simulated else "hardware",
@@ -172,8 +169,10 @@ def _claims(quote: Quote, chain: list[x509.Certificate], proven: Mapping[str, ob
         debug=quote.debug,
         tcb_status=str(tcb.get("status")),
         advisory_ids=tuple(str(a) for a in advisories) if isinstance(advisories, list) else (),
+        tcb_date=f"{oldest:%Y-%m-%d}",
+        tcb_age_days=(now - oldest).days,
         fmspc=fmspc.hex(),
-        tcb_eval_number=number if isinstance(number, int) else None,
+        tcb_eval_number=min(numbers) if len(numbers) == 2 else None,
         ppid=_bytes(pck.get("ppid")),
         piid=_bytes(pck.get("platform_instance_id")),
         rtmrs=tuple(quote[f"body.rtmr{i}"] for i in range(4)) if quote.tee == "tdx" else (),
@@ -198,6 +197,14 @@ def _object(value: Mapping[str, object], key: str) -> Mapping[str, object]:
     if not isinstance(found, dict):
         raise VerificationError(f"dcap-qvl named no {key}")
     return found
+
+
+def _date(part: Mapping[str, object]) -> datetime:
+    text = str(_object(part, "tcb_level").get("tcbDate"))
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except ValueError as exc:
+        raise EndorsementError(f"endorsements: a TCB level's date is not readable: {text!r:.40}") from exc
 
 
 def _bytes(value: object) -> bytes:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from strongroom.attest.claims import Claims
-from strongroom.attest.endorsements import Endorsements
+from strongroom.attest.endorsement_snp import AnyEndorsements
 from strongroom.attest.evidence import Evidence
 from strongroom.errors import VerificationError
 
@@ -17,7 +17,7 @@ __all__ = ["FailingVerifier"]
 class FailingVerifier:
     """Verifies nothing."""
 
-    def verify(self, evidence: Evidence, endorsements: Endorsements, *, now: datetime) -> Claims:
+    def verify(self, evidence: Evidence, endorsements: AnyEndorsements, *, now: datetime) -> Claims:
         """Raise: no trust anchor is configured.
 
         Raises:

@@ -1,0 +1,316 @@
+"""AMD SEV-SNP attestation reports: 1,184 bytes, versions 2, 3 and 5, taken apart strictly, and what may follow one.
+
+Nothing here is trusted or verified: parsing says what a report claims. It runs in the guest too, so it needs only the
+standard library. Source: AMD SEV-SNP Firmware ABI (56860), table "ATTESTATION_REPORT", and the GHCB specification
+(56421), which defines the certificate table.
+
+Rules:
+
+1. A report has exactly 1,184 bytes. What follows is nothing, or a certificate table in its one canonical form that
+   holds the signer's certificate alone.
+2. Version 2 has nothing at 0x188; version 3 has family, model and stepping there; version 5 has mitigation vectors at
+   0x1F8 too. Version 4 and any other is refused. What a version reserves is zero.
+3. Guest policy: bit 17 is one and bits 26 to 63 are zero. Key information: bits 5 to 31 are zero.
+4. The signature algorithm is 1 (ECDSA P-384 with SHA-384); r and s fit 48 bytes and are not zero; the rest is zero.
+5. The report names VCEK or VLEK as its signer, and the chip's key is not masked.
+6. VMPL is 0 to 3: what the hypervisor asked for itself (0xFFFFFFFF) is not a statement of the guest.
+7. A digest of the author's key is there exactly when the report says so.
+
+Integers are little-endian.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+from uuid import UUID
+
+from strongroom.attest.quote import Field
+from strongroom.errors import EvidenceError, InputError
+
+__all__ = ["CERTIFICATES", "REPORT_BYTES", "TCB", "SNPReport", "certificate_table", "parse_report", "read_table"]
+
+REPORT_BYTES = 0x4A0
+SIGNED_BYTES = 0x2A0
+CERTIFICATES: Mapping[str, UUID] = {
+    "vcek": UUID("63da758d-e664-4564-adc5-f4b93be8accd"),
+    "vlek": UUID("a8074bc2-a25a-483e-aae6-39c045a0b8a1"),
+    "ask": UUID("4ab7b379-bbac-4fe4-a02f-05aef327c782"),
+    "ark": UUID("c0b406a4-a803-4952-9743-3fb6014cd0ae"),
+}
+"""The certificates that a host may give its guests, by the names of the GHCB specification."""
+
+_ENTRY = 24
+_MAX_TABLE = 1 << 15
+_TURIN = 0x1A
+
+# offset, size, name, how to show it (i: integer, x: hex, -: reserved), meaning
+_HEAD = (
+    (0x000, 4, "version", "i", "Version of the report's format"),
+    (0x004, 4, "guest_svn", "i", "Security version of the guest, from its identity block"),
+    (0x008, 8, "policy", "x", "What the guest allows the host; bit 18 migration agent, bit 19 DEBUG"),
+    (0x010, 16, "family_id", "x", "Family, from the identity block"),
+    (0x020, 16, "image_id", "x", "Image, from the identity block"),
+    (0x030, 4, "vmpl", "i", "Privilege level in the guest that asked; 0 is the highest"),
+    (0x034, 4, "signature_algo", "i", "1 is ECDSA P-384 with SHA-384"),
+    (0x038, 8, "current_tcb", "x", "Security versions of the firmware that runs"),
+    (0x040, 8, "platform_info", "x", "Bit 0 SMT is on, bit 1 all memory is encrypted, bit 5 memory aliases checked"),
+    (0x048, 4, "key_info", "x", "Bit 0 author's key, bit 1 chip key masked, bits 2 to 4 signer: 0 VCEK, 1 VLEK"),
+    (0x04C, 4, "reserved1", "-", "Reserved"),
+    (0x050, 64, "report_data", "x", "What the guest asked to have signed; here it binds nonce and guest key"),
+    (0x090, 48, "measurement", "x", "Launch digest: SHA-384 over the guest's first memory and processor state"),
+    (0x0C0, 32, "host_data", "x", "Set at launch; here the digest of the init data"),
+    (0x0E0, 48, "id_key_digest", "x", "Key that signed the identity block"),
+    (0x110, 48, "author_key_digest", "x", "Key that certified the identity key"),
+    (0x140, 32, "report_id", "x", "Names this guest while it runs"),
+    (0x160, 32, "report_id_ma", "x", "Names its migration agent; all ones is none"),
+    (0x180, 8, "reported_tcb", "x", "Security versions that the signing key was derived from"),
+)
+_CPUID = (
+    (0x188, 1, "cpuid_family", "i", "Processor family: 25 is Milan and Genoa, 26 Turin"),
+    (0x189, 1, "cpuid_model", "i", "Processor model"),
+    (0x18A, 1, "cpuid_step", "i", "Processor stepping"),
+    (0x18B, 21, "reserved2", "-", "Reserved"),
+)
+_MIDDLE = (
+    (0x1A0, 64, "chip_id", "x", "Names the chip"),
+    (0x1E0, 8, "committed_tcb", "x", "Security versions that the firmware cannot go below"),
+    (0x1E8, 1, "current_build", "i", "Build of the firmware that runs"),
+    (0x1E9, 1, "current_minor", "i", "Minor version of the firmware's interface"),
+    (0x1EA, 1, "current_major", "i", "Major version of the firmware's interface"),
+    (0x1EB, 1, "reserved3", "-", "Reserved"),
+    (0x1EC, 1, "committed_build", "i", "Build that the firmware cannot go below"),
+    (0x1ED, 1, "committed_minor", "i", "Minor version that the firmware cannot go below"),
+    (0x1EE, 1, "committed_major", "i", "Major version that the firmware cannot go below"),
+    (0x1EF, 1, "reserved4", "-", "Reserved"),
+    (0x1F0, 8, "launch_tcb", "x", "Security versions of the firmware when the guest was launched"),
+)
+_MITIGATIONS = (
+    (0x1F8, 8, "launch_mit_vector", "x", "Mitigations in force when the guest was launched"),
+    (0x200, 8, "current_mit_vector", "x", "Mitigations in force now"),
+    (0x208, 152, "reserved5", "-", "Reserved"),
+)
+_TAIL = (
+    (0x2A0, 72, "signature_r", "x", "ECDSA r, by the chip's or the provider's key"),
+    (0x2E8, 72, "signature_s", "x", "ECDSA s"),
+    (0x330, 368, "reserved6", "-", "Reserved"),
+)
+_OLD = ((0x188, 24, "reserved2", "-", "Reserved"),)
+_PLAIN = ((0x1F8, 168, "reserved5", "-", "Reserved"),)
+_LAYOUTS = {
+    2: (*_HEAD, *_OLD, *_MIDDLE, *_PLAIN, *_TAIL),
+    3: (*_HEAD, *_CPUID, *_MIDDLE, *_PLAIN, *_TAIL),
+    5: (*_HEAD, *_CPUID, *_MIDDLE, *_MITIGATIONS, *_TAIL),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TCB:
+    """Security versions of one platform: each component only ever compared with its own kind.
+
+    Attributes:
+        fmc: First mutable code; None before Turin.
+    """
+
+    bootloader: int
+    tee: int
+    snp: int
+    microcode: int
+    fmc: int | None = None
+
+    PARTS: ClassVar[tuple[str, ...]] = ("fmc", "bootloader", "tee", "snp", "microcode")
+
+    @classmethod
+    def from_text(cls, text: str) -> TCB:
+        """Return the versions in `bootloader.tee.snp.microcode`, or with Turin's `fmc.` before them.
+
+        Raises:
+            InputError: Another form.
+        """
+        numbers = [int(part) for part in text.split(".") if part.isascii() and part.isdecimal() and len(part) < 4]
+        if text != ".".join(map(str, numbers)) or len(numbers) not in (4, 5) or max(numbers) > 0xFF:
+            raise InputError(f"a TCB is bootloader.tee.snp.microcode, with fmc. before it for Turin, got {text!r:.40}")
+        return cls(**dict(zip(cls.PARTS[-len(numbers) :], numbers, strict=True)))
+
+    def __str__(self) -> str:
+        return ".".join(str(value) for name in self.PARTS if (value := getattr(self, name)) is not None)
+
+    @classmethod
+    def parse(cls, raw: bytes, *, turin: bool) -> TCB:
+        """Return the versions in eight bytes, in Turin's order or in that of Milan and Genoa.
+
+        Raises:
+            EvidenceError: A reserved byte is not zero.
+        """
+        reserved = raw[4:7] if turin else raw[2:6]
+        if any(reserved):
+            raise EvidenceError(f"report: reserved bytes of a TCB version are not zero: {raw.hex()}")
+        if turin:
+            return cls(fmc=raw[0], bootloader=raw[1], tee=raw[2], snp=raw[3], microcode=raw[7])
+        return cls(bootloader=raw[0], tee=raw[1], snp=raw[6], microcode=raw[7])
+
+    def below(self, floor: TCB) -> list[str]:
+        """Return `name is a, below b` for each component under `floor`."""
+        pairs = [(name, getattr(self, name), getattr(floor, name)) for name in self.PARTS]
+        return [f"{name} is {a}, below {b}" for name, a, b in pairs if a is not None and b is not None and a < b]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SNPReport:
+    """A report taken apart. All values are claims of whoever sent the bytes.
+
+    Attributes:
+        raw: The report without what follows it.
+        version: 2, 3 or 5.
+        fields: Every field in order of offset.
+        certificate: The signer's, DER, if the report brings it along; else empty.
+    """
+
+    raw: bytes
+    version: int
+    fields: tuple[Field, ...]
+    certificate: bytes
+
+    tee: ClassVar[str] = "snp"
+
+    def __getitem__(self, name: str) -> bytes:
+        """Return the bytes of the field `name`, for example `report_data`."""
+        for field in self.fields:
+            if field.name == name:
+                return field.raw
+        raise KeyError(name)
+
+    def number(self, name: str) -> int:
+        """Return the little-endian integer in the field `name`."""
+        return int.from_bytes(self[name], "little")
+
+    @property
+    def signed(self) -> bytes:
+        """What the signature covers."""
+        return self.raw[:SIGNED_BYTES]
+
+    @property
+    def signer(self) -> str:
+        """The key that is said to have signed: "vcek" or "vlek"."""
+        return ("vcek", "vlek")[self.number("key_info") >> 2 & 7]
+
+    @property
+    def family(self) -> int | None:
+        """The processor's family, None in version 2."""
+        return None if self.version == 2 else self.number("cpuid_family")
+
+    @property
+    def turin(self) -> bool:
+        """Whether TCB versions have Turin's order; version 2 is older than Turin."""
+        return self.family == _TURIN
+
+    @property
+    def debug(self) -> bool:
+        """Whether the host can read the guest's memory."""
+        return bool(self.number("policy") >> 19 & 1)
+
+    def tcb(self, name: str) -> TCB:
+        """Return the security versions in `reported_tcb`, `current_tcb`, `committed_tcb` or `launch_tcb`."""
+        return TCB.parse(self[name], turin=self.turin)
+
+
+def parse_report(raw: bytes) -> SNPReport:
+    """Return the fields of `raw`, every byte accounted for: a report, or a report and its certificate table.
+
+    Raises:
+        EvidenceError: Wrong length, version, reserved bytes or signer, or something else behind the report.
+    """
+    # 1. Length and what follows.
+    if len(raw) < REPORT_BYTES:
+        raise EvidenceError(f"report: expected {REPORT_BYTES} bytes, got {len(raw)}")
+    report, rest = raw[:REPORT_BYTES], raw[REPORT_BYTES:]
+    certificates = read_table(rest) if rest else {}
+    if rest and certificate_table(certificates) != rest:
+        raise EvidenceError(f"report: {len(rest)} bytes after the report are not a canonical certificate table")
+    # 2. Version and layout.
+    version = int.from_bytes(report[:4], "little")
+    if version not in _LAYOUTS:
+        raise EvidenceError(f"report: expected version 2, 3 or 5, got {version}")
+    parsed = SNPReport(
+        raw=report,
+        version=version,
+        fields=tuple(
+            Field(name=name, offset=at, raw=report[at : at + size], kind=kind, meaning=meaning)
+            for at, size, name, kind, meaning in _LAYOUTS[version]
+        ),
+        certificate=next(iter(certificates.values()), b""),
+    )
+    for field in parsed.fields:
+        if field.kind == "-" and any(field.raw):
+            raise EvidenceError(f"report: reserved bytes at {field.offset:#x} are not zero in version {version}")
+    _check_values(parsed)
+    if certificates and set(certificates) != {parsed.signer}:
+        raise EvidenceError(f"report: expected the certificate of its {parsed.signer}, got {', '.join(certificates)}")
+    return parsed
+
+
+def _check_values(report: SNPReport) -> None:
+    # 3. Policy and key information.
+    policy, keys = report.number("policy"), report.number("key_info")
+    if not policy >> 17 & 1 or policy >> 26:
+        raise EvidenceError(f"report: guest policy {policy:#x} has bit 17 clear or reserved bits set")
+    if keys >> 5:
+        raise EvidenceError(f"report: reserved bits of the key information {keys:#x} are set")
+    # 4. Signature.
+    if (algorithm := report.number("signature_algo")) != 1:
+        raise EvidenceError(f"report: expected signature algorithm 1 (ECDSA P-384), got {algorithm}")
+    for name in ("signature_r", "signature_s"):
+        if any(report[name][48:]) or not any(report[name]):
+            raise EvidenceError(f"report: {name} is not a number of 1 to 48 bytes")
+    # 5. Signer.
+    if keys >> 2 & 7 > 1:
+        raise EvidenceError(f"report: expected VCEK or VLEK as signer, got {keys >> 2 & 7}")
+    if keys >> 1 & 1:
+        raise EvidenceError("report: the chip's key is masked: expected a report under a key of its chip")
+    # 6. Who asked.
+    if (vmpl := report.number("vmpl")) > 3:
+        raise EvidenceError(f"report: expected VMPL 0 to 3, got {vmpl}: the guest did not ask for it")
+    # 7. Author's key.
+    if bool(keys & 1) != any(report["author_key_digest"]):
+        raise EvidenceError(f"report: author key bit is {keys & 1}, but the digest says otherwise")
+    for name in ("reported_tcb", "current_tcb", "committed_tcb", "launch_tcb"):
+        report.tcb(name)
+
+
+def read_table(raw: bytes) -> dict[str, bytes]:
+    """Return the certificates in a table as a host gives it, by name; what it has beside them is left out.
+
+    Raises:
+        EvidenceError: No end, an entry outside the table, one kind twice, or over 32 KiB.
+    """
+    if len(raw) > _MAX_TABLE:
+        raise EvidenceError(f"certificate table: {len(raw)} bytes, at most {_MAX_TABLE} are read")
+    names = {uuid.bytes: name for name, uuid in CERTIFICATES.items()}
+    found: dict[str, bytes] = {}
+    for at in range(0, len(raw) - _ENTRY + 1, _ENTRY):
+        kind, offset, size = raw[at : at + 16], *_two(raw[at + 16 : at + 24])
+        if not any(raw[at : at + _ENTRY]):
+            return found
+        if offset + size > len(raw) or not size:
+            raise EvidenceError(f"certificate table: {size} bytes at {offset} are not in its {len(raw)} bytes")
+        name = names.get(kind)
+        if name in found:
+            raise EvidenceError(f"certificate table: {name} is there twice")
+        if name is not None:
+            found[name] = raw[offset : offset + size]
+    raise EvidenceError("certificate table: it has no end")
+
+
+def certificate_table(certificates: Mapping[str, bytes]) -> bytes:
+    """Return the one canonical table of `certificates`: in the order of `CERTIFICATES`, without gaps or padding."""
+    present = [(CERTIFICATES[name], certificates[name]) for name in CERTIFICATES if name in certificates]
+    at, entries = _ENTRY * (len(present) + 1), b""
+    for kind, der in present:
+        entries += kind.bytes + at.to_bytes(4, "little") + len(der).to_bytes(4, "little")
+        at += len(der)
+    return entries + bytes(_ENTRY) + b"".join(der for _, der in present)
+
+
+def _two(raw: bytes) -> tuple[int, int]:
+    return int.from_bytes(raw[:4], "little"), int.from_bytes(raw[4:], "little")
