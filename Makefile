@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test check e2e e2e-long bench docs java clean
+.PHONY: help setup demo test check e2e e2e-long fuzz bench docs java clean
 
 help:            ## Show the verbs
 	@grep -E '^[a-z0-9-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -41,6 +41,12 @@ e2e: setup       ## Whole commands on real engines, every example (an hour)
 e2e-long: setup  ## Three hosts, HDFS, S3, limits, every PySpark example (three hours); writes docs/reference
 	@$(BIN)/python -m tests.e2e.spark_examples && $(BIN)/python -m pytest -m long
 
+# Each finding prints the command that shows it again; what earlier runs learnt is in .fuzz. `.ci/run` has time for less.
+fuzz: setup      ## Fuzz every parser of outside bytes, FUZZ_SECONDS (60) each, FUZZ_JOBS (2) at a time
+	@$(BIN)/pip install -q --only-binary :all: -c constraints.txt atheris 2>/dev/null \
+	  || { echo "atheris has no wheel for this Python and machine; Python 3.11 to 3.13 on x86-64 Linux have one"; exit 1; }
+	@$(BIN)/python -m fuzz.run
+
 bench: setup     ## Speed as ratios, side by side; writes benchmarks/RESULTS.md
 	@$(BIN)/python -m benchmarks.run
 	@[ -d .venv-plots ] || { $(PYTHON) -m venv .venv-plots && .venv-plots/bin/pip install -q "matplotlib==3.11.2"; }
@@ -55,4 +61,4 @@ java:            ## Rebuild the jars (needs javac 17)
 	  SOURCES=test MAIN_JAR=$$main java/build.sh "$$jars" tests/fakes/java_checks.jar
 
 clean:           ## Remove everything that was made here
-	rm -rf .venv .venv-plots demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv .venv-plots demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .fuzz

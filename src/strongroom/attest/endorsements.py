@@ -113,8 +113,8 @@ class Endorsements:
             raise EndorsementError(f"endorsements: expected exactly {sorted(names)}, got {got}")
         parts: dict[str, str | bytes] = {}
         for name, part in value.items():
-            if not isinstance(part, str) or len(part) > _MAX_BYTES:
-                raise EndorsementError(f"endorsements: {name} is not text of at most {_MAX_BYTES} characters")
+            if not isinstance(part, str) or len(part) > _MAX_BYTES or not part.isascii():
+                raise EndorsementError(f"endorsements: {name} is not text of at most {_MAX_BYTES} ASCII characters")
             try:
                 parts[name] = binascii.unhexlify(part) if name in _BINARY else part
             except ValueError as exc:
@@ -191,7 +191,7 @@ def _dates(name: str, text: str) -> tuple[datetime, datetime]:
             raise InputError(f"{name} is not an object")
         issued, until = (datetime.fromisoformat(str(document[key])) for key in ("issueDate", "nextUpdate"))
         return issued.astimezone(UTC), until.astimezone(UTC)
-    except (InputError, KeyError, ValueError) as exc:
+    except (InputError, KeyError, ValueError, OverflowError) as exc:
         raise EndorsementError(f"endorsements: {name} has no readable dates") from exc
 
 

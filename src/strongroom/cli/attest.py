@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import ssl
 from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
+from strongroom.attest import ratls
 from strongroom.attest.appraisal import AppraisalContext, appraise, policy_from_json
 from strongroom.attest.claims import Claims
 from strongroom.attest.endorsements import Endorsements, TrustAnchor
@@ -62,11 +64,11 @@ def quote(job_file: Path, target: Path) -> None:
 )
 @json_option
 def show(evidence: Path, policy_file: Path | None, as_json: bool) -> int:
-    """Explain EVIDENCE (a quote: binary, base64 or RCAR JSON) field by field, and every check's outcome."""
-    raw = _read(evidence)
+    """Explain EVIDENCE (a quote: binary, base64, RCAR JSON or in an RA-TLS certificate), and every check's outcome."""
+    raw, certificate = _read(evidence)
     quote = parse_quote(trimmed(raw))
     rows = describe(quote)
-    checks = _checks(raw, quote.tee, policy_file)
+    checks = _checks(raw, quote.tee, policy_file, certificate)
     value = {
         "tee": quote.tee,
         "fields": [
@@ -83,7 +85,7 @@ def show(evidence: Path, policy_file: Path | None, as_json: bool) -> int:
     return 0 if all(passed for _, passed, _ in checks) else 1
 
 
-def _checks(raw: bytes, tee: str, policy_file: Path | None) -> list[tuple[str, bool, str]]:
+def _checks(raw: bytes, tee: str, policy_file: Path | None, certificate: bytes) -> list[tuple[str, bool, str]]:
     checks = []
     exact = trimmed(raw) == raw
     checks.append(
@@ -99,9 +101,19 @@ def _checks(raw: bytes, tee: str, policy_file: Path | None) -> list[tuple[str, b
     checks.append(
         ("debug", not claims.debug, "the enclave's memory is closed" if not claims.debug else "debug enclave")
     )
+    if certificate:
+        checks.append(_bound(certificate, claims))
     if policy_file is not None:
         checks += _appraised(claims, policy_file)
     return checks
+
+
+def _bound(certificate: bytes, claims: Claims) -> tuple[str, bool, str]:
+    try:
+        ratls.verify_certificate(certificate, lambda _evidence: claims, now=datetime.now(UTC))
+    except AttestationError as exc:
+        return "certificate", False, str(exc)
+    return "certificate", True, "the evidence names its key; fresh only if its reader asked for the nonce"
 
 
 def _appraised(claims: Claims, policy_file: Path) -> list[tuple[str, bool, str]]:
@@ -125,13 +137,18 @@ def _choices() -> list[tuple[DCAPVerifier, Endorsements]]:
     return choices
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path) -> tuple[bytes, bytes]:
+    """Return the quote, and the certificate that it was in or b""."""
     if not path.exists():
         raise InputError(f"{path} does not exist", hint="`strongroom attest quote job.toml quote.bin` makes one")
     raw = path.read_bytes()
     if raw[:1] == b"{":
-        return Evidence.from_json(json.loads(raw), "sgx").quote
+        return Evidence.from_json(json.loads(raw), "sgx").quote, b""
     try:
-        return base64.b64decode(raw.strip(), validate=True)
+        if raw.startswith(b"-----BEGIN CERTIFICATE"):
+            raw = ssl.PEM_cert_to_DER_cert(raw.decode("ascii"))
+        if raw[:2] == b"\x30\x82":
+            return ratls.read_certificate(raw)[1].quote, raw
+        return base64.b64decode(raw.strip(), validate=True), b""
     except (binascii.Error, ValueError):
-        return raw
+        return raw, b""

@@ -77,9 +77,9 @@ def certificate_from_pem(text: str) -> x509.Certificate:
     """
     try:
         certificate = x509.load_pem_x509_certificate(text.encode("ascii"))
-        certificate.public_key()
+        _ = (certificate.public_key(), certificate.extensions)  # so that whoever reads them later can
         return certificate
-    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as exc:
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension) as exc:
         raise InputError("the certificate is not readable PEM") from exc
 
 

@@ -114,7 +114,7 @@ def _in_archive(file: IO[bytes]) -> str:
                     return f"an archive with {info.filename}: {found}"
                 if os.path.basename(info.filename) == "config.json" and (found := _in_config(archive, info)):
                     return f"an archive with {info.filename}: {found}"
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError):
+    except Exception:  # each packer fails in its own way (zlib.error, LZMAError, struct.error ...)
         return "an archive that cannot be looked into"
     return ""
 

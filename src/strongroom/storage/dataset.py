@@ -175,7 +175,7 @@ class Manifest:
         """
         try:
             manifest = _manifest_from(parse_json(raw, "manifest", max_bytes=MAX_MANIFEST_BYTES))
-        except (InputError, KeyError, TypeError, ValueError) as exc:
+        except (InputError, AttributeError, KeyError, TypeError, ValueError) as exc:
             raise IntegrityError(f"the manifest is malformed: {exc}") from exc
         if manifest.encode() != raw:  # refuses extra members, order, spaces, other number and salt spellings
             raise IntegrityError("the manifest is not canonical")

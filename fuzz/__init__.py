@@ -1,0 +1,1 @@
+"""Fuzzers of every parser that sees bytes from outside: `make fuzz`."""

@@ -1,0 +1,315 @@
+"""What is fuzzed: one small function for each parser that sees bytes from outside.
+
+A target gets bytes. It parses them; if they are accepted, it checks that what was read says the same when it is written
+again, and takes the steps that follow in the product. It may raise only what its row allows: the house's own refusals.
+Everything else, and every failed assertion, is a finding.
+
+Keys are fixed, so that the seeds in `corpus/` open. Imports of the product are inside `load`, after instrumentation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from strongroom import errors
+from strongroom._encoding import b64u_decode, canonical_json, check_bounds, parse_json, sha256_id
+from strongroom._secret import SecretBytes
+from strongroom.attest import appraisal, binding, handshake, patterns, ratls, result
+from strongroom.attest.endorsements import Endorsements, TrustAnchor
+from strongroom.attest.evidence import Evidence
+from strongroom.attest.policies import AppraisalContext, job_digest
+from strongroom.attest.quote import describe, parse_quote, trimmed
+from strongroom.attest.simulated.pki import SimulatedPKI
+from strongroom.attest.simulated.quoting import SimulatedQuotingEnclave
+from strongroom.attest.verifiers import verify_any
+from strongroom.attest.verifiers.dcap import DCAPVerifier
+from strongroom.crypto import column_keys, header, jose, x509
+from strongroom.crypto.keys import StaticKeyRing
+from strongroom.guest import document, tunnel
+from strongroom.keyagent import protocol
+from strongroom.kms import audit, broker, messages
+from strongroom.kms.policies import OutputRule
+from strongroom.models import scan
+from strongroom.models.record import ModelRecord
+from strongroom.service import app, guest_api
+from strongroom.storage.dataset import Manifest
+from strongroom.storage.files import Expected, open_sealed
+
+__all__ = ["TARGETS", "Target"]
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+KEY = ec.derive_private_key(0x5EED, ec.SECP256R1())
+RING = StaticKeyRing("sales", {1: SecretBytes(b"k" * 32), 2: SecretBytes(b"l" * 32)})
+PLAIN = b"amount\n" * 3000
+PKI = SimulatedPKI.create(b"fuzz".ljust(32, b"."), now=NOW)
+QUOTE = SimulatedQuotingEnclave(PKI).quote_sgx(
+    measurement=b"m" * 32, signer=b"s" * 32, report_data=bytes(64), config_id=bytes(64), isv_prod_id=1, isv_svn=1
+)
+CHOICES = [(DCAPVerifier(PKI.anchor()), PKI.endorsements(NOW))]
+CLAIMS = CHOICES[0][0].verify(Evidence(tee="sgx", quote=QUOTE), CHOICES[0][1], now=NOW)
+
+
+@dataclass(frozen=True)
+class Target:
+    """One row: what is called, what it may raise, and whether its bytes are JSON (for mutations that keep them so)."""
+
+    run: Callable[[bytes], None]
+    refusals: tuple[type[errors.StrongroomError], ...]
+    json: bool = False
+
+
+def quote(raw: bytes) -> None:
+    """Quotes, taken apart: every byte belongs to a field."""
+    with contextlib.suppress(errors.EvidenceError):
+        assert parse_quote(trimmed(raw)).raw == trimmed(raw)
+    found = parse_quote(raw)
+    assert b"".join(f.raw for f in found.fields) == raw
+    assert describe(found)
+    assert len(found.report_data) == 64
+    assert len(found.measurement) in (32, 48)
+    _ = (found.signer, found.config_id, found.debug, found.root_der)
+
+
+def verifier(raw: bytes) -> None:
+    """The production verifier on a genuine quote with edits, each of five bytes: where, and which two bytes there."""
+    altered = bytearray(QUOTE)
+    for at in range(0, len(raw) - 4, 5):
+        where = int.from_bytes(raw[at : at + 3], "big") % len(altered)
+        altered[where : where + 2] = raw[at + 3 : at + 5]
+    claims = verify_any(Evidence(tee="sgx", quote=bytes(altered)), CHOICES, now=NOW)
+    assert claims == CLAIMS, "an altered quote proves something else"
+
+
+def endorsements(raw: bytes) -> None:
+    """Endorsements and the anchor beside them."""
+    value = parse_json(raw, "endorsements")
+    if isinstance(value, dict) and "kind" in value:
+        anchor = TrustAnchor.from_json(value)
+        assert TrustAnchor.from_json(anchor.to_json()) == anchor
+        return
+    found = Endorsements.from_json(value)
+    assert Endorsements.from_json(found.to_json()) == found
+    _ = (found.tee, found.digest)
+    start, end = found.window()
+    assert start.tzinfo is not None
+    assert end.tzinfo is not None
+    DCAPVerifier(PKI.anchor()).verify(Evidence(tee="sgx", quote=QUOTE), found, now=NOW)
+
+
+def sealed_header(raw: bytes) -> None:
+    """The 128 bytes in front of a sealed file."""
+    assert header.FileHeader.decode(raw).encode() == raw
+
+
+def sealed_file(raw: bytes) -> None:
+    """A whole sealed file: what opens is what was sealed, whatever was done to the bytes."""
+    with open_sealed(io.BytesIO(raw), RING, Expected(dataset_id=bytes(16))).reader as reader:
+        assert reader.readall() == PLAIN[: reader.size], "altered bytes opened"
+
+
+def column_key(raw: bytes) -> None:
+    """Wrapped column keys."""
+    assert column_keys.unwrap_column_key(RING, raw) == b"c" * 16, "altered bytes opened"
+
+
+def manifest(raw: bytes) -> None:
+    """The manifest of a data set."""
+    found = Manifest.decode(raw)
+    assert found.encode() == raw
+    for entry in found.entries:
+        assert found.find(entry.path) == entry
+
+
+def key_agent(raw: bytes) -> None:
+    """Frames of the key agent, both ways."""
+    with contextlib.suppress(errors.StrongroomError):
+        fields = protocol.decode_reply(raw)
+        assert protocol.encode_reply(*fields) == raw
+    request = protocol.decode_request(raw)
+    assert protocol.encode_request(request.operation, *request.fields) == raw
+    for at in range(len(request.fields)):
+        with contextlib.suppress(errors.InputError):
+            assert protocol.number(request.number(at)) == request.fields[at]
+        with contextlib.suppress(errors.InputError):
+            assert request.text(at).encode() == request.fields[at]
+
+
+def job_network(raw: bytes) -> None:
+    """The job's network: a peer's stream of packets, and the resets that answer them."""
+    buffer, flows, taken = bytearray(raw), tunnel.Flows(), 0
+    for packet in tunnel.packets(buffer):
+        taken += len(packet)
+        flows.note(packet)
+        for reset in (tunnel.reset_for(packet), *flows.resets(packet[19])):
+            assert reset is None or list(tunnel.packets(bytearray(reset))) == [reset]
+    assert taken + len(buffer) <= len(raw)
+
+
+def release_protocol(raw: bytes) -> None:
+    """The bodies of RCAR, as service and guest read them."""
+    value = app._read(raw, app.GUEST_BODY_BYTES)
+    for kind in (handshake.AuthRequest, handshake.Challenge):
+        with contextlib.suppress(errors.InputError):
+            said = kind.from_json(value)
+            assert kind.from_json(said.to_json()) == said
+    request = handshake.AttestRequest.from_json(value)
+    assert handshake.AttestRequest.from_json(request.to_json()) == request
+    assert len(request.report_data()) == 64
+    key = request.tee_key()
+    assert jose.jwk_public_key(jose.jwk(key.key)) == key.key
+    request.read_evidence("sgx")
+
+
+def owner_api(raw: bytes) -> None:
+    """The bodies of the owner API: the first byte says of which route."""
+    kinds = [route.body for route in messages.ROUTES]
+    body = app._parse(raw[1:], kinds[raw[0] % len(kinds)] if raw else messages.Empty)
+    if isinstance(body, messages.ReleaseToOwner):
+        jose.jwk_public_key(body.public_key)
+    if isinstance(body, messages.AddOwner):
+        x509.check_self_signed(x509.certificate_from_pem(body.certificate))
+
+
+def policy(raw: bytes) -> None:
+    """Policies, judged on genuine claims, and the rule for outputs."""
+    value = app._read(raw, 1 << 16)
+    if isinstance(value, dict) and "max_bytes" in value:
+        rule = OutputRule.from_json(value)
+        assert OutputRule.from_json(rule.to_json()) == rule
+        return
+    found = appraisal.policy_from_json(value)
+    assert appraisal.policy_from_json(appraisal.policy_to_json(found)) == found
+    with contextlib.suppress(errors.InputError):
+        appraisal.check_pins_code(found)
+    with contextlib.suppress(errors.AppraisalError):
+        appraisal.appraise(found, AppraisalContext(claims=CLAIMS, job={"arguments": ["a", "b"]}))
+        assert appraisal.policy_simulated(found), "a simulated root passed a policy that does not name it"
+
+
+def pattern(raw: bytes) -> None:
+    """Patterns of free arguments: the pattern, a NUL, the argument."""
+    text, _, argument = raw.decode("utf-8", "replace").partition("\0")
+    patterns.compile_pattern(text).matches(argument)
+
+
+def init_data(raw: bytes) -> None:
+    """Init data has one form."""
+    text = raw.decode("utf-8", "surrogateescape")
+    files = binding.parse_init_data(text)
+    assert binding.render_init_data(files) == text
+    assert len(binding.config_id(binding.init_data_digest(text))) == 64
+
+
+def job_document(raw: bytes) -> None:
+    """The job document: as the service reads it, the gate uses it and the guest takes it apart."""
+    found = guest_api._job_document(raw.decode("utf-8", "surrogateescape"))
+    assert canonical_json(found) == raw
+    assert job_digest(found).startswith("sha256:")
+    broker._max_runtime_s(found)
+    for wanted in broker._needed(found):
+        assert broker._uses(found, wanted)
+    for read in (document.volumes, document.column_keys, lambda d: document.texts(d, "arguments")):
+        with contextlib.suppress(errors.InputError):
+            read(found)
+
+
+def token(raw: bytes) -> None:
+    """JWE, JWS and the tokens made of them. What is accepted was made with the keys here."""
+    if raw[:1] == b"{":
+        with jose.jwe_open(parse_json(raw, "a JWE"), KEY) as plain:
+            assert plain == b"the key", "an altered JWE opened"
+        return
+    text = raw.decode("utf-8", "replace")
+    with contextlib.suppress(errors.VerificationError):
+        assert audit.read_head(text, [KEY.public_key()]).seq == 7
+    with contextlib.suppress(errors.VerificationError):
+        assert jose.verify_jws(text, [KEY.public_key()], typ="strongroom-head+jwt")["epoch"] == 3
+    assert result.verify_ear(text, [KEY.public_key()], NOW)["eat_nonce"] == "nonce"
+
+
+def audit_log(raw: bytes) -> None:
+    """Exported audit records: what verifies is the log that was written."""
+    records = parse_json(raw, "the audit log")
+    if not isinstance(records, list) or not all(isinstance(r, dict) for r in records):
+        raise errors.InputError("not a list of records")
+    head = audit.verify_records(records, [KEY.public_key()], owner="a" * 64, newest=None)
+    assert head.seq == len(records) <= 3, "records that nobody wrote"
+
+
+def certificate(raw: bytes) -> None:
+    """Certificates and requests for one, as PEM."""
+    text = raw.decode("utf-8", "surrogateescape")
+    with contextlib.suppress(errors.InputError):
+        assert x509.spki_id(x509.public_key_of_csr(text)).startswith("sha256:")
+    found = x509.certificate_from_pem(text)
+    assert x509.fingerprint(x509.certificate_from_pem(x509.certificate_pem(found))) == x509.fingerprint(found)
+    x509.uris(found)
+    x509.check_self_signed(found)
+
+
+def ra_tls(raw: bytes) -> None:
+    """RA-TLS: the extension's value, and a whole certificate as DER."""
+    with contextlib.suppress(errors.EvidenceError):
+        said = ratls.decode_extension(raw)
+        assert ratls.encode_extension(said.quote, said.claims) == raw, "two encodings of one statement"
+    with contextlib.suppress(errors.EvidenceError):
+        ratls.read_claims(raw)
+    claims = ratls.verify_certificate(raw, lambda e: verify_any(e, CHOICES, now=NOW), now=NOW)
+    assert claims.measurement == b"m" * 32
+
+
+def model_record(raw: bytes) -> None:
+    """The record beside a model."""
+    found = ModelRecord.decode(raw)
+    assert ModelRecord.decode(found.encode()) == found
+
+
+def model_scan(raw: bytes) -> None:
+    """The scan for code in model files: any bytes get an answer."""
+    assert isinstance(scan.code_in(io.BytesIO(raw), "model.bin"), str)
+
+
+def answer(raw: bytes) -> None:
+    """JSON and base64url: one reading, one writing."""
+    value = parse_json(raw, "the answer")
+    check_bounds(value, "the answer", max_depth=app.MAX_DEPTH)
+    with contextlib.suppress(errors.InputError):
+        written = canonical_json(value)
+        assert canonical_json(json.loads(written)) == written
+        assert sha256_id(written)
+    if isinstance(value, str):
+        b64u_decode(value)
+
+
+_ATTEST = (errors.AttestationError,)
+TARGETS: dict[str, Target] = {
+    "quote": Target(quote, (errors.EvidenceError,)),
+    "verifier": Target(verifier, _ATTEST),
+    "endorsements": Target(endorsements, (errors.InputError, *_ATTEST), json=True),
+    "sealed_header": Target(sealed_header, (errors.IntegrityError,)),
+    "sealed_file": Target(sealed_file, (errors.IntegrityError, errors.DeniedError)),
+    "column_key": Target(column_key, (errors.IntegrityError, errors.DeniedError)),
+    "manifest": Target(manifest, (errors.IntegrityError,), json=True),
+    "key_agent": Target(key_agent, (errors.InputError,)),
+    "job_network": Target(job_network, (errors.IntegrityError,)),
+    "release_protocol": Target(release_protocol, (errors.InputError, errors.EvidenceError), json=True),
+    "owner_api": Target(owner_api, (errors.InputError,)),
+    "policy": Target(policy, (errors.InputError,), json=True),
+    "pattern": Target(pattern, (errors.InputError,)),
+    "init_data": Target(init_data, (errors.InputError,)),
+    "job_document": Target(job_document, (errors.InputError,), json=True),
+    "token": Target(token, (errors.VerificationError, errors.InputError)),
+    "audit_log": Target(audit_log, (errors.IntegrityError, errors.InputError), json=True),
+    "certificate": Target(certificate, (errors.InputError,)),
+    "ra_tls": Target(ra_tls, _ATTEST),
+    "model_record": Target(model_record, (errors.InputError,), json=True),
+    "model_scan": Target(model_scan, ()),
+    "answer": Target(answer, (errors.InputError,), json=True),
+}
