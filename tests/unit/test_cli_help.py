@@ -61,6 +61,7 @@ def test_the_nouns_are_those_of_the_issue() -> None:
         "output",
         "policy",
         "job",
+        "enclave-key",
         "run",
         "spark-submit",
         "torchrun",

@@ -1,0 +1,93 @@
+"""The signing key stays encrypted, and signs only what its holder named."""
+
+import json
+import os
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from strongroom.attest.sigstruct import Sigstruct
+from strongroom.cli.enclave_key import command
+from strongroom.errors import DeniedError, EvidenceError, InputError
+
+UNSIGNED = Sigstruct(
+    measurement=b"\x5f" * 32, attributes=b"\4" + bytes(15), attribute_mask=b"\xff" * 16, date=date(2026, 1, 1), svn=2
+)
+
+
+def call(*words: object) -> dict[str, object]:
+    done = CliRunner().invoke(command, [*map(str, words), "--json"])
+    if done.exception is not None:
+        raise done.exception
+    found = json.loads(done.stdout)
+    assert isinstance(found, dict)
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("signer")
+    (made / "passphrase").write_text("correct horse battery\n")
+    (made / "job.sig").write_bytes(UNSIGNED.to_bytes())
+    call("create", made / "signer.pem", "--passphrase-file", made / "passphrase")
+    return made
+
+
+def sign(folder: Path, sig: Path | None = None, measurement: bytes = UNSIGNED.measurement, *more: str) -> Path:
+    out = folder / "signed.sig"
+    call(
+        "sign", sig or folder / "job.sig", "--key", folder / "signer.pem", "--measurement", measurement.hex(),
+        "--out", out, "--passphrase-file", folder / "passphrase", *more,
+    )  # fmt: skip
+    return out
+
+
+def test_a_signature_made_elsewhere_holds(folder: Path) -> None:
+    pem = (folder / "signer.pem").read_bytes()
+    assert pem.startswith(b"-----BEGIN ENCRYPTED PRIVATE KEY-----")
+    assert os.stat(folder / "signer.pem").st_mode & 0o777 == 0o600
+    signed = Sigstruct.from_bytes(sign(folder).read_bytes())
+    signed.verify()
+    shown = call("show", folder / "signer.pem", "--passphrase-file", folder / "passphrase")
+    assert shown["signer"] == signed.signer.hex() == call("show", folder / "signed.sig")["signer"]
+    assert (signed.measurement, signed.svn) == (UNSIGNED.measurement, 2)
+    again = Sigstruct.from_bytes(sign(folder, folder / "signed.sig").read_bytes())
+    assert again == signed  # signing again is the same signature
+
+
+def test_only_what_was_meant_is_signed(folder: Path) -> None:
+    with pytest.raises(DeniedError, match="measurement: expected 0000"):
+        sign(folder, None, bytes(32))
+    debug = folder / "debug.sig"
+    debug.write_bytes(replace(UNSIGNED, attributes=b"\6" + bytes(15)).to_bytes())
+    with pytest.raises(DeniedError, match="debug: expected a production enclave"):
+        sign(folder, debug)
+    assert Sigstruct.from_bytes(sign(folder, debug, UNSIGNED.measurement, "--unsafe-debug").read_bytes()).debug
+
+
+def test_a_wrong_passphrase_a_short_one_and_an_old_file_are_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "wrong").write_text("incorrect horse battery")
+    (tmp_path / "short").write_text("hunter2")
+    with pytest.raises(DeniedError, match="the passphrase does not open"):
+        call("show", folder / "signer.pem", "--passphrase-file", tmp_path / "wrong")
+    with pytest.raises(InputError, match="expected at least 12"):
+        call("create", tmp_path / "new.pem", "--passphrase-file", tmp_path / "short")
+    assert not (tmp_path / "new.pem").exists()
+    with pytest.raises(InputError, match="is never replaced"):
+        call("create", folder / "signer.pem", "--passphrase-file", folder / "passphrase")
+    (tmp_path / "plain.pem").write_text("-----BEGIN PRIVATE KEY-----\n")
+    with pytest.raises(InputError, match="is not an encrypted signing key"):
+        call("show", tmp_path / "plain.pem", "--passphrase-file", folder / "passphrase")
+
+
+def test_an_altered_signature_is_not_shown(folder: Path, tmp_path: Path) -> None:
+    raw = bytearray(sign(folder).read_bytes())
+    raw[1026] ^= 1  # its security version
+    (tmp_path / "altered.sig").write_bytes(raw)
+    with pytest.raises(Exception, match="the signature does not hold"):
+        call("show", tmp_path / "altered.sig")
+    with pytest.raises(EvidenceError, match="expected 1808 bytes"):
+        call("show", folder / "passphrase")
