@@ -21,7 +21,7 @@ FIELDS = Sigstruct(
     measurement=bytes(range(32)),
     attributes=bytes.fromhex("04000000000000000300000000000000"),
     attribute_mask=bytes.fromhex("ffffffffffffffff1bfff9ffffffffff"),
-    date=TODAY,
+    signed_on=TODAY,
     product=7,
     svn=3,
 )

@@ -14,7 +14,7 @@ from strongroom.cli.enclave_key import command
 from strongroom.errors import DeniedError, EvidenceError, InputError
 
 UNSIGNED = Sigstruct(
-    measurement=b"\x5f" * 32, attributes=b"\4" + bytes(15), attribute_mask=b"\xff" * 16, date=date(2026, 1, 1), svn=2
+    measurement=b"\x5f" * 32, attributes=b"\4" + bytes(15), attribute_mask=b"\xff" * 16, signed_on=date(2026, 1, 1), svn=2
 )
 
 

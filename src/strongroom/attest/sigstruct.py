@@ -43,7 +43,7 @@ class Sigstruct:
         misc_mask: Which bits of it the CPU compares.
         product: ISVPRODID.
         svn: ISVSVN.
-        date: When it was signed; not measured.
+        signed_on: When; not measured.
         family_id: ISVFAMILYID, 16 bytes.
         ext_product_id: ISVEXTPRODID, 16 bytes.
         vendor: 0, or 0x8086 for Intel.
@@ -55,7 +55,7 @@ class Sigstruct:
     measurement: bytes
     attributes: bytes
     attribute_mask: bytes
-    date: date
+    signed_on: date
     misc_select: int = 0
     misc_mask: int = 0xFFFFFFFF
     product: int = 0
@@ -92,7 +92,7 @@ class Sigstruct:
             measurement=found,
             attributes=flags,
             attribute_mask=mask,
-            date=_day(day),
+            signed_on=_day(day),
             misc_select=misc,
             misc_mask=misc_mask,
             product=product,
@@ -136,7 +136,7 @@ class Sigstruct:
         numbers = key.public_key().public_numbers()
         if (key.key_size, numbers.e) != (3072, 3):
             raise InputError(f"an SGX signing key is RSA-3072 with exponent 3, got RSA-{key.key_size} with {numbers.e}")
-        fresh = replace(self, date=on, modulus=numbers.n, signature=0)
+        fresh = replace(self, signed_on=on, modulus=numbers.n, signature=0)
         signature = key.sign(b"".join(fresh._signed()), padding.PKCS1v15(), SHA256())
         return replace(fresh, signature=int.from_bytes(signature, "big"))
 
@@ -156,7 +156,7 @@ class Sigstruct:
             raise VerificationError("sigstruct: the signature does not hold") from exc
 
     def _signed(self) -> tuple[bytes, bytes]:
-        day = int(self.date.strftime("%Y%m%d"), 16)
+        day = int(self.signed_on.strftime("%Y%m%d"), 16)
         head = _HEAD.pack(_HEADER, self.vendor, day, _HEADER2, self.software, bytes(84))
         body = _BODY.pack(
             self.misc_select,

@@ -132,7 +132,7 @@ def _facts(found: Sigstruct) -> dict[str, object]:
         "attributes": found.attributes.hex(),
         "attribute_mask": found.attribute_mask.hex(),
         "misc_select": found.misc_select,
-        "date": found.date.isoformat(),
+        "date": found.signed_on.isoformat(),
     }
 
 
