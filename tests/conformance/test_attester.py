@@ -4,31 +4,37 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
-from tests.fakes.attest_parts import NOW, FakeAttester, Platform, serve_quotes
+from tests.fakes.attest_parts import NOW, FakeAttester, Platform, gramine_folder, serve_quotes
 
 from strongroom.attest.attesters import Attester
+from strongroom.attest.attesters.gramine import GramineAttester
 from strongroom.attest.attesters.simulated import SimulatedAttester
 from strongroom.errors import InputError
 
-Factory = Callable[[], Attester]
+Factory = Callable[[Path], Attester]
 
 
-def _fake() -> Attester:
+def _fake(_folder: Path) -> Attester:
     return FakeAttester()
 
 
-def _simulated() -> Attester:
+def _simulated(_folder: Path) -> Attester:
     ours, theirs = socket.socketpair()
     platform = Platform()
     serve_quotes(theirs, lambda data: b"\0" + platform.quote(report_data=data))
     return SimulatedAttester(ours)
 
 
-@pytest.fixture(params=[_fake, _simulated], ids=["fake", "simulated"])
-def attester(request: pytest.FixtureRequest) -> Iterator[Attester]:
-    return request.param()
+def _gramine(folder: Path) -> Attester:
+    return GramineAttester(gramine_folder(folder, lambda data: Platform().quote(report_data=data)))
+
+
+@pytest.fixture(params=[_fake, _simulated, _gramine], ids=["fake", "simulated", "gramine"])
+def attester(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Attester]:
+    return request.param(tmp_path)
 
 
 def test_carries_the_report_data(attester: Attester) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import socket
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 
 from strongroom.attest.binding import config_id, init_data_digest, job_init_data
 from strongroom.attest.claims import Claims
@@ -107,3 +110,20 @@ def serve_quotes(sock: socket.socket, answer: object) -> threading.Thread:
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     return thread
+
+
+def gramine_folder(folder: Path, answer: Callable[[bytes], bytes]) -> Path:
+    """Make a folder that behaves like Gramine's /dev/attestation: each reading of `quote` quotes what was written."""
+    (folder / "attestation_type").write_text("dcap")
+    os.mkfifo(folder / "quote")
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):  # the folder is gone: the test has ended
+            while True:
+                with open(folder / "quote", "wb") as quote:  # waits for a reader; the next has a pipe of its own
+                    os.mkfifo(folder / "next")
+                    (folder / "next").rename(folder / "quote")
+                    quote.write(answer((folder / "user_report_data").read_bytes()))
+
+    threading.Thread(target=serve, daemon=True).start()
+    return folder

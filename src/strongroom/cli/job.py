@@ -24,6 +24,7 @@ from strongroom.client.petnames import Petnames
 from strongroom.client.workspace import Workspace
 from strongroom.errors import InputError, from_code
 from strongroom.jobs.plan import Bundle, LaunchPlan, Outcome, describe
+from strongroom.jobs.registry import ENCLAVES
 from strongroom.jobs.spec import JobSpec, Limits, Sandbox
 
 if TYPE_CHECKING:
@@ -213,10 +214,13 @@ def command() -> None:
     """Jobs from a job file (TOML)."""
 
 
-def plan_file(path: Path, client: OwnerClient | None = None, *, dry: bool = False) -> tuple[JobRunner, LaunchPlan]:
-    """Return runner and plan of the job in a file."""
+def plan_file(
+    path: Path, client: OwnerClient | None = None, *, dry: bool = False, enclave: str | None = None
+) -> tuple[JobRunner, LaunchPlan]:
+    """Return runner and plan of the job in a file, for another kind of enclave if one is named."""
     here = client.workspace if client else workspace()
     spec, volumes = read_job_file(path)
+    spec = replace(spec, enclave=enclave or spec.enclave)
     runner = JobRunner(here, settings(), lambda line: output.say(f"{line} ..."))
     arguments, known = with_known_paths(spec.arguments, volumes)
     return runner, runner.plan(replace(spec, arguments=arguments), known, _datasets(here, dry=dry))
@@ -225,20 +229,46 @@ def plan_file(path: Path, client: OwnerClient | None = None, *, dry: bool = Fals
 _JOB_FILE = click.argument("job_file", type=click.Path(path_type=Path))
 
 
-@command.command("build", epilog=epilog("strongroom job build job.toml"))
+@command.command(
+    "build", epilog=epilog("strongroom job build job.toml", "strongroom job build job.toml --enclave gramine")
+)
 @_JOB_FILE
+@click.option("--enclave", type=click.Choice(ENCLAVES), default=None, help="Instead of the job file's kind.")
 @json_option
-def build(job_file: Path, as_json: bool) -> None:
-    """Build the bundle of JOB_FILE and print its reference values."""
-    runner, plan = plan_file(job_file)
+def build(job_file: Path, enclave: str | None, as_json: bool) -> None:
+    """Build the bundle of JOB_FILE and print its reference values, or what remains to be done to have them."""
+    runner, plan = plan_file(job_file, enclave=enclave)
     bundle = runner.build(plan)
     value = {
         "job": bundle.job,
-        "measurement": bundle.measurement,
+        "measurement": "" if bundle.remaining else bundle.measurement,
         "simulated": bundle.simulated,
         "bundle": str(bundle.folder),
     }
-    output.data(value, as_json, output.facts(value))
+    text = output.facts(value)
+    output.data({**value, "remaining": list(bundle.remaining)} if bundle.remaining else value, as_json, text)
+    for number, step in enumerate(bundle.remaining, 1):
+        output.say(f"{number}. {step}")
+
+
+@command.command(
+    "diff",
+    epilog=epilog(
+        "strongroom job diff .strongroom/bundles/0ad1b2c3d4e5f607 .strongroom/bundles/f9e8d7c6b5a40312",
+        "strongroom job diff .strongroom/bundles/gramine-0ad1b2c3d4e5f607     the last two builds of one bundle",
+    ),
+)
+@click.argument("bundle", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("other", type=click.Path(path_type=Path, file_okay=False), required=False)
+@json_option
+def diff(bundle: Path, other: Path | None, as_json: bool) -> None:
+    """Say why two builds differ: job, settings of the enclave, and each measured file; nothing if they do not."""
+    from strongroom.jobs.differences import read_build
+    from strongroom.kms.policies import difference
+
+    old = read_build(bundle, before=other is None)
+    found = difference(old, read_build(other or bundle))
+    output.data({"differences": found}, as_json, found or ["no difference: the same measurement"])
 
 
 @command.command("show", epilog=epilog("strongroom job show job.toml"))

@@ -16,11 +16,10 @@ from strongroom.client.workspace import Workspace
 from strongroom.config import Settings
 from strongroom.crypto.header import check_key_name
 from strongroom.errors import InputError
-from strongroom.jobs.enclaves.sim import SimulatedEnclave
 from strongroom.jobs.plan import Bundle, LaunchPlan, Outcome, plan_job
-from strongroom.jobs.registry import WORKLOADS
+from strongroom.jobs.registry import WORKLOADS, enclave
 from strongroom.jobs.runtimes import Runtimes
-from strongroom.jobs.spec import JobKey, JobSpec, Limits, Location, Sandbox, Volume, load_spec
+from strongroom.jobs.spec import JobKey, JobSpec, Limits, Location, Sandbox, Sgx, Volume, load_spec
 from strongroom.jobs.targets.local import LocalTarget
 from strongroom.jobs.targets.mounts import Mounts
 
@@ -267,6 +266,7 @@ def read_job_file(path: Path) -> tuple[JobSpec, tuple[VolumeRequest, ...]]:
             main_class=str(job.get("main_class", "")),
             files=tuple(base / str(f) for f in cast(list[object], job.get("files", []))),
             sandbox=Sandbox(**cast(dict[str, bool], job["sandbox"])),
+            sgx=Sgx(**cast(dict[str, bool], job["sgx"])),
             limits=Limits(**cast(dict[str, int], job["limits"])),
             keys=tuple(_key_table(table) for table in keys),
             venv=None if (venv := parse_venv(cast(str | None, job.get("venv")))) is None else base / venv,
@@ -350,19 +350,23 @@ class JobRunner:
 
     def build(self, plan: LaunchPlan) -> Bundle:
         """Build the plan's bundle."""
-        if plan.spec.enclave != "sim":
-            raise InputError(f"enclave kind {plan.spec.enclave!r} is not available: expected sim")
         cache = self._settings.cache
-        enclave = SimulatedEnclave(
+        kind = enclave(
+            plan.spec.enclave,
             Runtimes(cache / "runtimes", self._progress),
             cache=cache / "digests",
             service=self._workspace.guest_socket_folder,
             identity_pem=self._workspace.identity_pem,
         )
-        return enclave.build(plan, self._workspace.folder / "bundles")
+        return kind.build(plan, self._workspace.folder / "bundles")
 
     def run(self, plan: LaunchPlan, bundle: Bundle, *, output_to_stderr: bool = False) -> Outcome:
         """Run a built job to its end; starts an embedded service that is not running."""
+        if plan.spec.enclave != "sim":
+            raise InputError(
+                f"enclave kind {plan.spec.enclave} does not run on this machine's targets",
+                hint=f"its bundle {bundle.folder} runs on a machine that has it: docs/guides/hardware.md",
+            )
         if plan.spec.target not in ("local", "cluster"):
             raise InputError(f"target {plan.spec.target!r} is not available: expected local or cluster")
         if self._workspace.embedded:

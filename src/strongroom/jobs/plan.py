@@ -91,6 +91,7 @@ class Bundle:
         simulated: Whether the measurement comes from a simulated platform.
         measure: Computes the measurement; only `measurement` calls it.
         stores: Volume -> (URL, mode), of those that whoever runs the bundle has to mount.
+        remaining: What is still to be done before it can run, a step each, on a machine that has the enclave's tools.
     """
 
     folder: Path
@@ -98,6 +99,7 @@ class Bundle:
     simulated: bool
     measure: Callable[[], str]
     stores: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    remaining: tuple[str, ...] = ()
 
     @property
     def measurement(self) -> str:

@@ -16,7 +16,7 @@ from typing import Literal
 from strongroom._encoding import sha256_id
 from strongroom.errors import InputError
 
-__all__ = ["JobKey", "JobSpec", "Limits", "Location", "Sandbox", "Volume", "job_document", "load_spec"]
+__all__ = ["JobKey", "JobSpec", "Limits", "Location", "Sandbox", "Sgx", "Volume", "job_document", "load_spec"]
 
 Location = Path | str
 """A folder of this machine, or the URL of a folder in a store, such as `hdfs://namenode:9000/sealed`."""
@@ -96,6 +96,34 @@ class Limits:
         _check_range("[limits] max_runtime_s", self.max_runtime_s, 10 * 366 * 86_400)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sgx:
+    """What an SGX enclave of the job is given; part of its measurement.
+
+    Attributes:
+        size_mb: Of the enclave in MiB, a power of two; 0 for the smallest that holds what the job's settings name.
+        max_threads: 0 for what the job's settings need.
+        edmm: Add memory as it is used; needs a CPU and a kernel that can.
+        product: ISVPRODID.
+        svn: ISVSVN.
+    """
+
+    size_mb: int = 0
+    max_threads: int = 0
+    edmm: bool = False
+    product: int = 0
+    svn: int = 0
+
+    def __post_init__(self) -> None:
+        if type(self.edmm) is not bool:
+            raise InputError(f"[sgx] edmm is true or false, got {self.edmm!r}")
+        for name, most in (("size_mb", 1 << 20), ("max_threads", 4096), ("product", 0xFFFF), ("svn", 0xFFFF)):
+            if type(getattr(self, name)) is not int or getattr(self, name) != 0:
+                _check_range(f"[sgx] {name}", getattr(self, name), most)
+        if self.size_mb & (self.size_mb - 1):
+            raise InputError(f"[sgx] size_mb: an enclave's size is a power of two, got {self.size_mb}")
+
+
 def _check_range(name: str, value: object, highest: int) -> None:
     if type(value) is not int or not 1 <= value <= highest:
         raise InputError(f"{name} is a number from 1 to {highest}, got {value!r}")
@@ -122,7 +150,8 @@ class JobSpec:
         limits: Time limits.
         publish_on_failure: Commit outputs even if the program fails.
         checkpoint_s: Seconds between commits while the program runs, which stay whatever becomes of it; 0 for none.
-        enclave: `sim`.
+        enclave: `sim`, `gramine` or `occlum`.
+        sgx: For the latter two.
         target: `local` or `cluster`.
         workers: Machines of the cluster that it is for; 0 if it is for this machine alone.
     """
@@ -144,12 +173,18 @@ class JobSpec:
     publish_on_failure: bool = False
     checkpoint_s: int = 0
     enclave: str = "sim"
+    sgx: Sgx = field(default_factory=Sgx)
     target: str = "local"
     workers: int = 0
 
     def __post_init__(self) -> None:
         if self.checkpoint_s != 0:
             _check_range("checkpoint_s", self.checkpoint_s, 86_400)
+
+    @property
+    def libos(self) -> bool:
+        """Whether the enclave is a LibOS: its threads are fixed when it is built, its loopback is the host's."""
+        return self.enclave in ("gramine", "occlum")
 
     @property
     def code(self) -> tuple[Path, ...]:
@@ -245,7 +280,7 @@ def load_spec(path: Path) -> tuple[dict[str, object], list[dict[str, object]], l
         raise InputError(f"{path} is not readable: {exc.strerror}", hint="name a job file") from exc
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         raise InputError(f"{path} is not TOML: {exc}") from exc
-    _known(path, "", document, {"job", "volume", "key", "sandbox", "limits"})
+    _known(path, "", document, {"job", "volume", "key", "sandbox", "limits", "sgx"})
     job, volumes, keys = document.get("job", {}), document.get("volume", []), document.get("key", [])
     if not isinstance(job, dict) or not isinstance(volumes, list) or not isinstance(keys, list):
         raise InputError(f"{path}: expected a table [job] and tables [[volume]] and [[key]]")
@@ -255,7 +290,7 @@ def load_spec(path: Path) -> tuple[dict[str, object], list[dict[str, object]], l
         items = value if isinstance(value, list) else []
         if not isinstance(value, kind) or not all(isinstance(v, str) for v in items):
             raise InputError(f"{path}: {name} is {form}, got {value!r}")
-    for name, kind in (("sandbox", Sandbox), ("limits", Limits)):
+    for name, kind in (("sandbox", Sandbox), ("limits", Limits), ("sgx", Sgx)):
         table = document.get(name, {})
         _known(path, name, table, {f.name for f in fields(kind)})
         job = {**job, name: table}

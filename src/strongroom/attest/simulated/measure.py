@@ -20,7 +20,7 @@ from pathlib import Path
 from strongroom._encoding import labelled_hash
 from strongroom.errors import InputError
 
-__all__ = ["measure_mounts", "tree_digest"]
+__all__ = ["file_digests", "measure_mounts", "tree_digest"]
 
 _HEX = re.compile(r"[0-9a-f]{64}")
 _Row = tuple[str, str, int, str]  # name, kind (f, l, d), executable or 0, stat identity or link target
@@ -54,6 +54,31 @@ def tree_digest(root: Path, cache: Path | None = None) -> bytes:
     except OSError as exc:
         raise InputError(f"{exc.filename} cannot be measured: {exc.strerror}") from exc
     return digest
+
+
+def file_digests(root: Path, cache: Path) -> dict[str, str]:
+    """Return SHA-256 in hex of every file below the folder `root`, by its name there.
+
+    Args:
+        root: A folder of files and folders.
+        cache: Folder of the digest cache.
+
+    Raises:
+        InputError: Something there is no file or folder, or is not readable.
+    """
+    kept = cache / f"{hashlib.sha256(os.fspath(root).encode()).hexdigest()[:24]}.files.json"
+    try:
+        rows, known = sorted(_walk(os.fspath(root))), _read(kept)
+        if links := [name for name, kind, *_ in rows if kind == "l"]:
+            raise InputError(f"{root / links[0]} is a link: expected a file")
+        files: dict[str, str] = {}
+        _digest(root, rows, known, files)
+        if files != known:
+            cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _write(kept, files)
+    except OSError as exc:
+        raise InputError(f"{exc.filename} cannot be measured: {exc.strerror}") from exc
+    return {key.partition("\0")[0]: digest for key, digest in files.items()}
 
 
 def measure_mounts(mounts: list[tuple[str, Path]], launch: bytes, cache: Path | None) -> bytes:

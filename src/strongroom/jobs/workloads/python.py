@@ -33,6 +33,9 @@ FIXED_ENVIRONMENT = {
 JOB_INTERFACE = {"GLOO_SOCKET_IFNAME": "job0", "TP_SOCKET_IFNAME": "job0"}
 """For a job on several machines: where torch's processes meet. By themselves they would meet at the host's name."""
 
+_LIBOS = {"OMP_NUM_THREADS": "4"}
+"""For a LibOS, whose threads are fixed when it is built: else there are as many as the machine has cores."""
+
 LIBRARY = {"PYTHONPATH": "/opt/strongroom/python"}
 RUNTIMES = ("base", "python", "guest", "env", "library")
 
@@ -52,7 +55,7 @@ class PythonWorkload:
         check_environment(spec)
         return Command(
             argv=("/opt/env/bin/python3", *(spec.inline or (f"/app/{_program(spec)}",))),
-            environment={**FIXED_ENVIRONMENT, **LIBRARY, **spec.environment},
+            environment={**FIXED_ENVIRONMENT, **LIBRARY, **(_LIBOS if spec.libos else {}), **spec.environment},
             runtimes=RUNTIMES,
             staged=True,
         )

@@ -72,6 +72,13 @@ _AMONG_PEERS = {
 }
 """For a job on several machines: the addresses are those of its own network (guest/tunnel.py)."""
 
+_OVER_A_WIRE = {
+    "spark.authenticate": "true",  # by a secret that Spark makes itself for a job in one JVM
+    "spark.network.crypto.enabled": "true",
+    "spark.network.crypto.cipher": "AES/GCM/NoPadding",
+}
+"""For a LibOS, whose loopback is the host's: large results of tasks take it even in one JVM."""
+
 PROTECTION = (
     ("what lies below /work/<volume>", "yes", "sealed file system for every format; tampering stops the job"),
     ("paths outside volumes", "yes", "writes go to enclave memory (/work, /tmp) or are refused"),
@@ -153,15 +160,16 @@ class SparkWorkload:
         java_options = settings.pop("spark.driver.extraJavaOptions", "").split()
         _refuse_java(java_options)
         _refuse_environment(spec.environment)
-        always = dict(SETTINGS)
+        always = SETTINGS | _OVER_A_WIRE if spec.libos else dict(SETTINGS)
         environment = {**FIXED_ENVIRONMENT, **_ENVIRONMENT, **spec.environment}
+        java_options = [*_JAVA_OPTIONS, *(_fixed_cores(master) if spec.libos else ()), *java_options]
         worker = None
         if executors is not None:
             worker = _worker(executors, settings.pop("spark.executor.extraJavaOptions", "").split(), environment)
             master = f"spark-enclaves[{executors.count}]"
             always |= _AMONG_PEERS
             environment["SPARK_LOCAL_IP"] = _DRIVER_ADDRESS
-        argv = ["/opt/jdk/bin/java", f"-Xmx{memory.rstrip('bB')}", *_JAVA_OPTIONS, *java_options]
+        argv = ["/opt/jdk/bin/java", f"-Xmx{memory.rstrip('bB')}", *java_options]
         argv += ["-cp", _CLASS_PATH, "org.apache.spark.deploy.SparkSubmit", "--master", master]
         for name, value in sorted({**settings, **always}.items()):
             argv += ["--conf", f"{name}={value}"]
@@ -174,6 +182,15 @@ class SparkWorkload:
             staged=False,
             worker=worker,
         )
+
+
+def _fixed_cores(master: str) -> tuple[str, ...]:
+    cores = re.fullmatch(r"local(?:\[([1-9]\d*)(?:,\s*\d+)?\])?", master)
+    if cores is None:
+        raise InputError(
+            f"spark.master: expected local[N], got {master}: an SGX enclave's threads are fixed when it is built"
+        )
+    return (f"-XX:ActiveProcessorCount={cores[1] or 1}",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,53 @@
+"""The attester inside Gramine: report data is written to one pseudo-file, the quote read from another.
+
+Gramine answers both from inside the enclave; the quote itself passes through the host's quoting service. Nothing that
+arrives is trusted; a wrong quote fails at the verifier.
+
+Source: Gramine 1.9, Documentation/attestation.rst (`/dev/attestation`).
+"""
+
+from __future__ import annotations
+
+import hmac
+from pathlib import Path
+
+from strongroom.attest.evidence import MAX_EVIDENCE_BYTES, Evidence
+from strongroom.attest.quote import parse_quote
+from strongroom.errors import EvidenceError, InputError, UnavailableError
+
+__all__ = ["GramineAttester"]
+
+
+class GramineAttester:
+    """Gets DCAP quotes from Gramine; one request at a time.
+
+    Args:
+        folder: Gramine's pseudo-files.
+    """
+
+    def __init__(self, folder: Path = Path("/dev/attestation")) -> None:
+        self._folder = folder
+
+    def attest(self, report_data: bytes) -> Evidence:
+        """Return evidence that carries `report_data`.
+
+        Raises:
+            InputError: Not 64 bytes.
+            EvidenceError: The answer is not a quote, or carries other report data.
+            UnavailableError: Gramine has no DCAP, or the host's quoting service does not answer.
+        """
+        if len(report_data) != 64:
+            raise InputError(f"report data has 64 bytes, got {len(report_data)}")
+        try:
+            kind = (self._folder / "attestation_type").read_text().strip("\0\n ")
+            if kind != "dcap":
+                raise UnavailableError(f"gramine: attestation type: expected dcap, got {kind:.40}")
+            (self._folder / "user_report_data").write_bytes(report_data)
+            with open(self._folder / "quote", "rb") as file:
+                raw = file.read(MAX_EVIDENCE_BYTES + 1)
+        except OSError as exc:
+            raise UnavailableError(f"gramine: {exc.filename}: {exc.strerror}", hint="is this gramine-sgx?") from exc
+        evidence = Evidence(tee="sgx", quote=raw)
+        if not hmac.compare_digest(parse_quote(raw).report_data, report_data):
+            raise EvidenceError("gramine: the quote carries other report data")
+        return evidence

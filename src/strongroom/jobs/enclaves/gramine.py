@@ -1,0 +1,226 @@
+"""Enclave kind `gramine`: a bundle for SGX under Gramine 1.9, built with or without it.
+
+The manifest is written here, whole: every trusted file by name and digest, strict file policy, no variable of the host.
+Two things are left to Gramine, which knows them: where its own runtime lies, and the measurement. Where Gramine is
+installed its tools expand, measure, and sign with a key that is thrown away; the owner signs elsewhere
+(`strongroom enclave-key sign`). Where it is not, the bundle says what remains.
+
+Names are attacker-chosen (a package may hold any file): each is written as a TOML string without braces, so that
+Gramine's template engine finds nothing in it to run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from strongroom._encoding import sha256_id
+from strongroom.attest.sigstruct import Sigstruct
+from strongroom.attest.simulated.measure import file_digests
+from strongroom.errors import InputError, UnavailableError
+from strongroom.jobs.enclaves.libos import (
+    GUEST_CODE,
+    JOB_FOLDER,
+    Needs,
+    check_job,
+    link_volumes,
+    needs,
+    place_files,
+    select_files,
+    write_launch,
+)
+from strongroom.jobs.plan import Bundle, LaunchPlan
+from strongroom.jobs.runtimes import Runtimes
+
+__all__ = ["GramineEnclave", "render_manifest"]
+
+TEMPLATE, MANIFEST, SIGNATURE = "job.manifest.template", "job.manifest", "job.sig"
+_ENTRY = ("/opt/python/bin/python3", "-ISB", "-c", GUEST_CODE)
+_RUNTIME = "{{ gramine.runtimedir() }}"
+_LIBRARIES = "/lib:/usr/lib/x86_64-linux-gnu:/opt/env/lib"
+_JVM_LIBRARIES = "/lib:/usr/lib/x86_64-linux-gnu:/opt/jdk/lib:/opt/jdk/lib/server"
+
+
+class GramineEnclave:
+    """Builds bundles for Gramine.
+
+    Args:
+        runtimes: Where runtimes come from.
+        cache: Digest cache.
+        identity_pem: The trust service's identity certificate; the guest checks it against the measured SPKI id.
+    """
+
+    def __init__(self, runtimes: Runtimes, *, cache: Path, identity_pem: str) -> None:
+        self._runtimes = runtimes
+        self._cache = cache
+        self._identity_pem = identity_pem
+
+    def build(self, plan: LaunchPlan, folder: Path) -> Bundle:
+        """Write the bundle of `plan` below `folder`.
+
+        Raises:
+            InputError: The job needs what Gramine lacks, or does not fit its enclave.
+        """
+        check_job(plan, "gramine", forks=True)
+        files = select_files(plan, self._runtimes)
+        size = needs(plan, files)
+        target = folder / f"gramine-{plan.job.removeprefix('sha256:')[:16]}"
+        target.mkdir(parents=True, exist_ok=True, mode=0o700)
+        place_files(target / "root", files, {f"{JOB_FOLDER}/init-data.toml": plan.init_data})
+        digests = file_digests(target / "root", self._cache)
+        manifest = render_manifest(plan, size, digests)
+        template = target / TEMPLATE
+        if not template.exists() or template.read_text() != manifest:
+            for old in (MANIFEST, f"{MANIFEST}.sgx", SIGNATURE):  # they speak of another enclave
+                (target / old).unlink(missing_ok=True)
+            if template.exists():
+                template.replace(target / f"{TEMPLATE}.before")  # for `job diff`
+            template.write_text(manifest)
+        write_launch(target, self._identity_pem)
+        link_volumes(target, plan.spec)
+        (target / "job.json").write_text(json.dumps(dict(plan.document), indent=1, ensure_ascii=False))
+        total = sum((target / "root" / name).stat().st_size for name in digests)
+        reference = {
+            "kind": "gramine",
+            "job": plan.job,
+            "manifest": sha256_id(manifest.encode()),
+            "files": len(digests),
+            "bytes": total,
+            "size_mb": dict(size.parts),
+        }
+        (target / "reference.json").write_text(json.dumps(reference, indent=1))
+        if shutil.which("gramine-sgx-sign") and not (target / SIGNATURE).exists():
+            _measure(target)
+        done = (target / SIGNATURE).exists()
+        return Bundle(
+            folder=target,
+            job=plan.job,
+            simulated=False,
+            measure=lambda: _measurement(target / SIGNATURE),
+            remaining=() if done else _remaining(target),
+        )
+
+
+def render_manifest(plan: LaunchPlan, size: Needs, digests: Mapping[str, str]) -> str:
+    """Return the manifest: TOML but for two names that Gramine fills in, equal for equal jobs and files.
+
+    Args:
+        plan: The job.
+        size: Of its enclave.
+        digests: Path below the root folder -> SHA-256.
+    """
+    sgx, jvm = plan.spec.sgx, "jdk" in plan.command.runtimes
+    environment = {
+        "HOME": "/work",
+        "LANG": "C.UTF-8",
+        "LD_LIBRARY_PATH": _JVM_LIBRARIES if jvm else _LIBRARIES,
+        "PATH": "/opt/python/bin:/usr/bin",
+        "TMPDIR": "/tmp",  # noqa: S108  # enclave memory
+        "TZ": "UTC",
+    }
+    tops = sorted({name.partition("/")[0] for name in digests})
+    mounts = [f'{{ path = "/lib", uri = "file:{_RUNTIME}" }}']
+    mounts += [f"{{ path = {_text('/' + top)}, uri = {_text(f'file:root/{top}')} }}" for top in tops]
+    mounts += [
+        '{ path = "/bin", uri = "file:root/usr/bin" }',
+        '{ path = "/strongroom/launch", uri = "file:launch" }',
+        '{ path = "/sealed", uri = "file:sealed" }',
+    ]
+    mounts += [f'{{ type = "tmpfs", path = "{path}" }}' for path in ("/work", "/tmp", "/run")]  # noqa: S108
+    trusted = [f'"file:{_RUNTIME}/"']
+    trusted += [
+        f"{{ uri = {_text(f'file:root/{name}')}, sha256 = {_text(digest)} }}"
+        for name, digest in sorted(digests.items())
+    ]
+    lines = [
+        f"libos.entrypoint = {_text(_ENTRY[0])}",
+        f"loader.argv = [{', '.join(map(_text, _ENTRY))}]",
+        'loader.log_level = "error"',  # others may print data
+        "loader.uid = 1000",
+        "loader.gid = 1000",
+        *(f"loader.env.{name} = {_text(value)}" for name, value in environment.items()),
+        "",
+        'fs.start_dir = "/work"',
+        *_array("fs.mounts", mounts),
+        "",
+        "sys.enable_sigterm_injection = true",
+        f'sys.stack.size = "{size.stack_mb}M"',
+        "sys.fds.limit = 65536",
+        "",
+        "sgx.debug = false",
+        f"sgx.edmm_enable = {str(sgx.edmm).lower()}",
+        f'sgx.enclave_size = "{size.size_mb}M"',
+        f"sgx.max_threads = {size.threads}",
+        f"sgx.isvprodid = {sgx.product}",
+        f"sgx.isvsvn = {sgx.svn}",
+        'sgx.remote_attestation = "dcap"',
+        'sgx.file_check_policy = "strict"',
+        *_array("sgx.allowed_files", ['"file:launch/"', '"file:sealed/"']),
+        *_array("sgx.trusted_files", trusted),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _array(name: str, items: list[str]) -> list[str]:
+    return [f"{name} = [", *(f"  {item}," for item in items), "]"]
+
+
+def _text(value: str) -> str:
+    return (
+        json.dumps(value, ensure_ascii=False).replace("{", "\\u007b").replace("}", "\\u007d").replace("\x7f", "\\u007f")
+    )
+
+
+def _measure(folder: Path) -> None:
+    # A signature is needed to have the measurement, not to be trusted: its key is gone when this returns.
+    from cryptography.hazmat.primitives import serialization  # noqa: PLC0415  # only where Gramine is
+    from cryptography.hazmat.primitives.asymmetric import rsa  # noqa: PLC0415
+
+    key = rsa.generate_private_key(public_exponent=3, key_size=3072)
+    pem = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.TraditionalOpenSSL,
+        serialization.NoEncryption(),
+    )
+    with tempfile.NamedTemporaryFile(suffix=".pem") as file:  # 0600
+        file.write(pem)
+        file.flush()
+        for command in (
+            ("gramine-manifest", TEMPLATE, MANIFEST),
+            ("gramine-sgx-sign", "-m", MANIFEST, "-o", f"{MANIFEST}.sgx", "-s", SIGNATURE, "-k", file.name),
+        ):
+            # A PYTHONPATH of the caller must not reach Gramine's Python, and so the measurement.
+            clean = {n: v for n, v in os.environ.items() if not n.startswith("PYTHON")}
+            done = subprocess.run(command, cwd=folder, env=clean, capture_output=True, text=True, check=False)
+            if done.returncode:
+                said = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
+                raise InputError(f"{command[0]} fails: {' '.join(said)[:300]}", hint=f"look at {folder / TEMPLATE}")
+
+
+def _measurement(signature: Path) -> str:
+    if not signature.exists():
+        raise UnavailableError(
+            "the measurement of this enclave is not known yet: Gramine's own tools make it",
+            hint=f"{signature.parent / 'REMAINING'} says what to do where Gramine 1.9 is installed",
+        )
+    found = Sigstruct.from_bytes(signature.read_bytes())
+    found.verify()
+    return found.measurement.hex()
+
+
+def _remaining(folder: Path) -> tuple[str, ...]:
+    sign = f"gramine-sgx-sign -m {MANIFEST} -o {MANIFEST}.sgx -s {SIGNATURE} -k throw-away.pem"
+    steps = (
+        f"take {folder} to a machine with Gramine 1.9, or make one: images/gramine.Dockerfile",
+        f"there: gramine-manifest {TEMPLATE} {MANIFEST}",
+        f"there: gramine-sgx-gen-private-key throw-away.pem && {sign}",
+        f"bring {SIGNATURE} back into this folder: `strongroom job build` then names the measurement",
+        f"where the key is: strongroom enclave-key sign {SIGNATURE} --key KEY --measurement HEX --out signed.sig",
+    )
+    (folder / "REMAINING").write_text("".join(f"{number}. {step}\n" for number, step in enumerate(steps, 1)))
+    return steps

@@ -1,0 +1,310 @@
+"""What SGX enclaves under a LibOS share: which jobs can run there, what they see, how large they are.
+
+A LibOS has no kernel of its own: no FUSE, no network namespace, no landlock, and its loopback is the host's. What a job
+needs and a LibOS lacks is refused here with the reason (docs/decisions/0018-guests-under-a-libos.md).
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import Distribution, distributions
+from pathlib import Path
+
+from strongroom.errors import InputError
+from strongroom.jobs.plan import LaunchPlan
+from strongroom.jobs.runtimes import Runtimes
+from strongroom.jobs.spec import JobSpec
+
+__all__ = ["GUEST_CODE", "Needs", "check_job", "link_volumes", "needs", "place_files", "select_files", "write_launch"]
+
+GUEST_CODE = (
+    "import sys; sys.path.insert(0, '/strongroom/guest'); from strongroom.guest.libos import main; sys.exit(main())"
+)
+JOB_FOLDER = "/strongroom/job"
+_SITE = f"/opt/env/lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
+_JARS = f"{_SITE}/pyspark/jars/"
+_WORKLOADS = Path(__file__).parent.parent / "workloads"
+_GLIBC = re.compile(
+    r"(ld-linux-x86-64|libc|libm|libmvec|libdl|libpthread|librt|libutil|libresolv|libanl|libnss_\w+|libcrypt|libthread_db)"
+    r"\.so\.\d+"
+)
+"""The LibOS brings its own C library; two of them do not go together."""
+_FORKING = {"multiprocessing", "subprocess", "concurrent", "joblib", "torch.multiprocessing"}
+_TESTING_EXTRA = re.compile(r"(all|test|tests|testing|dev|doc|docs|lint)([_-].*)?")
+_MIB = 1 << 20
+
+
+def check_job(plan: LaunchPlan, kind: str, *, forks: bool) -> None:
+    """Return only if a LibOS can run the job as it is planned.
+
+    Args:
+        plan: The job.
+        kind: The enclave kind, for messages.
+        forks: Whether the LibOS can fork, and its processes each have files of their own.
+
+    Raises:
+        InputError: With the one thing that is missing there.
+    """
+    spec = plan.spec
+    reason, hint = "", ""
+    if plan.command.worker is not None:
+        reason = "a job on several machines makes a network interface of its own, and a LibOS has none"
+    elif spec.workload == "torchrun":
+        reason = "torchrun's processes meet over loopback TCP, which leaves the enclave in the clear"
+        hint = "one process: workload python runs the same script"
+    elif spec.workload == "spark" and spec.program is not None and spec.program.suffix == ".py":
+        reason = "PySpark talks to its JVM over loopback TCP (Py4J), which leaves the enclave in the clear"
+        hint = "a confidential VM (enclave cvm) runs PySpark; a jar with main_class runs here"
+    elif spec.checkpoint_s:
+        reason = "checkpoints are taken of a running program's files, and the guest does not see those there"
+    elif not spec.sandbox.network:
+        reason = "a LibOS cannot take the host's network away from a program: expected [sandbox] network = true"
+        hint = "the owner then sees in the job that the program could use it"
+    elif spec.inline and "-m" in spec.inline:
+        reason = "the files of a module are not known before it runs"
+        hint = "name a program"
+    elif not forks and (found := sorted(_imports(spec) & _FORKING)):
+        reason = f"{kind} has no fork, and the program imports {found[0]}"
+        hint = "enclave gramine can fork"
+    if reason:
+        raise InputError(f"enclave kind {kind}: {reason}", hint=hint)
+
+
+def select_files(plan: LaunchPlan, runtimes: Runtimes) -> dict[str, Path]:
+    """Return path inside -> file outside, for every file that the job needs; links are followed inside.
+
+    Of Python's packages: those that the program imports, what they require, and their extras where installed, by the
+    packages' own metadata; all of them if the job brings an environment along. Of the JVM's: the JDK and Spark's jars.
+    """
+    spec, wanted = plan.spec, plan.command.runtimes
+    java = "jdk" in wanted
+    base = runtimes.base()
+    places = {"/usr": base / "usr", "/etc": base / "etc", "/opt/python": runtimes.python()}
+    places["/strongroom/guest"] = runtimes.guest()
+    if "library" in wanted:
+        places["/opt/strongroom/python"] = runtimes.library()
+    if java:
+        places["/opt/jdk"] = runtimes.jdk()
+        places["/opt/strongroom/strongroom-spark.jar"] = _WORKLOADS / "strongroom-spark.jar"
+        places["/opt/strongroom/conf"] = _WORKLOADS / "spark-conf"
+    env = runtimes.env(spec.venv)
+    found = _tree({**places, "/opt/env": env})
+    if java:
+        keep = {p for p in found if not p.startswith("/opt/env/") or p.startswith(_JARS)}
+        if not any(p.startswith(_JARS) for p in keep):
+            raise InputError(
+                f"environment {env} has no PySpark, whose jars run the job", hint="install pyspark into it"
+            )
+        keep -= {p for p in keep if p.startswith("/usr/share/zoneinfo/")}  # the JDK has time zones of its own
+    elif spec.venv is not None:
+        keep = set(found)
+    else:
+        packages = _packages(env / _SITE.removeprefix("/opt/env/"), _imports(spec))
+        keep = {p for p in found if not p.startswith(f"{_SITE}/") or p in packages}
+    files = {p: found[p] for p in keep if not _GLIBC.fullmatch(os.path.basename(p))}
+    return files | {f"/app/{path.name}": path.resolve() for path in spec.code}
+
+
+def place_files(root: Path, files: Mapping[str, Path], texts: Mapping[str, str]) -> None:
+    """Make the folder `root` hold exactly `files` and `texts` by their path inside: links to the same bytes, or copies.
+
+    Raises:
+        InputError: A name that a measured list cannot carry.
+    """
+    for name in (*files, *texts):
+        if not name.isprintable():
+            raise InputError(f"{name!r} has a character that no measured file may have in its name")
+    made = set()
+    for name, source in files.items():
+        target = root / name[1:]
+        made.add(target)
+        there = target.lstat() if os.path.lexists(target) else None
+        if there is not None and os.path.samestat(there, source.stat()):
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        try:
+            os.link(source, target)
+        except OSError:  # another file system
+            shutil.copyfile(source, target)
+            shutil.copymode(source, target)
+    for name, text in texts.items():
+        target = root / name[1:]
+        made.add(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not target.exists() or target.read_text() != text:
+            target.unlink(missing_ok=True)
+            target.write_text(text)
+    for folder, _, names in os.walk(root):
+        for name in names:
+            if (old := Path(folder) / name) not in made:
+                old.unlink()
+
+
+def write_launch(folder: Path, identity_pem: str) -> None:
+    """Write the host's word to the guest, unless it is there: the operator's to edit, an address and no more."""
+    launch = folder / "launch" / "launch.json"
+    if not launch.exists():
+        launch.parent.mkdir(exist_ok=True)
+        launch.write_text(json.dumps({"service": "https://127.0.0.1:8701", "identity": identity_pem}, indent=1))
+
+
+def link_volumes(folder: Path, spec: JobSpec) -> None:
+    """Make `sealed/NAME` in `folder` lead to each volume.
+
+    Raises:
+        InputError: A volume is no folder of this machine.
+    """
+    (folder / "sealed").mkdir(exist_ok=True)
+    for volume in spec.volumes:
+        if not isinstance(volume.location, Path):
+            raise InputError(f"volume {volume.name} lies in a store: mount it, and name the folder")
+        if not volume.location.is_dir():
+            raise InputError(f"volume {volume.name}: {volume.location} is not a folder")
+        place = folder / "sealed" / volume.name
+        place.unlink(missing_ok=True)
+        place.symlink_to(volume.location)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """How large an enclave is.
+
+    Attributes:
+        size_mb: A power of two.
+        threads: At one time.
+        stack_mb: Of each thread.
+        parts: What the size is made of, in MiB.
+    """
+
+    size_mb: int
+    threads: int
+    stack_mb: int
+    parts: Mapping[str, int]
+
+
+def needs(plan: LaunchPlan, files: Mapping[str, Path]) -> Needs:
+    """Return how large the job's enclave is.
+
+    Raises:
+        InputError: What the job names does not fit into the size or the threads that it asks for.
+    """
+    spec, argv = plan.spec, plan.command.argv
+    parts = {"guest": 256, "LibOS": 64, "scratch": spec.sandbox.scratch_mb}
+    loaded = [f for name, f in files.items() if re.search(r"\.so(\.[\d.]+)?$|/lib/modules$", name)]
+    parts["libraries"] = -(-sum(f.stat().st_size for f in set(loaded)) // _MIB)
+    if "jdk" in plan.command.runtimes:
+        cores, stack = _option(argv, "-XX:ActiveProcessorCount=", 1), _option(argv, "-Xss", _MIB) // _MIB or 1
+        threads = 96 + 8 * cores
+        heap = _option(argv, "-Xmx", 1 << 30)
+        parts |= {
+            "heap": heap // _MIB,
+            "collector": heap // 8 // _MIB,
+            "direct memory": _option(argv, "-XX:MaxDirectMemorySize=", heap) // _MIB,
+            "metaspace": _option(argv, "-XX:MaxMetaspaceSize=", 256 * _MIB) // _MIB,
+            "class space": _option(argv, "-XX:CompressedClassSpaceSize=", 1024 * _MIB) // _MIB,
+            "code cache": _option(argv, "-XX:ReservedCodeCacheSize=", 240 * _MIB) // _MIB,
+        }
+    else:
+        omp = plan.command.environment.get("OMP_NUM_THREADS", "")
+        threads, stack = 16 + 4 * int(omp if re.fullmatch(r"[1-9]\d{0,3}", omp) else 4), 2
+        parts["program"] = 1024
+    chosen = spec.sgx.max_threads or threads
+    if chosen < threads:
+        raise InputError(f"[sgx] max_threads: expected at least {threads} for this job, got {chosen}")
+    parts["stacks"] = chosen * stack
+    total = sum(parts.values())
+    size = spec.sgx.size_mb or 1 << (total - 1).bit_length()
+    if size < total:
+        listed = " + ".join(f"{name} {mb}" for name, mb in parts.items())
+        raise InputError(f"[sgx] size_mb: expected at least {total}, got {size}: {listed}")
+    return Needs(size_mb=size, threads=chosen, stack_mb=stack, parts=parts)
+
+
+def _option(argv: Iterable[str], name: str, default: int) -> int:
+    # The JVM takes the last one; a value that it would refuse is not ours to judge.
+    found = default
+    for word in argv:
+        if match := re.fullmatch(re.escape(name) + r"(\d+)([kKmMgGtT]?)", word):
+            found = int(match[1]) << {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}[match[2].lower()]
+    return found
+
+
+def _tree(places: Mapping[str, Path]) -> dict[str, Path]:
+    files: dict[str, Path] = {}
+    links: dict[str, str] = {}
+    for place, source in places.items():
+        if source.is_file():
+            files[place] = source
+        for folder, folders, names in os.walk(source):
+            inside = os.path.join(place, os.path.relpath(folder, source)).removesuffix("/.")
+            for name in (*names, *(f for f in folders if os.path.islink(os.path.join(folder, f)))):
+                path = os.path.join(folder, name)
+                if os.path.islink(path):
+                    links[f"{inside}/{name}"] = os.path.normpath(os.path.join(inside, os.readlink(path)))
+                else:
+                    files[f"{inside}/{name}"] = Path(path)
+    for _ in range(8):  # a link may lead to a link
+        for link, target in links.items():
+            if target in files:
+                files[link] = files[target]
+    return files
+
+
+def _imports(spec: JobSpec) -> set[str]:
+    sources = [path.read_bytes() for path in spec.code if path.suffix == ".py"]
+    sources += [spec.inline[1].encode()] if spec.inline[:1] == ("-c",) else []
+    found: set[str] = set()
+    for source in sources:
+        try:
+            tree = ast.parse(source)
+        except (SyntaxError, ValueError) as exc:
+            raise InputError(f"the program is not Python: {exc}") from exc
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                found.add(node.module.partition(".")[0])
+    return found
+
+
+def _packages(site: Path, imported: set[str]) -> set[str]:
+    installed = {_plain(d.metadata["Name"]): d for d in distributions(path=[str(site)])}
+    owners: dict[str, set[str]] = {}
+    for name, found in installed.items():
+        for file in found.files or ():
+            owners.setdefault(file.parts[0].partition(".")[0], set()).add(name)
+    first = {name for module in imported for name in owners.get(module, ())}
+    waiting, chosen = [(name, True) for name in first], set[str]()
+    while waiting:
+        name, extras = waiting.pop()
+        if name in installed and name not in chosen:
+            chosen.add(name)
+            waiting += [(other, False) for other in _required(installed[name], extras=extras)]
+    kept = set()
+    for name in chosen:
+        for file in installed[name].files or ():
+            if ".." not in file.parts:
+                kept.add(f"{_SITE}/{file}")
+                cached = f"{file.parent}/__pycache__/{file.stem}.{sys.implementation.cache_tag}.pyc"
+                kept.add(os.path.normpath(f"{_SITE}/{cached}"))
+    return kept
+
+
+def _required(found: Distribution, *, extras: bool) -> Iterable[str]:
+    for line in found.requires or ():
+        extra = re.search(r"extra\s*==\s*['\"]([^'\"]+)", line)
+        name = re.match(r"[A-Za-z0-9._-]+", line)
+        if name and (extra is None or (extras and not _TESTING_EXTRA.fullmatch(extra[1].lower()))):
+            yield _plain(name[0])
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()

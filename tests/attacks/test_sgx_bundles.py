@@ -1,0 +1,115 @@
+"""One test per threat to enclaves that are built for SGX (docs/threat-model.md, T220 to T229)."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+from tests.fakes.attest_parts import Platform, gramine_folder
+from tests.fakes.gramine_schema import refusals
+
+from strongroom.attest.attesters.gramine import GramineAttester
+from strongroom.attest.sigstruct import Sigstruct
+from strongroom.errors import EvidenceError, InputError, UnavailableError, VerificationError
+from strongroom.jobs.enclaves.gramine import render_manifest
+from strongroom.jobs.enclaves.libos import Needs, place_files
+from strongroom.jobs.enclaves.occlum import render_bom, render_occlum
+from strongroom.jobs.plan import LaunchPlan, plan_job
+from strongroom.jobs.registry import WORKLOADS
+from strongroom.jobs.spec import JobSpec, Sandbox
+
+SIZE = Needs(size_mb=2048, threads=32, stack_mb=2, parts={"LibOS": 64, "scratch": 512})
+DIGEST = "5f" * 32
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> LaunchPlan:
+    (tmp_path / "app.py").write_text("print(1)")
+    spec = JobSpec(
+        name="j",
+        workload="python",
+        program=tmp_path / "app.py",
+        enclave="gramine",
+        arguments=("{{ 7 * 7 }}",),
+        environment={"LD_DEBUG": "{% raw %}"},
+        sandbox=Sandbox(network=True),
+    )
+    return plan_job(spec, WORKLOADS, ("sha256:" + "1" * 64,))
+
+
+def test_T220_a_signature_says_another_enclave(tmp_path: Path) -> None:
+    key = rsa.generate_private_key(public_exponent=3, key_size=3072)
+    fields = Sigstruct(
+        measurement=b"\1" * 32, attributes=b"\4" + bytes(15), attribute_mask=b"\xff" * 16, signed_on=date(2026, 1, 1)
+    )
+    signed = fields.signed(key, on=date(2026, 1, 1))
+    debug = {"attributes": b"\6" + bytes(15)}
+    for change in ({"measurement": b"\2" * 32}, {"svn": 9}, debug, {"attribute_mask": bytes(16)}):
+        altered = replace(signed, **change)  # type: ignore[arg-type]
+        with pytest.raises(VerificationError, match="the signature does not hold"):
+            Sigstruct.from_bytes(altered.to_bytes()).verify()
+
+
+def test_T221_the_host_says_nothing_to_the_program(plan: LaunchPlan) -> None:
+    manifest = tomllib.loads(render_manifest(plan, SIZE, {"app/app.py": DIGEST}))
+    loader = manifest["loader"]
+    assert "insecure__use_cmdline_argv" not in loader
+    assert "insecure__use_host_env" not in loader
+    assert all(isinstance(value, str) for value in loader["env"].values())  # none is passed through
+    assert loader["log_level"] == "error"
+    assert manifest["sgx"]["allowed_files"] == ["file:launch/", "file:sealed/"]  # an address, and sealed bytes
+    settings = render_occlum(plan, SIZE)
+    # Occlum takes a path and arguments from the host: what lies there takes no arguments.
+    assert "entry_points:\n  - /strongroom/bin\n" in settings
+    assert "untrusted: []" in settings
+    assert "debuggable: false" in settings
+
+
+NAMES = [
+    "opt/env/{{ ''.__class__.__mro__ }}.py", "opt/env/{% include 'shadow' %}", "opt/env/{# #}",
+    'opt/env/a", sha256 = "b', "opt/env/back\\slash", "opt/env/\U0001f512.py", "opt/env/é ", "opt/env/#x: y",
+]  # fmt: skip
+
+
+def test_T222_a_file_of_a_package_is_called_like_a_template(plan: LaunchPlan) -> None:
+    text = render_manifest(plan, SIZE, dict.fromkeys(NAMES, DIGEST))
+    assert re.findall(r"\{[{%#][^}]*\}\}?", text) == ["{{ gramine.runtimedir() }}"] * 2
+    assert refusals(text) == []
+    listed = tomllib.loads(text)["sgx"]["trusted_files"][1:]
+    assert {item["uri"] for item in listed} == {f"file:root/{name}" for name in NAMES}
+    bom = render_bom(dict.fromkeys(NAMES, DIGEST))
+    assert bom.count("hash: ") == len(NAMES)
+    assert len(bom.splitlines()) == len(NAMES) + 9
+    with pytest.raises(InputError, match="expands variables"):
+        render_bom({"opt/env/${HOME}": DIGEST})
+
+
+@pytest.mark.parametrize("name", ["/opt/env/a\nb", "/opt/env/\x1b[2J", "/opt/env/\udcff", "/opt/env/\x7f"])
+def test_T222_names_that_no_list_can_carry(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="no measured file may have in its name"):
+        place_files(tmp_path / "root", {name: tmp_path / "file"}, {})
+
+
+def test_T223_gramine_quotes_other_report_data(tmp_path: Path) -> None:
+    attester = GramineAttester(gramine_folder(tmp_path, lambda _data: Platform().quote(report_data=bytes(64))))
+    with pytest.raises(EvidenceError, match="the quote carries other report data"):
+        attester.attest(b"\1" * 64)
+
+
+def test_T223_gramine_without_a_quoting_service(tmp_path: Path) -> None:
+    with pytest.raises(UnavailableError, match="attestation_type"):
+        GramineAttester(tmp_path).attest(bytes(64))
+    (tmp_path / "attestation_type").write_text("none")
+    with pytest.raises(UnavailableError, match="expected dcap, got none"):
+        GramineAttester(tmp_path).attest(bytes(64))
+    for junk in (b"", b"junk", bytes(1 << 17)):
+        (tmp_path / "attestation_type").write_text("dcap")
+        (tmp_path / "quote").write_bytes(junk)
+        with pytest.raises(EvidenceError):
+            GramineAttester(tmp_path).attest(bytes(64))

@@ -1,0 +1,254 @@
+# ruff: noqa: E501  # tables
+"""Bundles for SGX: which jobs, which files, how large; manifests that Gramine and Occlum take, equal for equal jobs."""
+
+import json
+import os
+import shutil
+import sys
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tests.fakes.gramine_schema import refusals
+
+from strongroom.errors import InputError, UnavailableError
+from strongroom.jobs.differences import read_build
+from strongroom.jobs.enclaves.gramine import GramineEnclave
+from strongroom.jobs.enclaves.occlum import OcclumEnclave
+from strongroom.jobs.plan import Bundle, LaunchPlan, plan_job
+from strongroom.jobs.registry import WORKLOADS
+from strongroom.jobs.runtimes import Runtimes
+from strongroom.jobs.spec import JobSpec, Sandbox, Sgx, Volume
+from strongroom.kms.policies import difference
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+OWN, TAG = f"python{sys.version_info.major}.{sys.version_info.minor}", sys.implementation.cache_tag
+SITE = f"env/lib/{OWN}/site-packages"
+
+
+class FewFiles(Runtimes):
+    """Runtimes of a few files each, in the shape of the real ones."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        texts = {
+            "base/usr/bin/bash": "bash", "base/usr/lib/x86_64-linux-gnu/libc.so.6": "libc", "base/etc/passwd": "root",
+            "base/usr/lib/x86_64-linux-gnu/libstdc++.so.6": "libstdc++", "base/usr/share/zoneinfo/UTC": "UTC",
+            f"python/bin/{OWN}": "python", f"python/lib/{OWN}/os.py": "os", "library/strongroom/__init__.py": "",
+            "guest/strongroom/guest/libos.py": "guest", "jdk/bin/java": "java", "jdk/lib/modules": "modules",
+            "env/pyvenv.cfg": "home = /opt/python/bin",
+            f"{SITE}/pyspark/jars/spark-core.jar": "jar", f"{SITE}/pyspark/__init__.py": "",
+        }  # fmt: skip
+        for name, needs in (("numpy", ""), ("torch", "numpy"), ("flask", ""), ("fsspec", "")):
+            texts[f"{SITE}/{name}/__init__.py"] = f"# {name}"
+            texts[f"{SITE}/{name}/__pycache__/__init__.{TAG}.pyc"] = "code"
+            info, extras = f"{SITE}/{name}-1.dist-info", 'Requires-Dist: fsspec; extra == "io"\n' if needs else ""
+            required = f"Requires-Dist: {needs}>=1\n" if needs else ""
+            extras += 'Requires-Dist: flask; extra == "test"\n' if needs else ""
+            texts[f"{info}/METADATA"] = f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n{required}{extras}"
+            texts[f"{info}/RECORD"] = f"{name}/__init__.py,,\n{name}-1.dist-info/METADATA,,\n../../../bin/{name},,\n"
+        for path, text in texts.items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_text(text)
+        (folder / "python/bin/python3").symlink_to(OWN)
+        (folder / "base/usr/bin/sh").symlink_to("bash")
+        (folder / "env/bin").mkdir()
+        (folder / "env/bin/python3").symlink_to("/opt/python/bin/python3")
+
+    base = lambda self: self.folder / "base"  # noqa: E731
+    python = lambda self: self.folder / "python"  # noqa: E731
+    guest = lambda self: self.folder / "guest"  # noqa: E731
+    library = lambda self: self.folder / "library"  # noqa: E731
+    jdk = lambda self: self.folder / "jdk"  # noqa: E731
+
+    def env(self, venv: Path | None = None) -> Path:
+        return venv or self.folder / "env"
+
+
+@pytest.fixture
+def runtimes(tmp_path: Path) -> FewFiles:
+    return FewFiles(tmp_path / "runtimes")
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> dict[str, JobSpec]:
+    (tmp_path / "app.py").write_text("import json\nprint(json.dumps(1))\n")
+    (tmp_path / "train.py").write_text("import torch\n")
+    (tmp_path / "pi.jar").write_bytes(b"PK")
+    sealed = tmp_path / "sealed"
+    sealed.mkdir()
+    volume = Volume(name="in", location=sealed, dataset="a" * 32, key="sales", owner="f" * 64, mode="ro")
+    sandbox = Sandbox(network=True, scratch_mb=512)
+    python = JobSpec(
+        name="j", workload="python", program=tmp_path / "app.py", sandbox=sandbox, enclave="gramine", volumes=(volume,)
+    )
+    spark = {"spark.master": "local[2]", "spark.driver.memory": "1g"}
+    return {
+        "python": python,
+        "torch": replace(python, program=tmp_path / "train.py", sgx=Sgx(edmm=True, product=7, svn=2)),
+        "spark": replace(
+            python, workload="spark", program=tmp_path / "pi.jar", main_class="org.example.Pi", engine=spark
+        ),
+    }
+
+
+def planned(spec: JobSpec) -> LaunchPlan:
+    return plan_job(spec, WORKLOADS, ("sha256:" + "1" * 64,))
+
+
+def build(spec: JobSpec, runtimes: Runtimes, folder: Path) -> Bundle:
+    kind = GramineEnclave if spec.enclave == "gramine" else OcclumEnclave
+    return kind(runtimes, cache=folder / "cache", identity_pem="PEM").build(planned(spec), folder / "bundles")
+
+
+def golden(name: str, text: str) -> None:
+    """Compare with a reviewed file; digests of what differs from one Python to the next are of one version here."""
+    text = text.replace(OWN, "python3.11").replace(TAG or "", "cpython-311")
+    if os.environ.get("WRITE_GOLDEN"):
+        (GOLDEN / name).write_text(text)
+    assert text == (GOLDEN / name).read_text(), f"review, then WRITE_GOLDEN=1: {name}"
+
+
+@pytest.mark.parametrize("name", ["python", "torch", "spark"])
+def test_gramine_takes_the_manifest(
+    name: str, jobs: dict[str, JobSpec], runtimes: FewFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _name: None)
+    bundle = build(jobs[name], runtimes, tmp_path)
+    text = (bundle.folder / "job.manifest.template").read_text()
+    assert refusals(text) == []
+    manifest = tomllib.loads(text)
+    assert not manifest["sgx"]["debug"]
+    assert (manifest["sgx"]["file_check_policy"], manifest["sgx"]["remote_attestation"]) == ("strict", "dcap")
+    assert not any("insecure" in key for table in manifest.values() for key in table)
+    for item in manifest["sgx"]["trusted_files"][1:]:
+        assert (bundle.folder / item["uri"].removeprefix("file:")).is_file()
+    assert not bundle.simulated
+    with pytest.raises(UnavailableError, match="Gramine's own tools make it"):
+        bundle.measurement  # noqa: B018
+    golden(f"gramine-{name}.manifest", text)
+
+
+@pytest.mark.parametrize("name", ["python", "spark"])
+def test_occlum_gets_settings_and_a_bom(
+    name: str, jobs: dict[str, JobSpec], runtimes: FewFiles, tmp_path: Path
+) -> None:
+    bundle = build(replace(jobs[name], enclave="occlum"), runtimes, tmp_path)
+    golden(f"occlum-{name}.yaml", (bundle.folder / "Occlum.yaml").read_text())
+    golden(f"occlum-{name}-bom.yaml", (bundle.folder / "bom.yaml").read_text())
+
+
+def files(bundle: Bundle) -> dict[str, str]:
+    found = read_build(bundle.folder)["files"]
+    assert isinstance(found, dict)
+    return found
+
+
+def test_only_what_the_program_needs_is_trusted(jobs: dict[str, JobSpec], runtimes: FewFiles, tmp_path: Path) -> None:
+    python, torch, spark = (files(build(jobs[n], runtimes, tmp_path / n)) for n in ("python", "torch", "spark"))
+    for found in (python, torch, spark):
+        assert not any("libc.so" in name for name in found)  # Gramine's own
+        assert not any("flask" in name or "dist-info/RECORD" in name for name in found)
+        assert {"file:root/usr/bin/sh", "file:root/opt/python/bin/python3"} <= set(found)
+    assert {n for n in python if SITE in n} == set()
+    # What it imports, what that requires, and its extra where installed; not what its tests need.
+    assert {n.split("/")[6] for n in torch if SITE in n} == {
+        "torch", "numpy", "fsspec", "torch-1.dist-info", "numpy-1.dist-info", "fsspec-1.dist-info"
+    }  # fmt: skip
+    assert [n for n in spark if SITE in n] == [f"file:root/opt/{SITE}/pyspark/jars/spark-core.jar"]
+
+
+def test_a_build_is_reproducible_and_a_change_is_explained(
+    jobs: dict[str, JobSpec], runtimes: FewFiles, tmp_path: Path
+) -> None:
+    spec = jobs["torch"]
+    first = build(spec, runtimes, tmp_path)
+    manifest = (first.folder / "job.manifest.template").read_bytes()
+    elsewhere = build(spec, FewFiles(tmp_path / "another" / "place"), tmp_path / "other")
+    assert (elsewhere.folder / "job.manifest.template").read_bytes() == manifest
+    assert (build(spec, runtimes, tmp_path).folder / "job.manifest.template").read_bytes() == manifest
+    with pytest.raises(InputError, match="was built once"):
+        read_build(first.folder, before=True)
+    (first.folder / "job.sig").write_bytes(b"of another enclave")
+    changed = runtimes.folder / SITE / "numpy" / "__init__.py"
+    changed.unlink()  # as pip does; an edit in place is seen as well
+    changed.write_text("# numpy 2")
+    build(spec, runtimes, tmp_path)
+    lines = difference(read_build(first.folder, before=True), read_build(first.folder))
+    assert [line.split(":")[0:2] for line in lines] == [["files.file", f"root/opt/{SITE}/numpy/__init__.py"]]
+    assert not (first.folder / "job.sig").exists()
+    with open(changed, "a") as file:
+        file.write("#")
+    assert files(build(spec, runtimes, tmp_path)) != files(elsewhere)
+
+
+def test_occlum_builds_are_explained_too(jobs: dict[str, JobSpec], runtimes: FewFiles, tmp_path: Path) -> None:
+    spec = replace(jobs["python"], enclave="occlum")
+    bundle = build(spec, runtimes, tmp_path)
+    build(replace(spec, sgx=Sgx(svn=3)), runtimes, tmp_path)
+    lines = difference(read_build(bundle.folder, before=True), read_build(bundle.folder))
+    assert len(lines) == 1
+    assert "version_number: 0" in lines[0]
+
+
+REFUSED = {
+    "PySpark": ("gramine", "spark", {"program": "app.py", "main_class": ""}, "loopback TCP \\(Py4J\\)"),
+    "several machines": ("gramine", "spark", {"engine": {"spark.master": "local-cluster[2,1,1024]"}}, "expected local\\[N\\]"),
+    "all cores": ("gramine", "spark", {"engine": {}}, "threads are fixed when it is built"),
+    "torchrun": ("gramine", "python", {"workload": "torchrun"}, "meet over loopback TCP"),
+    "no network": ("gramine", "python", {"sandbox": Sandbox()}, "cannot take the host's network away"),
+    "checkpoints": ("gramine", "python", {"checkpoint_s": 60}, "the guest does not see"),
+    "a module": ("gramine", "python", {"program": None, "inline": ("-m", "app")}, "name a program|not known"),
+    "fork": ("occlum", "python", {"program": "forks.py"}, "occlum has no fork, and the program imports multiprocessing"),
+    "too small": ("gramine", "spark", {"sgx": Sgx(size_mb=1024)}, r"expected at least \d+, got 1024: guest 256 .* heap 1024"),
+    "few threads": ("gramine", "spark", {"sgx": Sgx(max_threads=8)}, "max_threads: expected at least 112 for this job, got 8"),
+    "EDMM": ("occlum", "python", {"sgx": Sgx(edmm=True)}, "edmm is for gramine"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_run_there_is_refused_with_the_reason(
+    case: str, jobs: dict[str, JobSpec], runtimes: FewFiles, tmp_path: Path
+) -> None:
+    enclave, base, changes, reason = REFUSED[case]
+    (tmp_path / "forks.py").write_text("from multiprocessing import Pool\n")
+    program = changes.get("program")
+    spec = replace(jobs[base], enclave=enclave, **changes)  # type: ignore[arg-type]
+    if isinstance(program, str):
+        spec = replace(spec, program=tmp_path / program)
+    with pytest.raises(InputError, match=reason):
+        build(spec, runtimes, tmp_path)
+    assert not (tmp_path / "bundles").exists()
+
+
+@pytest.mark.parametrize(
+    ("size", "reason"), [(3, "power of two"), (-1, "from 1"), (True, "from 1"), (1 << 21, "from 1")]
+)
+def test_sizes_are_checked_before_anything_else(size: int, reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        Sgx(size_mb=size)
+
+
+def test_the_size_grows_with_what_the_jvm_is_given(
+    jobs: dict[str, JobSpec], runtimes: FewFiles, tmp_path: Path
+) -> None:
+    def size(memory: str, *options: str) -> int:
+        engine = {
+            "spark.master": "local[2]", "spark.driver.memory": memory,
+            "spark.driver.extraJavaOptions": " ".join(options),
+        }  # fmt: skip
+        bundle = build(replace(jobs["spark"], engine=engine), runtimes, tmp_path)
+        return int(sum(json.loads((bundle.folder / "reference.json").read_text())["size_mb"].values()))
+
+    plain = size("1g")
+    assert size("2g") == plain + 1024 + 1024 + 128  # heap, direct memory, collector
+    assert size("1g", "-XX:MaxDirectMemorySize=256m") == plain - 768
+    assert size("1g", "-Xss4m") == plain + 3 * 112
+
+
+def test_spark_over_loopback_is_encrypted_there_alone(jobs: dict[str, JobSpec]) -> None:
+    argv = planned(jobs["spark"]).command.argv
+    assert "spark.network.crypto.enabled=true" in argv
+    assert "-XX:ActiveProcessorCount=2" in argv
+    assert not any("network.crypto" in word for word in planned(replace(jobs["spark"], enclave="sim")).command.argv)
