@@ -1,16 +1,17 @@
-"""Intel ECDSA quotes: the bytes of SGX version 3 and SGX and TDX version 4, taken apart strictly.
+"""Intel ECDSA quotes: the bytes of SGX version 3 and SGX and TDX versions 4 and 5, taken apart strictly.
 
 Nothing here is trusted or verified: parsing says what a quote claims. It runs in the guest too, so it needs only the
-standard library. Source: Intel SGX ECDSA Quote Library API, appendix A, and the TDX quote format, version 4.
+standard library. Source: Intel SGX ECDSA Quote Library API, appendix A, and the TDX quote formats, versions 4 and 5.
 
 Rules:
 
 1. Every length is checked against what is left before anything is copied; a quote has at most 64 KiB.
 2. **Trailing bytes are refused, any of them, zeros too.** Some hardware services pad version 4 quotes; the attester
    that talks to such a service cuts the padding off with `trimmed` before the quote becomes evidence.
-3. Only ECDSA P-256 attestation keys, versions 3 and 4, and certification data type 5 (PCK chain as PEM), inside a
-   type 6 for version 4.
-4. The PEM chain is canonical: 64 columns, nothing between certificates, at the end at most one newline and one NUL.
+3. Only ECDSA P-256 attestation keys, versions 3 to 5, and certification data type 5 (PCK chain as PEM), from version 4
+   on inside a type 6.
+4. A version 5 body has the type of the header's TEE and exactly that type's size.
+5. The PEM chain is canonical: 64 columns, nothing between certificates, at the end at most one newline and one NUL.
    So no two different quotes carry the same statement.
 
 Integers are little-endian. Reserved bytes are under the signature and shown, not judged.
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import base64
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from strongroom.errors import EvidenceError
@@ -29,11 +31,13 @@ __all__ = ["MAX_QUOTE_BYTES", "Field", "FieldRow", "Quote", "describe", "parse_q
 MAX_QUOTE_BYTES = 1 << 16
 
 _TEES = {0x00: "sgx", 0x81: "tdx"}
+_VERSIONS = {(3, "sgx"), (4, "sgx"), (4, "tdx"), (5, "sgx"), (5, "tdx")}
 _MAX_CHAIN = 3
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----\n([A-Za-z0-9+/=\n]+)\n-----END CERTIFICATE-----(?:\n|\Z)")
 
 # name, size in bytes, how to show it (i: integer, x: hex, -: reserved), meaning
 _Layout = tuple[tuple[str, int, str, str], ...]
+_Span = tuple[int, int, str, str]
 _HEADER_V3: _Layout = (
     ("version", 2, "i", "Version of the quote format"),
     ("attestation_key_type", 2, "i", "2 is ECDSA over P-256"),
@@ -79,6 +83,12 @@ _TDX_BODY: _Layout = (
     ("rtmr3", 48, "x", "Measured while running: applications"),
     ("report_data", 64, "x", "What the guest asked to have signed; here it binds nonce and guest key"),
 )
+_TDX15_BODY: _Layout = (
+    *_TDX_BODY,
+    ("tee_tcb_svn2", 16, "x", "Security versions of the TDX module that runs now, after an update without restart"),
+    ("mr_service_td", 48, "x", "Measurement of the service domains bound to this one; zero is none"),
+)
+_BODIES = {1: ("sgx", _SGX_BODY), 2: ("tdx", _TDX_BODY), 3: ("tdx", _TDX15_BODY)}
 _SIGNATURE: _Layout = (
     ("signature", 64, "x", "ECDSA r and s by the attestation key over header and body"),
     ("attestation_key", 64, "x", "Public key of the quoting enclave, x and y"),
@@ -121,24 +131,30 @@ class Quote:
 
     Attributes:
         raw: The whole quote.
-        version: 3 or 4.
+        version: 3, 4 or 5.
         tee: "sgx" or "tdx".
-        fields: Every field in order of offset.
+        spans: Where each field lies: name to offset, size, kind and meaning, in order of offset.
         pck_chain: DER certificates: leaf, CA, root.
     """
 
     raw: bytes
     version: int
     tee: str
-    fields: tuple[Field, ...]
+    spans: Mapping[str, _Span]
     pck_chain: tuple[bytes, ...]
 
     def __getitem__(self, name: str) -> bytes:
         """Return the bytes of the field `name`, for example `body.report_data`."""
-        for field in self.fields:
-            if field.name == name:
-                return field.raw
-        raise KeyError(name)
+        offset, size, _, _ = self.spans[name]
+        return self.raw[offset : offset + size]
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        """Every field in order of offset."""
+        return tuple(
+            Field(name=name, offset=offset, raw=self.raw[offset : offset + size], kind=kind, meaning=meaning)
+            for name, (offset, size, kind, meaning) in self.spans.items()
+        )
 
     def number(self, name: str) -> int:
         """Return the little-endian integer in the field `name`."""
@@ -181,22 +197,28 @@ class _Reader:
     def __init__(self, raw: bytes) -> None:
         self.raw = raw
         self.at = 0
-        self.fields: list[Field] = []
+        self.spans: dict[str, _Span] = {}
 
     def take(self, name: str, size: int, kind: str, meaning: str) -> bytes:
         if size > len(self.raw) - self.at:
             raise EvidenceError(f"quote: {name} needs {size} bytes at {self.at}, got {len(self.raw) - self.at}")
-        value = self.raw[self.at : self.at + size]
-        self.fields.append(Field(name=name, offset=self.at, raw=value, kind=kind, meaning=meaning))
+        self.spans[name] = (self.at, size, kind, meaning)
         self.at += size
-        return value
+        return self.raw[self.at - size : self.at]
 
     def integer(self, name: str, size: int, meaning: str) -> int:
         return int.from_bytes(self.take(name, size, "i", meaning), "little")
 
     def layout(self, prefix: str, layout: _Layout) -> None:
+        at = self.at
         for name, size, kind, meaning in layout:
-            self.take(f"{prefix}.{name}", size, kind, meaning)
+            self.spans[f"{prefix}.{name}"] = (at, size, kind, meaning)
+            at += size
+        if at > len(self.raw):
+            raise EvidenceError(
+                f"quote: {prefix} needs {at - self.at} bytes at {self.at}, got {len(self.raw) - self.at}"
+            )
+        self.at = at
 
 
 def parse_quote(raw: bytes) -> Quote:
@@ -226,7 +248,7 @@ def _parse(raw: bytes) -> Quote:
         raise EvidenceError(f"quote: {len(raw)} bytes, at most {MAX_QUOTE_BYTES} are read")
     version = int.from_bytes(raw[:2], "little")
     tee = _TEES.get(int.from_bytes(raw[4:8], "little"))
-    if len(raw) < 48 or (version, tee) not in {(3, "sgx"), (4, "sgx"), (4, "tdx")}:
+    if len(raw) < 48 or tee is None or (version, tee) not in _VERSIONS:
         raise EvidenceError(
             f"quote: version {version} for {tee or 'an unknown TEE'} in {len(raw)} bytes is not supported"
         )
@@ -235,7 +257,8 @@ def _parse(raw: bytes) -> Quote:
     if (key_type := int.from_bytes(raw[2:4], "little")) != 2:
         raise EvidenceError(f"quote: expected attestation key type 2 (ECDSA P-256), got {key_type}")
     # 2. The signed body, then the length of everything after it.
-    reader.layout("body", _TDX_BODY if tee == "tdx" else _SGX_BODY)
+    layout = _described(reader, tee) if version == 5 else _TDX_BODY if tee == "tdx" else _SGX_BODY
+    reader.layout("body", layout)
     size = reader.integer("auth.size", 4, "Size of the authentication data that follows")
     end = reader.at + size
     if end > len(raw):
@@ -243,13 +266,23 @@ def _parse(raw: bytes) -> Quote:
     reader.raw = raw[:end]
     # 3. Authentication data.
     reader.layout("auth", _SIGNATURE)
-    if version == 4:
+    if version > 3:
         _nested(reader, end)
     _quoting_enclave(reader)
     chain = _certificates(reader)
     if reader.at != end:
         raise EvidenceError(f"quote: {end - reader.at} bytes left over inside the authentication data")
-    return Quote(raw=raw[:end], version=version, tee=str(tee), fields=tuple(reader.fields), pck_chain=chain)
+    return Quote(raw=raw[:end], version=version, tee=tee, spans=reader.spans, pck_chain=chain)
+
+
+def _described(reader: _Reader, tee: str) -> _Layout:
+    kind = reader.integer("body.type", 2, "1 is an SGX enclave, 2 a trust domain of TDX 1.0, 3 of TDX 1.5")
+    size = reader.integer("body.size", 4, "Size of the body that follows")
+    named, layout = _BODIES.get(kind, ("no", ()))
+    expected = sum(field[1] for field in layout)
+    if named != tee or size != expected:
+        raise EvidenceError(f"quote: expected a body for {tee} of its size, got type {kind} of {size} bytes")
+    return layout
 
 
 def _nested(reader: _Reader, end: int) -> None:

@@ -4,11 +4,18 @@ Proves origin and integrity: certificate chain, revocation, TCB info, QE identit
 what the signatures cover; whether a TCB status or a measurement will do is `appraisal`'s question. The same code runs
 for hardware and for the simulated platform: only the root differs.
 
-What is judged here before the library, because it is silent or vague there:
+What is judged here beside the library, because it is silent or vague there, or accepts what Intel's own library
+refuses (tests/attacks/test_altered_quotes.py compares with a second verifier):
 
 1. the bytes are one canonical quote without trailing data (`quote`), of the TEE that the evidence names;
-2. the root certificate in the quote is the anchor, byte for byte, and the leaf is an "SGX PCK Certificate";
-3. `now` lies in the window of all endorsements.
+2. the root certificate in the quote is the anchor, byte for byte, the leaf is an "SGX PCK Certificate", and its issuer
+   may sign certificates;
+3. `now` lies in the window of all endorsements;
+4. TCB info (version 3) and QE identity are signed by an "SGX TCB Signing" certificate directly under the anchor, and
+   the PCK revocation list names the PCK certificate's issuers;
+5. TCB info is for this PCE (PCEID).
+
+dcap-qvl 0.7 takes SGX quotes of version 3 only, though Intel's formats 4 and 5 allow them: those are refused.
 
 Source: Intel QVL `QuoteVerifier.cpp`, checks 4.1.2.4.x.
 """
@@ -26,24 +33,27 @@ from functools import lru_cache
 import dcap_qvl
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
+from strongroom._encoding import parse_json
 from strongroom.attest.claims import Claims
 from strongroom.attest.endorsement_snp import AnyEndorsements
 from strongroom.attest.endorsements import Endorsements, TrustAnchor, check_window
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.markers import SIMULATED_FMSPC, SIMULATED_NAME
 from strongroom.attest.quote import Quote, parse_quote
-from strongroom.errors import AttestationError, EndorsementError, EvidenceError, VerificationError
+from strongroom.errors import AttestationError, EndorsementError, EvidenceError, InputError, VerificationError
 
 __all__ = ["DCAPVerifier"]
 
 # What dcap-qvl 0.7 says, by the part that it blames. Anything unknown counts as a failed verification.
 _ENDORSEMENT_WORDS = (
     "crl", "tcbinfo", "tcb info", "tcb level", "tcb status", "tcb_info", "qeidentity", "qe identity", "qe_identity",
-    "fmspc mismatch", "tdx module", "component count", "collateral",
+    "fmspc mismatch", "tdx module", "component count", "collateral", "tee_tcb_svn2",
 )  # fmt: skip
 _EVIDENCE_WORDS = ("failed to decode quote", "unsupported dcap", "quote must have version", "unknown qe vendor")
+_FRESH = "fetch this platform's endorsements again; if they are current, the platform itself needs its maker's updates"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,51 +80,147 @@ class DCAPVerifier:
         if quote.tee != evidence.tee:
             raise EvidenceError(f"quote: expected TEE {evidence.tee}, got {quote.tee}")
         # 2. Its chain ends in the anchor.
-        certificates = self._chain(quote)
-        # 3. Endorsements are Intel's and hold now.
-        if not isinstance(endorsements, Endorsements):
-            raise EndorsementError("endorsements: expected Intel's, got AMD's")
-        check_window(_parts(endorsements), now)
-        # 4. dcap-qvl proves the rest.
-        proven = self._proven(quote, certificates, endorsements, now)
-        # 5. Claims are what the signatures cover.
-        return _claims(quote, certificates, proven, self.anchor, now)
+        chain = self._chain(quote)
+        try:
+            # 3. Endorsements are Intel's and hold now, 4. and come from who may give them.
+            if not isinstance(endorsements, Endorsements):
+                raise EndorsementError("endorsements: expected Intel's, got AMD's")
+            check_window(_parts(endorsements), now)
+            signers = _signers(endorsements, self.anchor)
+            _check_crl_issuers(endorsements, quote)
+            # 5. dcap-qvl proves the rest.
+            proven = self._proven(_Judged(quote, chain, signers, endorsements, now))
+            # 6. Claims are what the signatures cover.
+            return _claims(quote, chain, proven, self.anchor, now)
+        except EndorsementError as exc:
+            exc.hint = exc.hint or _FRESH
+            raise
 
-    def _chain(self, quote: Quote) -> list[x509.Certificate]:
+    def _chain(self, quote: Quote) -> _Chain:
         if not hmac.compare_digest(quote.root_der, self.anchor.certificate_der):
             found = TrustAnchor(kind=self.anchor.kind, certificate_der=quote.root_der).fingerprint
             raise VerificationError(f"root: expected {self.anchor.fingerprint[:16]}, got {found[:16]}")
-        # Signatures first, so that what is read below is what the root's holder wrote.
-        try:
-            chain = [x509.load_der_x509_certificate(der) for der in quote.pck_chain]
-            for certificate, issuer in itertools.pairwise(chain):
-                certificate.verify_directly_issued_by(issuer)
-            subject = _text(chain[0].subject, NameOID.COMMON_NAME)
-        except (InvalidSignature, UnsupportedAlgorithm, x509.InvalidVersion, TypeError, ValueError) as exc:
-            raise VerificationError("chain: a certificate is not readable or not signed by the next") from exc
-        if subject != "SGX PCK Certificate":
-            raise VerificationError(f"leaf: expected subject SGX PCK Certificate, got {subject!r:.60}")
-        return chain
+        return _certified(quote.pck_chain)
 
-    def _proven(
-        self, quote: Quote, chain: list[x509.Certificate], endorsements: Endorsements, now: datetime
-    ) -> Mapping[str, object]:
-        seconds = int(now.timestamp())
+    def _proven(self, judged: _Judged) -> Mapping[str, object]:
+        seconds = int(judged.now.timestamp())
         try:
-            collateral = _collateral(endorsements)
+            collateral = _collateral(judged.endorsements)
         except ValueError as exc:
             raise EndorsementError(f"endorsements: {exc}") from exc
         try:
             # claims_only judges no status: appraisal does, and says every reason.
             result = dcap_qvl.QuoteVerifier(self.anchor.certificate_der).verify_with_policy(
-                quote.raw, collateral, seconds, dcap_qvl.QuotePolicy.claims_only(seconds)
+                judged.quote.raw, collateral, seconds, dcap_qvl.QuotePolicy.claims_only(seconds)
             )
         except ValueError as exc:
-            raise _classified(str(exc), chain, endorsements) from exc
+            raise _classified(str(exc), judged) from exc
         proven = json.loads(result.to_json())
         if not isinstance(proven, dict):
             raise VerificationError("dcap-qvl answered something that is not an object")
+        got = _bytes(_object(_object(proven, "platform"), "pck").get("pce_id")).hex()
+        expected = str(_tcb_info(judged.endorsements).get("pceId")).lower()
+        if got != expected:
+            raise EndorsementError(f"pceid: expected {expected} of the TCB info, got {got}")
         return proven
+
+
+@dataclass(frozen=True, slots=True)
+class _Chain:
+    """Leaf, CA and root, each signed by the next; `marked` if one of them says SIMULATED."""
+
+    leaf: x509.Certificate
+    issuer: x509.Certificate
+    root: x509.Certificate
+    marked: bool
+
+
+@lru_cache(maxsize=256)
+def _certified(ders: tuple[bytes, ...]) -> _Chain:
+    # A machine sends the same certificates with every quote. What is kept does not depend on time or endorsements.
+    try:
+        chain = [x509.load_der_x509_certificate(der) for der in ders]
+        # Signatures first, so that what is read below is what the root's holder wrote.
+        for certificate, issuer in itertools.pairwise(chain):
+            certificate.verify_directly_issued_by(issuer)
+        subject = _text(chain[0].subject)
+        signs = chain[1].extensions.get_extension_for_class(x509.KeyUsage).value.key_cert_sign
+    except _UNREADABLE as exc:
+        raise VerificationError("chain: a certificate is not readable or not signed by the next") from exc
+    if subject != "SGX PCK Certificate":
+        raise VerificationError(f"leaf: expected subject SGX PCK Certificate, got {subject!r:.60}")
+    if not signs:
+        raise VerificationError("chain: expected an issuer that may sign certificates, got one that may not")
+    leaf, issuer, root = chain
+    return _Chain(leaf, issuer, root, marked=any(map(_marked, chain)))
+
+
+_UNREADABLE = (
+    InvalidSignature, UnsupportedAlgorithm, x509.InvalidVersion, x509.ExtensionNotFound, x509.DuplicateExtension,
+    TypeError, ValueError,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """What one verification is about."""
+
+    quote: Quote
+    chain: _Chain
+    signers: Mapping[str, x509.Certificate]
+    endorsements: Endorsements
+    now: datetime
+
+
+@lru_cache(maxsize=16)
+def _tcb_info(endorsements: Endorsements) -> Mapping[str, object]:
+    try:
+        document = parse_json(endorsements.tcb_info, "tcb_info")
+    except InputError as exc:
+        raise EndorsementError(f"endorsements: {exc}") from exc
+    if not isinstance(document, dict) or document.get("version") != 3:
+        raise EndorsementError("tcb_info: expected TCB info version 3, got another")
+    return document
+
+
+@lru_cache(maxsize=16)
+def _signers(endorsements: Endorsements, anchor: TrustAnchor) -> Mapping[str, x509.Certificate]:
+    _tcb_info(endorsements)
+    found = {}
+    for name in ("tcb_info", "qe_identity"):
+        given = f"{name}_issuer_chain: expected SGX TCB Signing and root {anchor.fingerprint[:16]}, got "
+        chain = _pem_certificates(getattr(endorsements, f"{name}_issuer_chain"))
+        if len(chain) != 2 or _der(chain[1]) != anchor.certificate_der:
+            raise EndorsementError(f"{given}{', '.join(_text(c.subject) for c in chain) or 'nothing'}")
+        try:
+            chain[0].verify_directly_issued_by(chain[1])
+        except _UNREADABLE as exc:
+            raise EndorsementError(f"{given}a certificate that the root did not sign") from exc
+        if _text(chain[0].subject) != "SGX TCB Signing":
+            raise EndorsementError(f"{given}{_text(chain[0].subject)!r:.60}")
+        found[name] = chain[0]
+    return found
+
+
+def _check_crl_issuers(endorsements: Endorsements, quote: Quote) -> None:
+    if _issuers(endorsements) != quote.pck_chain[1:]:
+        raise EndorsementError("pck_crl_issuer_chain: expected the issuers of the PCK certificate, got others")
+
+
+@lru_cache(maxsize=16)
+def _issuers(endorsements: Endorsements) -> tuple[bytes, ...]:
+    return tuple(map(_der, _pem_certificates(endorsements.pck_crl_issuer_chain)))
+
+
+def _pem_certificates(text: str) -> list[x509.Certificate]:
+    try:
+        return x509.load_pem_x509_certificates(text.encode("utf-8"))
+    except (ValueError, x509.InvalidVersion):
+        return []
+
+
+def _der(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(Encoding.DER)
 
 
 @lru_cache(maxsize=16)
@@ -128,29 +234,74 @@ def _parts(endorsements: Endorsements) -> list[tuple[str, datetime, datetime]]:
     return endorsements.parts()
 
 
-def _classified(message: str, chain: list[x509.Certificate], endorsements: Endorsements) -> AttestationError:
+def _classified(message: str, judged: _Judged) -> AttestationError:
     said = message.removeprefix("Verification failed: ")
     low = said.lower()
-    if "certificate chain" in low:
-        for number, crl_der in enumerate((endorsements.pck_crl, endorsements.root_ca_crl)):
-            crl = x509.load_der_x509_crl(crl_der)  # readable: the window was read from it
-            if crl.get_revoked_certificate_by_serial_number(chain[number].serial_number) is not None:
-                name = _text(chain[number].subject, NameOID.COMMON_NAME)
-                return EndorsementError(f"revoked: {name} with serial {chain[number].serial_number:x}")
+    if "certificate chain" in low or "certrevoked" in low or "crl" in low:
+        blamed = _withdrawn(judged) or _not_valid(judged)
+        if blamed is not None:
+            return blamed
     if any(word in low for word in _EVIDENCE_WORDS):
         return EvidenceError(f"quote: {said}")
     if any(word in low for word in _ENDORSEMENT_WORDS) and "debug" not in low:
-        return EndorsementError(f"endorsements: {said}")
+        return EndorsementError(f"endorsements: {said}{_got(low, judged)}")
     return VerificationError(f"quote: {said}")
 
 
-def _claims(
-    quote: Quote, chain: list[x509.Certificate], proven: Mapping[str, object], anchor: TrustAnchor, now: datetime
-) -> Claims:
+def _withdrawn(judged: _Judged) -> AttestationError | None:
+    leaf, issuer, root = judged.chain.leaf, judged.chain.issuer, judged.chain.root
+    lists = {}
+    for name, by in (("root_ca_crl", root), ("pck_crl", issuer)):
+        crl = x509.load_der_x509_crl(getattr(judged.endorsements, name))  # readable: the window was read from it
+        if crl.issuer != by.subject or not crl.is_signature_valid(by.public_key()):  # type: ignore[arg-type]
+            return EndorsementError(f"{name}: expected a list signed by {_text(by.subject)}, got another's")
+        lists[name] = crl
+    for certificate in (leaf, issuer, root, *judged.signers.values()):
+        crl = lists["pck_crl" if certificate is leaf else "root_ca_crl"]
+        if crl.get_revoked_certificate_by_serial_number(certificate.serial_number) is not None:
+            return EndorsementError(f"revoked: {_text(certificate.subject)} with serial {certificate.serial_number:x}")
+    return None
+
+
+def _not_valid(judged: _Judged) -> AttestationError | None:
+    now = judged.now.astimezone(UTC)
+    chain = judged.chain
+    given = [("chain", c) for c in (chain.leaf, chain.issuer, chain.root)] + list(judged.signers.items())
+    for name, certificate in given:
+        start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        if not start <= now <= end:
+            family = VerificationError if name == "chain" else EndorsementError
+            return family(
+                f"{name}: {_text(certificate.subject)} is not valid now: it holds from {start:%Y-%m-%d} to "
+                f"{end:%Y-%m-%d}, the time is {now:%Y-%m-%dT%H:%M:%SZ}"
+            )
+    return None
+
+
+def _got(low: str, judged: _Judged) -> str:
+    """Return what was compared, in words, where the library names the check alone."""
+    document = _tcb_info(judged.endorsements)
+    if "revoked" in low:
+        levels = document.get("tcbLevels")
+        revoked = [v for v in levels if isinstance(v, dict)] if isinstance(levels, list) else []
+        named = {str(a) for v in revoked if v.get("tcbStatus") == "Revoked" for a in v.get("advisoryIDs") or ()}
+        return f"; advisories: {', '.join(sorted(named)) or 'none named'}"
+    if not any(word in low for word in ("fmspc", "tcb level", "tee_tcb_svn2", "tdx module")):
+        return ""
+    pck = dcap_qvl.parse_pck_extension_from_pem(judged.quote["auth.cert_data"])
+    text = f": expected a level for FMSPC {document.get('fmspc')}, got FMSPC {pck.fmspc.hex().upper()}, "
+    text += f"CPUSVN {pck.cpu_svn.hex()}, PCESVN {pck.pce_svn}"
+    if judged.quote.tee == "tdx":
+        svn = judged.quote["body.tee_tcb_svn"]
+        text += f", TEE_TCB_SVN {svn.hex()} (module TDX_{svn[1]:02X})"
+    return text
+
+
+def _claims(quote: Quote, chain: _Chain, proven: Mapping[str, object], anchor: TrustAnchor, now: datetime) -> Claims:
     tcb, platform, enclave = (_object(proven, part) for part in ("tcb", "platform", "qe"))
     pck = _object(platform, "pck")
     fmspc = _bytes(pck.get("fmspc"))
-    simulated = anchor.kind == "simulated" or fmspc == SIMULATED_FMSPC or any(map(_marked, chain))
+    simulated = anchor.kind == "simulated" or fmspc == SIMULATED_FMSPC or chain.marked
     advisories = tcb.get("advisory_ids")
     numbers = [n for n in (tcb.get("eval_data_number"), enclave.get("tcb_eval_data_number")) if isinstance(n, int)]
     # dcap-qvl has merged the TDX module's level into the platform's.
@@ -187,8 +338,8 @@ def _marked(certificate: x509.Certificate) -> bool:
     )
 
 
-def _text(name: x509.Name, oid: x509.ObjectIdentifier) -> str:
-    values = name.get_attributes_for_oid(oid)
+def _text(name: x509.Name) -> str:
+    values = name.get_attributes_for_oid(NameOID.COMMON_NAME)
     return str(values[0].value) if len(values) == 1 else ""
 
 

@@ -1,0 +1,152 @@
+"""The product's verifier and a second, independent one say the same of the same quotes and endorsements.
+
+Where dcap-qvl and Intel's documents differ, the product refuses if either does: see the docstring of
+`attest/verifiers/dcap.py`. One difference is left, in the milder of two refusals: whether a trust domain whose module
+was updated under it is `TDRelaunchAdvised` or `OutOfDate`. Intel asks that the module now running reach the newest
+level, dcap-qvl that its level be up to date. They differ only where the newest level is not up to date itself, which
+`_random_tcb` therefore does not make.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+from tests.fakes import second_verifier
+from tests.fakes.quote_parts import FORMATS, PKI, PLATFORM, Case, case, patched
+
+from strongroom.attest.evidence import Evidence
+from strongroom.attest.quote import describe, parse_quote
+from strongroom.errors import AttestationError, EndorsementError, EvidenceError
+
+STATUSES = second_verifier.STATUSES
+VERIFIED = [name for name in FORMATS if name not in ("sgx4", "sgx5")]
+
+
+def _second(given: Case) -> second_verifier.Verdict:
+    anchor = PKI.anchor().certificate_der
+    return second_verifier.verify(given.quote, given.tee, given.endorsements.to_json(), anchor, given.now)
+
+
+def _both(given: Case) -> tuple[object, object]:
+    """Return what each verifier says: status, advisories, oldest date, measurement, report data; or that it refuses."""
+    first: object = "refused"
+    second: object = "refused"
+    try:
+        evidence = Evidence(tee=given.tee, quote=given.quote)
+        c = PLATFORM.verifier.verify(evidence, given.endorsements, now=given.now)
+        first = (c.tcb_status, set(c.advisory_ids), c.tcb_date, c.measurement, c.report_data)
+    except AttestationError:
+        pass
+    try:
+        v = _second(given)
+        second = (v.status, set(v.advisories), min(v.dates)[:10], v.measurement, v.report_data)
+    except second_verifier.Refused:
+        pass
+    return first, second
+
+
+@pytest.mark.parametrize("name", VERIFIED)
+@pytest.mark.parametrize("status", STATUSES)
+def test_every_status_of_every_format(name: str, status: str) -> None:
+    advisories = [] if status == "UpToDate" else ["INTEL-SA-00001", "INTEL-SA-00002"]
+    given = case(name, tcb_status=status, advisory_ids=advisories)
+    first, second = _both(given)
+    assert first == second
+    if status != "Revoked":
+        assert first[:2] == (status, set(advisories))  # type: ignore[index]
+        return
+    with pytest.raises(EndorsementError, match="Revoked; advisories: INTEL-SA-00001, INTEL-SA-00002"):
+        PLATFORM.verifier.verify(Evidence(tee=given.tee, quote=given.quote), given.endorsements, now=given.now)
+
+
+@pytest.mark.parametrize("name", ["sgx4", "sgx5"])
+def test_sgx_in_the_newer_formats_is_explained_and_refused(name: str) -> None:
+    # Intel's library takes them and so does the second verifier; dcap-qvl does not, and the stricter wins.
+    given = case(name)
+    assert _second(given).status == "UpToDate"
+    quote = parse_quote(given.quote)
+    assert (quote.tee, quote.version) == ("sgx", int(name[3]))
+    assert b"".join(field.raw for field in quote.fields) == given.quote
+    with pytest.raises(EvidenceError, match="SGX TEE quote must have version 3"):
+        PLATFORM.verifier.verify(Evidence(tee="sgx", quote=given.quote), given.endorsements, now=given.now)
+
+
+def test_fields_of_version_5_are_where_intel_puts_them() -> None:
+    quote = parse_quote(case("tdx5-1.5").quote)
+    offsets = {field.name: field.offset for field in quote.fields}
+    assert (offsets["body.type"], offsets["body.size"], offsets["body.tee_tcb_svn"]) == (48, 50, 54)
+    assert (offsets["body.report_data"], offsets["body.tee_tcb_svn2"]) == (54 + 520, 54 + 584)
+    assert (offsets["body.mr_service_td"], offsets["auth.size"]) == (54 + 600, 54 + 648)
+    assert {"body.type", "body.tee_tcb_svn2", "body.mr_service_td"} <= {row.name for row in describe(quote)}
+
+
+def _random_tcb(rng: random.Random, document: dict[str, Any]) -> None:
+    tdx = document["id"] == "TDX"
+
+    def level() -> dict[str, Any]:
+        components = [{"svn": rng.choice([1, 2, 2])} for _ in range(16)]
+        components[rng.randrange(16)]["svn"] += rng.random() < 0.2
+        tcb = {"sgxtcbcomponents": components, "pcesvn": rng.choice([11, 12, 13, 13, 14])}
+        if tdx:
+            tcb["tdxtcbcomponents"] = [{"svn": rng.choice([1, 2])} for _ in range(16)]
+        return {"tcb": tcb, **_judged(rng, rng.choice(STATUSES[:-1] if rng.random() < 0.8 else STATUSES))}
+
+    document["tcbLevels"] = [level() for _ in range(4)]
+    if tdx:
+        statuses = rng.choice([("UpToDate", "OutOfDate", "Revoked"), ("UpToDate", "UpToDate", "OutOfDate")])
+        levels = [
+            {"tcb": {"isvsvn": svn}, **_judged(rng, status)} for svn, status in zip((4, 3, 2), statuses, strict=True)
+        ]
+        document["tdxModuleIdentities"][0]["tcbLevels"] = levels
+
+
+def _random_identity(rng: random.Random, document: dict[str, Any]) -> None:
+    choices = ("UpToDate", "UpToDate", "UpToDate", "OutOfDate", "Revoked")
+    document["tcbLevels"] = [{"tcb": {"isvsvn": n}, **_judged(rng, rng.choice(choices))} for n in (9, 8, 7)]
+
+
+def _judged(rng: random.Random, status: str) -> dict[str, Any]:
+    date = f"20{rng.randint(18, 24)}-0{rng.randint(1, 9)}-01T00:00:00Z"
+    return {"tcbDate": date, "tcbStatus": status, "advisoryIDs": rng.sample(["A1", "A2", "A3", "A4"], 2)}
+
+
+def test_random_tcb_levels_are_matched_alike() -> None:
+    rng = random.Random(20261127)
+    seen = set()
+    for _ in range(150):
+        given = case(rng.choice(VERIFIED)).document("tcb_info", lambda d: _random_tcb(rng, d))
+        given = given.document("qe_identity", lambda d: _random_identity(rng, d))
+        if given.tee == "tdx":
+            given = given.body(0, bytes([rng.choice([2, 3, 4]), rng.choice([0, 1, 1, 1])]))
+        if len(given.parts.body) == 648:
+            given = given.body(584, bytes([rng.choice([2, 3, 4]), rng.choice([0, 1, 1, 1]), 2]))
+        first, second = _both(given)
+        assert first == second, given.endorsements.tcb_info
+        seen.add(first if isinstance(first, str) else first[0])  # type: ignore[index]
+    assert len(seen) >= 7, seen
+
+
+@pytest.mark.filterwarnings("ignore:Parsed a serial number")
+def test_no_flipped_bit_is_believed_by_either() -> None:
+    rng = random.Random(5)
+    for name in VERIFIED:
+        given = case(name)
+        raw = given.quote
+        for _ in range(40):
+            at = rng.randrange(len(raw))
+            assert _both(given.bytes(lambda q, at=at: patched(q, at, bytes([q[at] ^ 1 << at % 8])))) == ("refused",) * 2
+
+
+@pytest.mark.parametrize("name", ["root_ca_crl", "pck_crl", "tcb_info", "qe_identity", "tcb_info_signature"])
+def test_no_flipped_bit_of_endorsements_is_believed_by_either(name: str) -> None:
+    rng = random.Random(7)
+    given = case("tdx5")
+    value = getattr(given.endorsements, name)
+    raw = value.encode() if isinstance(value, str) else value
+    for _ in range(15):
+        at = rng.randrange(len(raw))
+        flipped = patched(raw, at, bytes([raw[at] ^ 1 << at % 7]))
+        altered = given.endorsed(**{name: flipped.decode() if isinstance(value, str) else flipped})
+        assert _both(altered) == ("refused",) * 2
