@@ -58,6 +58,7 @@ class Maker:
 
     product: str = "Milan"
     root_key: int = 0
+    now: datetime = NOW
     tcb: TCB = field(default_factory=lambda: TCB(bootloader=4, tee=0, snp=20, microcode=209))
     chip_key: ec.EllipticCurvePrivateKey = field(
         default_factory=functools.cache(lambda: ec.derive_private_key(77, ec.SECP384R1()))
@@ -120,11 +121,12 @@ class Maker:
         self,
         revoked: Sequence[int] = (),
         *,
-        now: datetime = NOW,
+        now: datetime | None = None,
         key: int | None = None,
         issuer: str = "",
         **extra: bool,
     ) -> bytes:
+        now = now or self.now
         builder = (
             x509.CertificateRevocationListBuilder()
             .issuer_name(name(issuer or f"ARK-{self.product}"))

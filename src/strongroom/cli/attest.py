@@ -14,13 +14,15 @@ import click
 from strongroom.attest import ratls
 from strongroom.attest.appraisal import AppraisalContext, appraise, policy_from_json
 from strongroom.attest.claims import Claims
-from strongroom.attest.endorsements import Endorsements, TrustAnchor
+from strongroom.attest.endorsement_files import read_bundle
+from strongroom.attest.endorsement_snp import AnyEndorsements
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.quote import describe, parse_quote, trimmed
-from strongroom.attest.verifiers import verify_any
-from strongroom.attest.verifiers.dcap import DCAPVerifier
+from strongroom.attest.verifiers import AnchoredVerifier, verify_any
+from strongroom.attest.verifiers.choose import verifier_for
 from strongroom.cli import output
 from strongroom.cli.common import epilog, json_option, workspace
+from strongroom.cli.endorsements import command as endorsements
 from strongroom.errors import AppraisalError, AttestationError, InputError
 
 __all__ = ["command"]
@@ -29,6 +31,9 @@ __all__ = ["command"]
 @click.group("attest")
 def command() -> None:
     """Evidence: explain it field by field, verify and appraise it."""
+
+
+command.add_command(endorsements)
 
 
 @command.command("quote", epilog=epilog("strongroom attest quote job.toml quote.bin"))
@@ -128,13 +133,9 @@ def _appraised(claims: Claims, policy_file: Path) -> list[tuple[str, bool, str]]
     return [("policy", True, "acceptable")]
 
 
-def _choices() -> list[tuple[DCAPVerifier, Endorsements]]:
-    choices = []
-    for path in sorted((workspace().service_folder / "endorsements").glob("*.json")):
-        document = json.loads(path.read_bytes())
-        anchor = TrustAnchor.from_json(document["anchor"])
-        choices += [(DCAPVerifier(anchor), Endorsements.from_json(e)) for e in document["endorsements"]]
-    return choices
+def _choices() -> list[tuple[AnchoredVerifier, AnyEndorsements]]:
+    paths = sorted((workspace().service_folder / "endorsements").glob("*.json"))
+    return [(verifier_for(anchor, one, {}), one) for anchor, found in map(read_bundle, paths) for one in found]
 
 
 def _read(path: Path) -> tuple[bytes, bytes]:

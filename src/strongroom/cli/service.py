@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import cast
 
 import click
@@ -146,6 +147,36 @@ def lease(seconds: int) -> None:
     """
     owner().call("PUT", "/v1/lease", {"lease_s": seconds})
     output.say(f"jobs attest again within {seconds} s from now on")
+
+
+@command.command(
+    "trust",
+    epilog=epilog(
+        "strongroom service trust sgx-00906ed50000.json",
+        "strongroom service trust snp-sev-milan.json --minimum-tcb 4.0.23.213",
+    ),
+)
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--minimum-tcb", default="", help="AMD: lowest bootloader.tee.snp.microcode, with fmc. first for Turin.")
+@click.option("--minimum-abi", default="", help="AMD: lowest firmware interface that a guest's policy must ask for.")
+@click.option("--no-smt", is_flag=True, help="AMD: refuse guests that may share a core's threads with others.")
+def trust(bundle: Path, minimum_tcb: str, minimum_abi: str, no_smt: bool) -> None:
+    """Believe evidence under the root in BUNDLE from now on (`strongroom attest endorsements fetch` writes one)."""
+    from strongroom.attest.endorsement_files import MAKERS, read_bundle
+    from strongroom.attest.endorsement_snp import SNPEndorsements
+
+    anchor, found = read_bundle(bundle)
+    if anchor.kind != "hardware":
+        raise InputError("a SIMULATED root is trusted by its own workspace's service alone")
+    if any(isinstance(one, SNPEndorsements) for one in found) and not minimum_tcb:
+        raise InputError(
+            "AMD publishes no signed list of current versions, so the floor is yours to name: --minimum-tcb",
+            hint="`strongroom attest endorsements show` lists the versions of the machines it has keys for",
+        )
+    settings = {"minimum_tcb": minimum_tcb, "minimum_abi": minimum_abi, "smt": "refused" if no_smt else ""}
+    given = {name: value for name, value in settings.items() if value}
+    owner().call("PUT", "/v1/anchors", {"fingerprint": anchor.fingerprint, "settings": given})
+    output.say(f"evidence under {MAKERS.get(anchor.fingerprint, 'the root')} {anchor.fingerprint[:16]} is believed")
 
 
 @command.command("openapi", epilog=epilog("strongroom service openapi > openapi.json"))

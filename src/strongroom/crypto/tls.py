@@ -1,8 +1,8 @@
 """The only place that builds an SSLContext.
 
 TLS 1.3 only, certificates always checked, host names always checked on the client side, no system trust store: a
-context trusts exactly the certificates it is given. Private keys reach OpenSSL through an anonymous memory file, never
-through a path on disk.
+context trusts exactly the certificates it is given. `web_context` alone is for servers that are not ours. Private keys
+reach OpenSSL through an anonymous memory file, never through a path on disk.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 from strongroom.errors import InputError
 
-__all__ = ["SERVICE_NAME", "client_context", "peer_contexts", "renew", "server_context"]
+__all__ = ["SERVICE_NAME", "client_context", "peer_contexts", "renew", "server_context", "web_context"]
 
 SERVICE_NAME = "trust-service.strongroom.internal"
 """The DNS name in every leaf certificate of a trust service; what identifies a service is its identity key."""
@@ -56,6 +56,16 @@ def renew(context: ssl.SSLContext, certificate_pem: str, key_pem: bytes, *, also
     """Let new connections of a running server see a new certificate, and trust more clients."""
     _load(context, certificate_pem, key_pem)
     _trust(context, also_trust)
+
+
+def web_context(trusted_pem: str = "") -> ssl.SSLContext:
+    """Return a client context for a public web server: the system's store, or only `trusted_pem`; TLS 1.2 is allowed.
+
+    For what is signed apart from the connection, such as makers' endorsements.
+    """
+    context = ssl.create_default_context(cadata=trusted_pem or None)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
 
 
 def _trust(context: ssl.SSLContext, pems: Iterable[str]) -> None:

@@ -6,7 +6,6 @@ accept. Nonces are used once; sessions live in memory and end with the lease or 
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import secrets
@@ -22,7 +21,8 @@ from typing import TypeGuard
 from strongroom._encoding import canonical_json, check_bounds, parse_json
 from strongroom.attest.binding import JOB_FILE, MAX_JOB_BYTES, init_data_digest
 from strongroom.attest.claims import Claims, check_init_data, check_report_data
-from strongroom.attest.endorsement_snp import AnyEndorsements, read_endorsements
+from strongroom.attest.endorsement_files import read_bundle
+from strongroom.attest.endorsement_snp import AnyEndorsements
 from strongroom.attest.endorsements import TrustAnchor
 from strongroom.attest.handshake import AttestRequest, AuthRequest, Challenge
 from strongroom.attest.result import issue_ear
@@ -33,7 +33,6 @@ from strongroom.errors import (
     DeniedError,
     EndorsementError,
     InputError,
-    IntegrityError,
     StrongroomError,
     UnavailableError,
 )
@@ -292,18 +291,9 @@ class _EndorsementFiles:
         paths = sorted(self._folder.glob("*.json"))
         stamp = tuple((path.name, path.stat().st_mtime_ns) for path in paths)
         if stamp != self._stamp:
-            self._found = [pair for path in paths for pair in _read_endorsements(path)]
+            self._found = [(anchor, one) for anchor, found in map(read_bundle, paths) for one in found]
             self._stamp = stamp
         return self._found
-
-
-def _read_endorsements(path: Path) -> list[tuple[TrustAnchor, AnyEndorsements]]:
-    try:
-        document = json.loads(path.read_bytes())
-        anchor = TrustAnchor.from_json(document["anchor"])
-        return [(anchor, read_endorsements(value)) for value in document["endorsements"]]
-    except (OSError, ValueError, KeyError, TypeError) as exc:
-        raise IntegrityError(f"the endorsements in {path} are not readable: {type(exc).__name__}") from exc
 
 
 def _job_document(text: str) -> dict[str, object]:

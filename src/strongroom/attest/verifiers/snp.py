@@ -25,6 +25,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -44,7 +45,7 @@ from strongroom.attest.markers import SIMULATED_NAME
 from strongroom.attest.snp import TCB, SNPReport, parse_report
 from strongroom.errors import EndorsementError, EvidenceError, VerificationError
 
-__all__ = ["SNPRules", "SNPVerifier", "covers"]
+__all__ = ["SNPRules", "SNPVerifier", "covers", "describe_key", "key_of"]
 
 # AMD gives VCEKs the serial number 0, which `cryptography` remarks on at each of them.
 warnings.filterwarnings("ignore", message="Parsed a serial number which wasn't positive")
@@ -151,7 +152,22 @@ def covers(endorsements: SNPEndorsements, evidence: Evidence) -> bool:
     ask = _load("intermediate", endorsements.ask)
     if report.certificate:
         return _load("key", report.certificate).issuer == ask.subject
-    return any(_names(report, _load("key", key)) for key in endorsements.keys)
+    return key_of(report, endorsements.keys) is not None
+
+
+def key_of(report: SNPReport, keys: Iterable[bytes]) -> bytes | None:
+    """Return the certificate among `keys` that names the chip and versions of `report`, None if there is none."""
+    return next((key for key in keys if _names(report, _load("key", key))), None)
+
+
+def describe_key(der: bytes) -> str:
+    """Return what a chip's or provider's certificate is for, in words: chip, product, security versions."""
+    leaf = _load("key", der)
+    levels = {part: _level(leaf, _SPL[part], part) for part in TCB.PARTS}
+    if _product(leaf) != "Turin":
+        del levels["fmc"]
+    holder = _extension(leaf, "4") or _extension(leaf, "5") or b""
+    return f"{_common_name(leaf)} {_product(leaf)} {holder.hex()[:16]} TCB {'.'.join(map(str, levels.values()))}"
 
 
 @lru_cache(maxsize=16)
@@ -196,15 +212,14 @@ def _leaf(report: SNPReport, endorsements: SNPEndorsements, ask: x509.Certificat
     if report.certificate:
         leaf = _load("key", report.certificate)
     else:
-        known = (_load("key", key) for key in endorsements.keys)
-        found = next((key for key in known if _names(report, key)), None)
+        found = key_of(report, endorsements.keys)
         if found is None:
             chip, tcb = report["chip_id"].hex()[:16], report.tcb("reported_tcb")
             raise EndorsementError(
                 f"endorsements: no {report.signer.upper()} of chip {chip} for TCB {tcb}, and the report brings none",
                 hint="`strongroom attest endorsements fetch snp --report FILE` gets it",
             )
-        leaf = found
+        leaf = _load("key", found)
     if leaf.issuer != ask.subject:
         issuer = leaf.issuer.rfc4514_string()
         raise EndorsementError(f"chain: expected a key under {_common_name(ask)}, got one under {issuer!r:.80}")

@@ -1,0 +1,101 @@
+"""Endorsements as files: the trust service's folder, and bundles that are carried to machines without a network.
+
+A file is `{"anchor": ..., "endorsements": [...]}`. It is the host's word: whoever reads one compares the anchor with
+the roots that are trusted, and the verifier proves the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
+
+from strongroom._encoding import parse_json
+from strongroom.attest.endorsement_snp import AMD_ROOTS, AnyEndorsements, SNPEndorsements, read_endorsements
+from strongroom.attest.endorsements import INTEL_ROOT, TrustAnchor
+from strongroom.errors import EndorsementError, InputError
+
+__all__ = ["MAKERS", "anchor_of", "file_name", "read_bundle", "title", "write_bundle"]
+
+MAKERS = {INTEL_ROOT.fingerprint: "Intel", **{value: f"AMD {line}" for line, value in AMD_ROOTS.items()}}
+"""The makers' roots by fingerprint."""
+
+_MAX_BYTES = 64 << 20
+
+
+def read_bundle(path: Path) -> tuple[TrustAnchor, list[AnyEndorsements]]:
+    """Return anchor and endorsements in the file `path`.
+
+    Raises:
+        EndorsementError: Not readable, or another form.
+    """
+    try:
+        document = parse_json(path.read_bytes(), str(path), max_bytes=_MAX_BYTES)
+        if not isinstance(document, dict) or set(document) != {"anchor", "endorsements"}:
+            raise InputError("expected anchor and endorsements")
+        values = document["endorsements"]
+        if not isinstance(values, list):
+            raise InputError("endorsements is not a list")
+        return TrustAnchor.from_json(document["anchor"]), [read_endorsements(value) for value in values]
+    except (OSError, InputError, EndorsementError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else exc
+        raise EndorsementError(
+            f"the endorsements in {path} are not readable: {reason}",
+            hint="fetch them anew with `strongroom attest endorsements fetch`, or import a bundle",
+        ) from exc
+
+
+def write_bundle(path: Path, anchor: TrustAnchor, endorsements: Sequence[AnyEndorsements]) -> None:
+    """Write a file that `read_bundle` reads; nobody sees half of it."""
+    document = {"anchor": anchor.to_json(), "endorsements": [value.to_json() for value in endorsements]}
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    beside = path.with_suffix(f".{os.getpid()}")
+    beside.write_text(json.dumps(document))
+    beside.replace(path)
+
+
+def anchor_of(endorsements: AnyEndorsements, given: TrustAnchor | None = None) -> TrustAnchor:
+    """Return the root that `endorsements` are said to be under, if it is Intel's, AMD's or `given`.
+
+    Raises:
+        EndorsementError: It is another, or not readable.
+    """
+    try:
+        if isinstance(endorsements, SNPEndorsements):
+            root = endorsements.ark
+        else:
+            chain = x509.load_pem_x509_certificates(endorsements.pck_crl_issuer_chain.encode())
+            root = chain[-1].public_bytes(Encoding.DER)
+    except ValueError as exc:
+        raise EndorsementError("endorsements: the issuer chain of pck_crl is not readable") from exc
+    anchor = TrustAnchor(kind="hardware", certificate_der=root)
+    if anchor.fingerprint not in MAKERS and (given is None or given.certificate_der != root):
+        raise EndorsementError(
+            f"root: expected Intel's or AMD's, got {anchor.fingerprint[:16]}",
+            hint="name the certificate of a root that you trust with --anchor",
+        )
+    return anchor
+
+
+def title(endorsements: AnyEndorsements) -> str:
+    """Return what `endorsements` are for: `sgx 00906ed50000`, or `snp SEV-Milan`."""
+    if isinstance(endorsements, SNPEndorsements):
+        try:
+            subject = x509.load_der_x509_certificate(endorsements.ask).subject
+            names = [str(name.value) for name in subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+        except ValueError as exc:
+            raise EndorsementError("endorsements: ask is not a certificate") from exc
+        return f"snp {names[0] if names else ''}"
+    document = parse_json(endorsements.tcb_info, "tcb_info")
+    return f"{endorsements.tee} {str(document.get('fmspc', '')).lower() if isinstance(document, dict) else ''}"
+
+
+def file_name(endorsements: AnyEndorsements) -> str:
+    """Return the name of the file in the trust service's folder."""
+    return re.sub(r"[^a-z0-9]+", "-", title(endorsements).lower())[:60] + ".json"

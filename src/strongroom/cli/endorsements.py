@@ -1,0 +1,262 @@
+"""`strongroom attest endorsements`: what the makers publish, fetched and carried. Verifying fetches nothing."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+
+import click
+
+from strongroom.cli import output
+from strongroom.cli.common import epilog, json_option, workspace
+from strongroom.errors import InputError
+
+if TYPE_CHECKING:
+    from strongroom.attest.endorsement_snp import AnyEndorsements, SNPEndorsements
+    from strongroom.attest.endorsements import TrustAnchor
+    from strongroom.attest.evidence import Evidence
+    from strongroom.attest.snp import SNPReport
+
+__all__ = ["command"]
+
+_SOON_DAYS = 7
+_ANCHOR = click.option(
+    "--anchor", "anchor_file", type=click.Path(path_type=Path), help="Certificate of a root beside Intel's and AMD's."
+)
+
+
+@click.group("endorsements")
+def command() -> None:
+    """What the makers of the hardware publish: certificates, TCB info, revocation lists."""
+
+
+@command.command(
+    "fetch",
+    epilog=epilog(
+        "strongroom attest endorsements fetch quote.bin",
+        "strongroom attest endorsements fetch report.bin --product Milan --out bundle.json",
+        "strongroom attest endorsements fetch quote.bin --from https://pccs.example:8081 --ca-file pccs.pem",
+    ),
+)
+@click.argument("evidence", type=click.Path(path_type=Path))
+@click.option("--from", "source", metavar="URL", help="A PCCS, or a cache of AMD's KDS; without it the maker itself.")
+@click.option("--ca-file", type=click.Path(path_type=Path), help="What that service's TLS certificate is under.")
+@click.option("--product", type=click.Choice(["Milan", "Genoa", "Turin"]), help="SNP, for reports of version 2.")
+@click.option("--update", type=click.Choice(["standard", "early"]), default="standard", show_default=True)
+@click.option("--edition", type=int, help="Intel's tcbEvaluationDataNumber, instead of --update.")
+@click.option("--renew", is_flag=True, help="Even if those at hand hold for more than a week.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write a bundle to carry to another machine instead.")
+@_ANCHOR
+def fetch(
+    evidence: Path,
+    source: str | None,
+    ca_file: Path | None,
+    product: str | None,
+    update: str,
+    edition: int | None,
+    renew: bool,
+    out: Path | None,
+    anchor_file: Path | None,
+) -> None:
+    """Fetch what verifying EVIDENCE (an SGX or TDX quote, or an SNP report) takes, and verify it once with that."""
+    from strongroom.attest.endorsement_fetch import AMD_KDS, INTEL_PCS, MakerService, fetch_intel, fetch_snp
+    from strongroom.attest.endorsement_files import anchor_of, file_name, write_bundle
+    from strongroom.attest.evidence import Evidence
+    from strongroom.attest.snp import parse_report
+    from strongroom.attest.verifiers.choose import verifier_for
+
+    raw, now, folder = _read(evidence), datetime.now(UTC), _folder()
+    snp = raw[2:4] == b"\0\0"  # a quote has the type of its attestation key there, which is 2
+    service = MakerService(source or (AMD_KDS if snp else INTEL_PCS), ca_pem=_text(ca_file))
+    settings: dict[str, str] = {}
+    if snp:
+        tee, report = "snp", parse_report(raw)
+        line = product or _line(report)
+        known = _known(folder, f"snp-sev-{'vlek-' if report.signer == 'vlek' else ''}{line.lower()}.json")
+        settings = {"minimum_tcb": str(report.tcb("reported_tcb"))}
+    else:
+        tee, fmspc, ca = _platform(raw)
+        known = _known(folder, f"{tee}-{fmspc}.json")
+    proof = Evidence(tee=tee, quote=raw)
+    wanted = renew or out or edition is not None or update == "early"
+    if known is not None and not wanted and _holds(known, anchor_file, proof, settings, now):
+        output.say(f"those at hand verify {evidence} and hold for more than {_SOON_DAYS} days: nothing fetched")
+        return
+    found: AnyEndorsements
+    if snp:
+        found = fetch_snp(service, report, line, cast("SNPEndorsements | None", known))
+    else:
+        found = fetch_intel(
+            service,
+            tee=cast(Literal["sgx", "tdx"], tee),
+            fmspc=fmspc,
+            ca=cast(Literal["processor", "platform"], ca),
+            update=cast(Literal["standard", "early"], update),
+            edition=edition,
+        )
+    anchor = anchor_of(found, _anchor(anchor_file))
+    claims = verifier_for(anchor, found, settings).verify(proof, found, now=now)
+    target = out or folder / file_name(found)
+    write_bundle(target, anchor, [found])
+    output.say(f"wrote {target}: {evidence} verifies with it, TCB status {claims.tcb_status} {claims.tcb}".rstrip())
+    _say_end(found, now)
+    if not out:
+        floor = f" --minimum-tcb {settings['minimum_tcb']}" if snp else ""
+        output.hint(f"`strongroom service trust {target}{floor}`, if the service does not believe this root yet")
+
+
+@command.command("import", epilog=epilog("strongroom attest endorsements import bundle.json"))
+@click.argument("bundle", type=click.Path(path_type=Path))
+@_ANCHOR
+def import_(bundle: Path, anchor_file: Path | None) -> None:
+    """Take the endorsements in BUNDLE, fetched elsewhere, into this workspace's trust service."""
+    from strongroom.attest.endorsement_files import anchor_of, file_name, read_bundle, write_bundle
+    from strongroom.attest.endorsements import check_window
+
+    now = datetime.now(UTC)
+    _, found = read_bundle(bundle)
+    for endorsements in found:
+        anchor = anchor_of(endorsements, _anchor(anchor_file))
+        check_window(endorsements.parts(), now)
+        write_bundle(_folder() / file_name(endorsements), anchor, [endorsements])
+        output.say(f"took in {file_name(endorsements)}; root {anchor.fingerprint}")
+        _say_end(endorsements, now)
+
+
+@command.command(
+    "show", epilog=epilog("strongroom attest endorsements show", "strongroom attest endorsements show bundle.json")
+)
+@click.argument("bundle", required=False, type=click.Path(path_type=Path))
+@json_option
+def show(bundle: Path | None, as_json: bool) -> int:
+    """Show what BUNDLE holds, or this workspace's trust service, and until when; exit 1 if something has expired."""
+    from strongroom.attest.endorsement_files import MAKERS, read_bundle, title
+
+    now, rows, values = datetime.now(UTC), [], []
+    for path in [bundle] if bundle else sorted(_folder().glob("*.json")):
+        anchor, found = read_bundle(path)
+        maker = "SIMULATED" if anchor.kind == "simulated" else MAKERS.get(anchor.fingerprint, "another root")
+        for endorsements in found:
+            parts = endorsements.parts()
+            values.append(
+                {
+                    "file": path.name,
+                    "for": title(endorsements),
+                    "root": anchor.fingerprint,
+                    "maker": maker,
+                    "parts": {name: {"from": s.isoformat(), "until": e.isoformat()} for name, s, e in parts},
+                    **_details(endorsements),
+                }
+            )
+            for name, start, end in parts:
+                rows.append((path.name, title(endorsements), maker, name, f"{end:%Y-%m-%d}", _state(start, end, now)))
+    text = output.table(("file", "for", "root", "part", "until", ""), rows)
+    text += [f"{v['file']}: {name} {value}" for v in values for name, value in v.items() if name in ("edition", "keys")]
+    output.data(values, as_json, text)
+    return 1 if any(row[5].startswith("EXPIRED") for row in rows) else 0
+
+
+def _folder() -> Path:
+    here = workspace()
+    if not here.embedded:
+        raise InputError("this workspace has no trust service of its own", hint=f"its administrator, at {here.service}")
+    return here.service_folder / "endorsements"
+
+
+def _known(folder: Path, name: str) -> AnyEndorsements | None:
+    from strongroom.attest.endorsement_files import read_bundle
+
+    return read_bundle(folder / name)[1][0] if (folder / name).exists() else None
+
+
+def _holds(
+    known: AnyEndorsements, anchor_file: Path | None, evidence: Evidence, settings: dict[str, str], now: datetime
+) -> bool:
+    from strongroom.attest.endorsement_files import anchor_of
+    from strongroom.attest.verifiers.choose import verifier_for
+    from strongroom.errors import AttestationError
+
+    if min(end for _, _, end in known.parts()) < now + timedelta(days=_SOON_DAYS):
+        return False
+    try:
+        anchor = anchor_of(known, _anchor(anchor_file))
+        verifier_for(anchor, known, settings).verify(evidence, known, now=now)
+    except AttestationError:
+        return False
+    return True
+
+
+def _platform(raw: bytes) -> tuple[str, str, str]:
+    import dcap_qvl
+
+    from strongroom.attest.quote import parse_quote, trimmed
+
+    quote = parse_quote(trimmed(raw))
+    try:
+        found = dcap_qvl.Quote.parse(quote.raw)
+        return quote.tee, found.fmspc().lower(), found.ca()
+    except ValueError as exc:
+        raise InputError(f"the quote names no platform family: {exc}") from exc
+
+
+def _line(report: SNPReport) -> str:
+    # Models of family 25: Milan 0 to 15; Genoa 16 to 31, and Bergamo and Siena, which have its keys, 160 to 175.
+    if report.family is None:
+        raise InputError("a report of version 2 does not name its product line", hint="--product Milan, or Genoa")
+    return "Turin" if report.turin else "Milan" if report.number("cpuid_model") < 16 else "Genoa"
+
+
+def _anchor(path: Path | None) -> TrustAnchor | None:
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    from strongroom.attest.endorsements import TrustAnchor
+    from strongroom.crypto.x509 import certificate_from_pem
+
+    if path is None:
+        return None
+    return TrustAnchor(kind="hardware", certificate_der=certificate_from_pem(_text(path)).public_bytes(Encoding.DER))
+
+
+def _text(path: Path | None) -> str:
+    try:
+        return path.read_text() if path else ""
+    except (OSError, UnicodeDecodeError) as exc:
+        raise InputError(f"{path} is not readable PEM") from exc
+
+
+def _read(path: Path) -> bytes:
+    try:
+        raw = path.read_bytes()
+    except OSError as exc:
+        raise InputError(f"{path} is not readable: {exc.strerror}", hint="name a quote or a report") from exc
+    if not 48 <= len(raw) <= 1 << 16:
+        raise InputError(f"{path} is not a quote or a report: {len(raw)} bytes")
+    return raw
+
+
+def _state(start: datetime, end: datetime, now: datetime) -> str:
+    days = (end - now).days
+    if now > end:
+        return f"EXPIRED {-days} days ago: fetch new ones"
+    if now < start:
+        return "not yet: is the clock right?"
+    return f"expires in {days} days: fetch new ones" if days < _SOON_DAYS else f"{days} days"
+
+
+def _say_end(endorsements: AnyEndorsements, now: datetime) -> None:
+    name, _, end = min(endorsements.parts(), key=lambda part: part[2])
+    days = (end - now).days
+    mark = "WARNING: " if days < _SOON_DAYS else ""
+    output.say(f"{mark}{name} holds until {end:%Y-%m-%d} ({days} days); nothing verifies with it after that")
+
+
+def _details(endorsements: AnyEndorsements) -> dict[str, object]:
+    from strongroom.attest.endorsement_snp import SNPEndorsements
+    from strongroom.attest.verifiers.snp import describe_key
+
+    if isinstance(endorsements, SNPEndorsements):
+        return {"keys": [describe_key(key) for key in endorsements.keys]}
+    documents = (endorsements.tcb_info, endorsements.qe_identity)
+    return {"edition": [json.loads(text).get("tcbEvaluationDataNumber") for text in documents]}
