@@ -19,6 +19,7 @@ __all__ = [
     "MAX_INIT_DATA_BYTES",
     "MAX_JOB_BYTES",
     "config_id",
+    "expected_register",
     "init_data_digest",
     "job_init_data",
     "parse_init_data",
@@ -100,6 +101,11 @@ def config_id(digest: bytes, size_bytes: int = 64) -> bytes:
     if len(digest) > size_bytes:
         raise InputError(f"a digest of {len(digest)} bytes does not fit {size_bytes}")
     return digest.ljust(size_bytes, b"\0")
+
+
+def expected_register(digest: bytes) -> bytes:
+    """Return RTMR3 after `digest`, padded to 48 bytes, was the one thing measured into it."""
+    return hashlib.sha384(bytes(48) + config_id(digest, 48)).digest()
 
 
 def _file(line: str) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hmac
 from dataclasses import dataclass, fields
 
-from strongroom.attest.binding import config_id, init_data_digest, parse_init_data
+from strongroom.attest.binding import config_id, expected_register, init_data_digest, parse_init_data
 from strongroom.errors import VerificationError
 
 __all__ = ["Claims", "check_init_data", "check_report_data"]
@@ -91,11 +91,19 @@ def check_report_data(claims: Claims, expected: bytes) -> None:
 def check_init_data(claims: Claims, text: str) -> dict[str, str]:
     """Return the files of the init data `text`, which the evidence binds through its config id.
 
+    Where a TDX guest's MRCONFIGID is all zeros, since whoever launches it sets none, RTMR3 binds it: its digest is the
+    one thing that was measured there.
+
     Raises:
         VerificationError: The evidence binds other init data.
         InputError: The bound document is not Initdata.
     """
-    expected = config_id(init_data_digest(text), len(claims.config_id))
+    digest = init_data_digest(text)
+    expected = config_id(digest, len(claims.config_id))
+    if claims.tee == "tdx" and not any(claims.config_id):
+        if not hmac.compare_digest(claims.rtmrs[3], expected_register(digest)):
+            raise VerificationError("init data: MRCONFIGID is not set, and RTMR3 binds other init data")
+        return parse_init_data(text)
     if not hmac.compare_digest(claims.config_id, expected):
         raise VerificationError(f"init data: expected config id {claims.config_id.hex()}, got {expected.hex()}")
     return parse_init_data(text)

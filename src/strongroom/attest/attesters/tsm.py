@@ -1,0 +1,146 @@
+"""Evidence from Linux's configfs-tsm: one interface for TDX and SEV-SNP guests (kernel 6.7 and later).
+
+Each request has an entry of its own: made, written, read, removed. The kernel counts writes to it in `generation`; if
+that is not one more than before, somebody else wrote in between and the request starts again with a new entry. What
+comes back carries exactly the asked report data, or is not handed on.
+
+Standard library only. Source: Linux, Documentation/ABI/testing/configfs-tsm-report and sysfs-driver-tdx-guest.
+"""
+
+from __future__ import annotations
+
+import errno
+import hmac
+import os
+import secrets
+from contextlib import suppress
+from pathlib import Path
+
+from strongroom.attest.binding import config_id
+from strongroom.attest.evidence import MAX_EVIDENCE_BYTES, Evidence
+from strongroom.attest.quote import parse_quote, trimmed
+from strongroom.attest.snp import REPORT_BYTES, certificate_table, parse_report, read_table
+from strongroom.errors import EvidenceError, InputError, UnavailableError
+
+__all__ = ["TSM_REPORTS", "TsmAttester", "bind_at_runtime"]
+
+TSM_REPORTS = Path("/sys/kernel/config/tsm/report")
+TDX_REGISTERS = Path("/sys/class/misc/tdx_guest/measurements")
+_TEES = {"tdx_guest": "tdx", "sev_guest": "snp"}
+_TRIES = 8
+_BUSY = {errno.EBUSY, errno.EAGAIN, errno.EINTR}
+
+
+class TsmAttester:
+    """Gets quotes and reports from the kernel.
+
+    Args:
+        reports: Where configfs-tsm is.
+    """
+
+    def __init__(self, reports: Path = TSM_REPORTS) -> None:
+        self._reports = reports
+
+    def attest(self, report_data: bytes) -> Evidence:
+        """Return evidence that carries `report_data`.
+
+        Raises:
+            InputError: Not 64 bytes.
+            EvidenceError: The answer is not a quote or report, or carries other report data.
+            UnavailableError: There is no configfs-tsm, it refuses, or others keep writing to what is ours.
+        """
+        if len(report_data) != 64:
+            raise InputError(f"report data has 64 bytes, got {len(report_data)}")
+        if not self._reports.is_dir():
+            raise UnavailableError(
+                f"there is no {self._reports}",
+                hint="this takes a TDX or SEV-SNP guest with Linux 6.7 and configfs mounted at /sys/kernel/config",
+            )
+        for _ in range(_TRIES):
+            found = self._once(report_data)
+            if found is not None:
+                return found
+        raise UnavailableError(f"configfs-tsm: another writer interfered {_TRIES} times")
+
+    def _once(self, report_data: bytes) -> Evidence | None:
+        entry = self._reports / f"strongroom-{os.getpid()}-{secrets.token_hex(8)}"
+        made = False
+        try:
+            entry.mkdir(mode=0o700)
+            made = True
+            before = _number(entry / "generation")
+            _write(entry / "inblob", report_data)
+            raw = _read(entry / "outblob")
+            provider = _read(entry / "provider").decode("ascii", "replace").strip()
+            extra = _read(entry / "auxblob") if (entry / "auxblob").exists() else b""
+            if _number(entry / "generation") != before + 1:
+                return None
+        except OSError as exc:
+            if exc.errno in _BUSY:
+                return None
+            raise UnavailableError(f"configfs-tsm refuses: {exc.strerror}") from exc
+        finally:
+            if made:
+                with suppress(OSError):
+                    entry.rmdir()
+        evidence, carried = _evidence(provider, raw, extra)
+        if not hmac.compare_digest(carried, report_data):
+            raise EvidenceError("configfs-tsm: the evidence carries other report data")
+        return evidence
+
+
+def bind_at_runtime(digest: bytes, registers: Path = TDX_REGISTERS) -> None:
+    """Measure the digest of the init data into RTMR3, for TDX guests whose MRCONFIGID somebody else fixed.
+
+    `claims.check_init_data` accepts it only if nothing else was measured there.
+
+    Raises:
+        UnavailableError: Not a TDX guest, a kernel before 6.16, or it refuses.
+    """
+    try:
+        _write(registers / "rtmr3:sha384", config_id(digest, 48))
+    except OSError as exc:
+        raise UnavailableError(
+            f"RTMR3 cannot be extended: {exc.strerror}", hint="this takes a TDX guest with Linux 6.16"
+        ) from exc
+
+
+def _evidence(provider: str, raw: bytes, extra: bytes) -> tuple[Evidence, bytes]:
+    tee = _TEES.get(provider)
+    if tee is None:
+        raise EvidenceError(f"configfs-tsm: expected provider {' or '.join(_TEES)}, got {provider!r:.40}")
+    if tee == "tdx":
+        quote = trimmed(raw)  # quoting services pad
+        return Evidence(tee=tee, quote=quote), parse_quote(quote).report_data
+    report = parse_report(raw[:REPORT_BYTES])
+    # The host gives what it likes beside the report; the signer's certificate alone goes along.
+    certificate = read_table(extra).get(report.signer) if extra else None
+    table = certificate_table({report.signer: certificate}) if certificate else b""
+    return Evidence(tee=tee, quote=report.raw + table), report["report_data"]
+
+
+def _number(path: Path) -> int:
+    text = _read(path).strip()
+    if not text.isdigit():
+        raise EvidenceError(f"configfs-tsm: {path.name} is not a number")
+    return int(text)
+
+
+def _read(path: Path) -> bytes:
+    with path.open("rb", buffering=0) as file:
+        parts = bytearray()
+        while part := file.read(MAX_EVIDENCE_BYTES):
+            parts += part
+            if len(parts) > MAX_EVIDENCE_BYTES:
+                raise EvidenceError(f"configfs-tsm: {path.name} has over {MAX_EVIDENCE_BYTES} bytes")
+    return bytes(parts)
+
+
+def _write(path: Path, value: bytes) -> None:
+    # One write: the kernel takes each for the whole value.
+    handle = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        if os.write(handle, value) != len(value):
+            raise UnavailableError(f"{path.name} took only a part")
+    finally:
+        os.close(handle)

@@ -1,0 +1,145 @@
+"""One test per threat to SEV-SNP evidence and to endorsements (docs/threat-model.md, T240 to T246)."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from tests.fakes.attest_parts import JOB, MEASUREMENT, NOW, Platform
+from tests.fakes.snp_parts import CHIP, DER, MILAN, TURIN, Maker, raw_tcb
+
+from strongroom.attest.appraisal import AllOf, AppraisalContext, Measurement, appraise
+from strongroom.attest.binding import expected_register, init_data_digest, job_init_data
+from strongroom.attest.claims import check_init_data
+from strongroom.attest.evidence import Evidence
+from strongroom.attest.snp import TCB, certificate_table
+from strongroom.attest.verifiers import verify_any
+from strongroom.errors import AppraisalError, AttestationError, EndorsementError, EvidenceError, VerificationError
+
+CHOICES = [(MILAN.verifier(), MILAN.endorsements()), (TURIN.verifier(), TURIN.endorsements())]
+
+
+def _brought(**changes: object) -> Evidence:
+    table = certificate_table({"vcek": MILAN.key(**changes).public_bytes(DER)})  # type: ignore[arg-type]
+    return Evidence(tee="snp", quote=MILAN.report() + table)
+
+
+def test_T240_report_under_the_key_of_another_chip_version_or_product() -> None:
+    assert verify_any(MILAN.evidence(), CHOICES, now=NOW).chip_id == MILAN.chip
+    assert verify_any(TURIN.evidence(), CHOICES, now=NOW).chip_id == TURIN.chip
+    for changes, reason in (
+        ({"x4": CHIP[::-1]}, "chip: the key is for"),
+        ({"x3_3": b"\2\1\x15"}, "tcb: the key is for snp 21, the report says 20"),
+        ({"x2": b"\x16\5Genoa"}, "product: expected Milan"),
+    ):
+        with pytest.raises(VerificationError, match=reason):
+            verify_any(_brought(**changes), CHOICES, now=NOW)
+
+
+def test_T241_old_firmware_is_not_up_to_date() -> None:
+    # The host chose an older version to report, loaded one when the guest was launched, or may still go back to one.
+    old = TCB(bootloader=4, tee=0, snp=3, microcode=209)
+    keys = MILAN.endorsements("vcek", MILAN.key(), Maker(tcb=old).key())
+    policy = AllOf((Measurement(("c3" * 48,)),))
+    appraise(policy, AppraisalContext(claims=MILAN.verifier().verify(MILAN.evidence(), keys, now=NOW)))
+    for at in (0x180, 0x1E0, 0x1F0):
+        claims = MILAN.verifier().verify(MILAN.evidence(changes={at: raw_tcb(old)}), keys, now=NOW)
+        with pytest.raises(AppraisalError, match="tcb_status: expected UpToDate, got OutOfDate"):
+            appraise(policy, AppraisalContext(claims=claims))
+
+
+def test_T242_a_guest_that_others_may_enter_or_that_did_not_ask() -> None:
+    for at, value, reason in (
+        (8, b"\0\0\x0b", "debugging"),
+        (8, b"\0\0\x07", "migration agent"),
+        (0x30, b"\xff" * 4, "the guest did not ask"),
+        (0x48, b"\2", "masked"),
+    ):
+        with pytest.raises(AttestationError, match=reason):
+            verify_any(MILAN.evidence(changes={at: value}), CHOICES, now=NOW)
+    claims = verify_any(MILAN.evidence(changes={0x30: b"\2"}), CHOICES, now=NOW)
+    with pytest.raises(AppraisalError, match="vmpl: expected 0, got 2"):
+        appraise(AllOf((Measurement(("c3" * 48,)),)), AppraisalContext(claims=claims))
+
+
+def test_T243_root_of_ones_own_and_revoked_intermediate() -> None:
+    own = Maker(root_key=1)
+    for choices in ([(MILAN.verifier(), own.endorsements())], [(MILAN.verifier(), MILAN.endorsements(crl=own.crl()))]):
+        with pytest.raises(VerificationError, match=r"root: expected|not signed by ARK-Milan"):
+            verify_any(MILAN.evidence(), choices, now=NOW)
+    revoked = [(MILAN.verifier(), MILAN.endorsements(crl=MILAN.crl([MILAN.ask.serial_number])))]
+    with pytest.raises(EndorsementError, match="revoked: SEV-Milan"):
+        verify_any(MILAN.evidence(), revoked, now=NOW)
+    with pytest.raises(VerificationError, match="root"):
+        verify_any(MILAN.evidence(), [(Platform().verifier, Platform().endorsements())], now=NOW)
+
+
+def test_T244_without_endorsements_that_hold_nothing_verifies_and_nothing_is_fetched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_network(*_: object, **__: object) -> None:
+        raise AssertionError("verification went to the network")
+
+    monkeypatch.setattr(socket, "socket", no_network)
+    monkeypatch.setattr(socket, "create_connection", no_network)
+    intel, amd = Platform(), MILAN.endorsements()
+    verify_any(MILAN.evidence(), [(MILAN.verifier(), amd)], now=NOW)
+    for verifier, evidence, endorsements in (
+        (MILAN.verifier(), MILAN.evidence(), amd),
+        (intel.verifier, intel.evidence(), intel.endorsements()),
+    ):
+        unreadable = replace(endorsements, **{"crl" if endorsements is amd else "pck_crl": b"0"})  # type: ignore[arg-type]
+        for given, now in (
+            (endorsements, NOW + timedelta(days=60)),
+            (endorsements, NOW - timedelta(days=60)),
+            (unreadable, NOW),
+        ):
+            with pytest.raises(EndorsementError) as caught:
+                verify_any(evidence, [(verifier, given)], now=now)  # type: ignore[list-item]
+            assert "fetch" in caught.value.hint, caught.value
+    with pytest.raises(EndorsementError, match="no VCEK of chip") as caught:
+        verify_any(MILAN.evidence(), [(MILAN.verifier(), replace(amd, keys=()))], now=NOW)
+    assert "fetch" in caught.value.hint
+
+
+def test_T245_bytes_behind_a_report() -> None:
+    report = MILAN.report()
+    key = MILAN.key().public_bytes(DER)
+    table = certificate_table({"vcek": key})
+    verify_any(Evidence(tee="snp", quote=report + table), CHOICES, now=NOW)
+    for rest in (b"\0", bytes(4096), b"x" * 48, table + b"\0", table[:24] + table, table + table):
+        with pytest.raises(EvidenceError):
+            verify_any(Evidence(tee="snp", quote=report + rest), CHOICES, now=NOW)
+
+
+def test_T246_confidential_vm_with_another_job() -> None:
+    text, other = job_init_data(JOB), job_init_data({**JOB, "name": "other"})
+    claims = verify_any(MILAN.evidence(), CHOICES, now=NOW)
+    assert check_init_data(claims, text)
+    with pytest.raises(VerificationError, match="init data: expected config id"):
+        check_init_data(claims, other)
+    # TDX where the cloud sets no MRCONFIGID: RTMR3 binds the job, and only if nothing else was measured there.
+    platform, digest = Platform(), init_data_digest(text)
+    bound = expected_register(digest)
+    again = hashlib.sha384(bound + digest + bytes(16)).digest()
+    for register, config, accepted in (
+        (bound, bytes(48), True),
+        (again, bytes(48), False),
+        (bytes(48), bytes(48), False),
+    ):
+        quote = platform.quote_tdx(config_id=config, rtmrs=(bytes(48), bytes(48), bytes(48), register))
+        tdx = platform.verifier.verify(Evidence(tee="tdx", quote=quote), platform.endorsements("tdx"), now=NOW)
+        if accepted:
+            assert check_init_data(tdx, text)
+        for wrong in (other,) if accepted else (text, other):
+            with pytest.raises(VerificationError, match="init data"):
+                check_init_data(tdx, wrong)
+    # Whose MRCONFIGID names another job is not helped by the register.
+    quote = platform.quote_tdx(config_id=b"\1" * 48, rtmrs=(bytes(48), bytes(48), bytes(48), bound))
+    tdx = platform.verifier.verify(Evidence(tee="tdx", quote=quote), platform.endorsements("tdx"), now=NOW)
+    with pytest.raises(VerificationError, match="init data"):
+        check_init_data(tdx, text)
+    assert platform.claims().measurement == MEASUREMENT

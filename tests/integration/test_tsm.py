@@ -1,0 +1,138 @@
+"""The attester for confidential VMs, on a tree that behaves like the kernel's configfs-tsm."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.fakes.attest_parts import NOW, REPORT_DATA, Platform
+from tests.fakes.snp_parts import DER, MILAN
+from tests.fakes.tsm_tree import Entry, TsmTree, mounted
+from tests.servers.packages import need_fuse
+
+from strongroom.attest.attesters.tsm import TsmAttester, bind_at_runtime
+from strongroom.attest.binding import expected_register
+from strongroom.attest.snp import CERTIFICATES, certificate_table, parse_report
+from strongroom.errors import EvidenceError, InputError, UnavailableError
+
+PLATFORM = Platform()
+
+
+def snp(data: bytes) -> tuple[bytes, bytes]:
+    # As hosts give it: more than the signer's certificate, and padded to a page.
+    table = certificate_table({"vcek": MILAN.key().public_bytes(DER), "ark": MILAN.ark.public_bytes(DER)})
+    return MILAN.report(changes={0x50: data}), table.ljust(8192, b"\0")
+
+
+def tdx(data: bytes) -> tuple[bytes, bytes]:
+    return PLATFORM.quote_tdx(report_data=data) + bytes(39), b""
+
+
+@pytest.fixture(scope="module")
+def mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[TsmTree, Path]]:
+    need_fuse()
+    tree = TsmTree(snp, "sev_guest")
+    with mounted(tree, tmp_path_factory.mktemp("tsm") / "report") as place:
+        yield tree, place
+
+
+@pytest.fixture
+def tree(mount: tuple[TsmTree, Path]) -> TsmTree:
+    found = mount[0]
+    found.answer, found.provider, found.made = snp, "sev_guest", 0
+    found.interfere = lambda _when, _entry: None
+    found.entries.clear()
+    return found
+
+
+@pytest.fixture
+def attester(mount: tuple[TsmTree, Path]) -> TsmAttester:
+    return TsmAttester(mount[1])
+
+
+def test_snp(tree: TsmTree, attester: TsmAttester) -> None:
+    evidence = attester.attest(REPORT_DATA)
+    assert (evidence.tee, tree.made, tree.entries) == ("snp", 1, {})
+    assert parse_report(evidence.quote).certificate  # and nothing else of what the host gave
+    claims = MILAN.verifier().verify(evidence, MILAN.endorsements(), now=NOW)
+    assert claims.report_data == REPORT_DATA
+
+
+def test_snp_of_a_host_without_certificates(tree: TsmTree, attester: TsmAttester) -> None:
+    tree.answer = lambda data: (snp(data)[0], b"")
+    assert len(attester.attest(REPORT_DATA).quote) == 1184
+    tree.answer = lambda data: (snp(data)[0], bytes(4096))
+    assert len(attester.attest(REPORT_DATA).quote) == 1184
+    tree.answer = lambda data: (snp(data)[0], CERTIFICATES["vcek"].bytes + b"\xff" * 8 + bytes(24))
+    with pytest.raises(EvidenceError, match="are not in its"):
+        attester.attest(REPORT_DATA)
+
+
+def test_tdx_padding_is_cut_off(tree: TsmTree, attester: TsmAttester) -> None:
+    tree.answer, tree.provider = tdx, "tdx_guest"
+    evidence = attester.attest(REPORT_DATA)
+    claims = PLATFORM.verifier.verify(evidence, PLATFORM.endorsements("tdx"), now=NOW)
+    assert (claims.tee, claims.report_data, tree.entries) == ("tdx", REPORT_DATA, {})
+
+
+@pytest.mark.parametrize("when", ["written", "reading"])
+def test_another_writer_in_between(tree: TsmTree, attester: TsmAttester, when: str) -> None:
+    left = [2]
+
+    def interfere(now: str, entry: Entry) -> None:
+        if now == when and left[0]:
+            left[0] -= 1
+            entry.inblob, entry.written = b"somebody else's".ljust(64), entry.written + 1
+
+    tree.interfere = interfere
+    evidence = attester.attest(REPORT_DATA)
+    assert parse_report(evidence.quote)["report_data"] == REPORT_DATA
+    assert (tree.made, tree.entries) == (3, {})
+    left[0] = 99
+    with pytest.raises(UnavailableError, match="another writer interfered 8 times"):
+        attester.attest(REPORT_DATA)
+    assert tree.entries == {}
+
+
+def test_busy_is_tried_again_and_refusals_are_not(tree: TsmTree, attester: TsmAttester) -> None:
+    left = [1]
+
+    def refuse(now: str, _entry: Entry) -> None:
+        if now == "reading" and left[0]:
+            left[0] -= 1
+            raise OSError(number, "kernel")
+
+    tree.interfere, number = refuse, errno.EBUSY
+    attester.attest(REPORT_DATA)
+    assert tree.made == 2
+    left[0], number = 1, errno.ENXIO
+    with pytest.raises(UnavailableError, match="configfs-tsm refuses"):
+        attester.attest(REPORT_DATA)
+    assert tree.entries == {}
+
+
+def test_other_report_data_is_not_handed_on(tree: TsmTree, attester: TsmAttester) -> None:
+    tree.answer = lambda _data: snp(bytes(64))
+    with pytest.raises(EvidenceError, match="carries other report data"):
+        attester.attest(REPORT_DATA)
+    tree.provider = "arm_cca_guest"
+    with pytest.raises(EvidenceError, match="expected provider tdx_guest or sev_guest"):
+        attester.attest(REPORT_DATA)
+    with pytest.raises(InputError):
+        attester.attest(bytes(63))
+    with pytest.raises(UnavailableError, match="there is no"):
+        TsmAttester(Path("/nowhere")).attest(REPORT_DATA)
+
+
+def test_register(tmp_path: Path) -> None:
+    register = tmp_path / "rtmr3:sha384"
+    register.write_bytes(b"")
+    digest = hashlib.sha256(b"init data").digest()
+    bind_at_runtime(digest, tmp_path)
+    assert register.read_bytes() == digest + bytes(16)
+    with pytest.raises(UnavailableError, match="RTMR3 cannot be extended"):
+        bind_at_runtime(digest, tmp_path / "none")
+    assert expected_register(digest) == hashlib.sha384(bytes(48) + digest + bytes(16)).digest()
