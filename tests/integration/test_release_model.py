@@ -45,7 +45,7 @@ def _jwk(key: ec.EllipticCurvePrivateKey) -> dict[str, str]:
     return tee_pubkey(key.public_key())
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2, 5, 6, 7])
+@pytest.mark.parametrize("seed", [0, 1, 2, 3, 5, 6, 8])
 def test_T254_random_walks_end_as_the_model_says(tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)
     house = make_house(tmp_path)
@@ -99,7 +99,7 @@ def test_T254_random_walks_end_as_the_model_says(tmp_path: Path, seed: int) -> N
             allowed = chance.choice([None, 0, 1, 0, 1])
             _policy(house, job, allowed)
         elif what == "wait":
-            house.clock.uptime_s += chance.choice([1, 1, 30, 61, 3000])
+            house.clock.uptime_s += chance.choice([1, 30, 61, 3590])
         else:
             clock = house.clock
             house = house.reopened()
