@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test check e2e e2e-long fuzz bench docs java clean
+.PHONY: help setup demo test check e2e e2e-long fuzz model bench docs java clean
 
 help:            ## Show the verbs
 	@grep -E '^[a-z0-9-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -46,6 +46,9 @@ fuzz: setup      ## Fuzz every parser of outside bytes, FUZZ_SECONDS (60) each, 
 	@$(BIN)/pip install -q --only-binary :all: -c constraints.txt atheris 2>/dev/null \
 	  || { echo "atheris has no wheel for this Python and machine; Python 3.11 to 3.13 on x86-64 Linux have one"; exit 1; }
 	@$(BIN)/python -m fuzz.run
+
+model: setup     ## Prove that no key leaves without a fresh matching appraisal; without any rule, an attack (seconds)
+	@$(BIN)/pip install -q -c constraints.txt z3-solver 2>/dev/null && $(BIN)/python -m tests.model.release_protocol
 
 bench: setup     ## Speed as ratios, side by side; writes benchmarks/RESULTS.md
 	@$(BIN)/python -m benchmarks.run
