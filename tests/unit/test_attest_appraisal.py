@@ -16,6 +16,7 @@ from strongroom.attest.appraisal import (
     MinimumEvaluation,
     MinimumSvn,
     Policy,
+    Reference,
     Signer,
     TcbStatus,
     TdxMeasurements,
@@ -26,6 +27,8 @@ from strongroom.attest.appraisal import (
     job_digest,
     policy_from_json,
     policy_simulated,
+    policy_to_json,
+    references,
 )
 from strongroom.attest.binding import job_init_data
 from strongroom.errors import AppraisalError, InputError
@@ -261,3 +264,23 @@ def test_findings_say_what_passed_too() -> None:
     assert found["any_of[1]: measurement"].passed
     assert found["any_of[0]: measurement"].to_json()["got"] == MEASUREMENT.hex()
     assert [f.check for f in findings(AnyOf((BAD, GOOD)), HARDWARE) if not f.passed] == []
+
+
+def test_reference_values_that_accept_are_named() -> None:
+    ids = ["sha256:" + n * 64 for n in "123"]
+    good, bad = Reference(ids[0], ids[2], (GOOD,)), Reference(ids[1], ids[2], (BAD,))
+    policy = AnyOf((bad, AnyOf((good,)), GOOD))
+    appraise(policy, HARDWARE)
+    assert references(policy, HARDWARE) == [ids[0]]
+    assert policy_from_json(policy_to_json(policy)) == policy
+    check_pins_code(good)
+    assert references(AnyOf((good,)), SIMULATED) == []
+    assert _reasons(Reference(ids[0], ids[2], ()))
+    waived = Reference(ids[0], ids[2], (GOOD, UnsafeAcceptSimulated()))
+    assert policy_simulated(waived)
+    assert references(waived, SIMULATED) == [ids[0]]
+    with pytest.raises(InputError, match="names no code"):
+        check_pins_code(Reference(ids[0], ids[2], (TcbStatus(),)))
+    for field in ("id", "signer"):
+        with pytest.raises(InputError, match="not a SHA-256 id"):
+            policy_from_json({**policy_to_json(good), field: "none"})

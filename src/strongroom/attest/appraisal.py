@@ -35,6 +35,7 @@ from strongroom.attest.policies import (
     MinimumSvn,
     NotDebug,
     Policy,
+    Reference,
     Scope,
     Signer,
     TcbStatus,
@@ -57,6 +58,7 @@ __all__ = [
     "MinimumSvn",
     "NotDebug",
     "Policy",
+    "Reference",
     "Signer",
     "TcbStatus",
     "TdxMeasurements",
@@ -68,6 +70,7 @@ __all__ = [
     "policy_from_json",
     "policy_simulated",
     "policy_to_json",
+    "references",
 ]
 
 _log = logging.getLogger(__name__)
@@ -103,6 +106,15 @@ def appraise(policy: Policy, context: AppraisalContext) -> None:
         )
 
 
+def references(policy: Policy, context: AppraisalContext) -> list[str]:
+    """Return the ids of the reference values among the choices of `policy` that accept the claims."""
+    if isinstance(policy, AnyOf):
+        return [found for inner in policy.policies for found in references(inner, context)]
+    if isinstance(policy, Reference) and all(finding.passed for finding in findings(policy, context)):
+        return [policy.id]
+    return []
+
+
 def check_pins_code(policy: Policy) -> None:
     """Return only if every branch of `policy` that can accept names the code: what may run is never the host's choice.
 
@@ -122,7 +134,7 @@ def check_pins_code(policy: Policy) -> None:
 
 def _pinned(policy: Policy) -> frozenset[str]:
     match policy:
-        case AllOf():
+        case AllOf() | Reference():
             found = frozenset[str]().union(*(_pinned(inner) for inner in policy.policies))
         case AnyOf(policies=()):
             found = _CODE  # never accepts
@@ -141,7 +153,7 @@ def _pinned(policy: Policy) -> frozenset[str]:
 
 def policy_simulated(policy: Policy) -> bool:
     """Return whether any branch of `policy` admits the simulated root."""
-    if isinstance(policy, AllOf | AnyOf):
+    if isinstance(policy, AllOf | AnyOf | Reference):
         return any(policy_simulated(inner) for inner in policy.policies)
     return isinstance(policy, UnsafeAcceptSimulated)
 
@@ -156,6 +168,9 @@ def policy_to_json(policy: Policy) -> dict[str, object]:
     match policy:
         case AllOf() | AnyOf():
             rest = {"policies": [policy_to_json(inner) for inner in policy.policies]}
+        case Reference():
+            inner = [policy_to_json(p) for p in policy.policies]
+            rest = {"id": policy.id, "signer": policy.signer, "policies": inner}
         case Measurement() | Signer() | Machine():
             rest = {"values": list(policy.values)}
         case TdxMeasurements():
@@ -237,6 +252,13 @@ def _number(value: Mapping[str, object], name: str) -> int:
     return found
 
 
+def _reference(reader: _Reader, value: Mapping[str, object], depth: int) -> Reference:
+    for name in ("id", "signer"):
+        if not isinstance(value[name], str) or not _DIGEST.fullmatch(str(value[name])):
+            raise InputError(f"policy reference: {name} is not a SHA-256 id")
+    return Reference(str(value["id"]), str(value["signer"]), reader.inner(value, depth))
+
+
 def _machine(text: str) -> bool:
     return _MACHINE.fullmatch(text) is not None and set(text) != {"0"}
 
@@ -276,6 +298,7 @@ _NONE: set[str] = set()
 _KINDS: dict[str, tuple[set[str], set[str], _Build]] = {
     "all_of": ({"policies"}, _NONE, lambda r, v, d: AllOf(r.inner(v, d))),
     "any_of": ({"policies"}, _NONE, lambda r, v, d: AnyOf(r.inner(v, d))),
+    "reference": ({"id", "signer", "policies"}, _NONE, _reference),
     "measurement": ({"values"}, _NONE, lambda _r, v, _d: Measurement(_texts(v, "values", _HEX.fullmatch))),
     "signer": ({"values"}, _NONE, lambda _r, v, _d: Signer(_texts(v, "values", _HEX.fullmatch))),
     "job_digest": (

@@ -32,6 +32,7 @@ __all__ = [
     "MinimumSvn",
     "NotDebug",
     "Policy",
+    "Reference",
     "Scope",
     "Signer",
     "TcbStatus",
@@ -353,6 +354,20 @@ class AllOf:
             return [Finding("all_of", "at least one check", "none")]
         found = [finding for policy in checks for finding in policy.judge(context, inner)]
         return list(dict.fromkeys(found))
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Every policy holds; they were written from the reference values `id`, which the key `signer` signed."""
+
+    id: str
+    signer: str
+    policies: tuple[Policy, ...]
+    kind: ClassVar[str] = "reference"
+
+    def judge(self, context: AppraisalContext, scope: Scope) -> list[Finding]:
+        """Return every comparison that decides, passed or not."""
+        return AllOf(self.policies).judge(context, scope)
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,12 @@ def _why(record: dict[str, Any]) -> str:
             f" (+{len(details['reasons']) - 1})" if len(details["reasons"]) > 1 else ""
         )
     if "uses" in details:
-        return f"policy revision {details['policy_revision']} allows {', '.join(details['uses'])}"
+        by = (
+            f", by reference values {', '.join(r[:23] for r in details['references'])}"
+            if "references" in details
+            else ""
+        )
+        return f"policy revision {details['policy_revision']} allows {', '.join(details['uses'])}{by}"
     if "epoch" in details:
         return f"epoch {details['epoch']}"
     return ", ".join(f"{k}={v}" for k, v in details.items() if isinstance(v, str | int))[:80]

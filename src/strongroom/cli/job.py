@@ -251,6 +251,38 @@ def build(job_file: Path, enclave: str | None, as_json: bool) -> None:
         output.say(f"{number}. {step}")
 
 
+@command.command("sign", epilog=epilog("strongroom job sign job.toml", "strongroom job sign job.toml --out ref.json"))
+@_JOB_FILE
+@click.option("--out", type=click.Path(path_type=Path), help="Default: JOB_FILE's name with .reference.json.")
+@json_option
+def sign(job_file: Path, out: Path | None, as_json: bool) -> None:
+    """Build JOB_FILE and sign its reference values (in-toto, DSSE), for owners who import them into policies."""
+    from strongroom.attest.reference import ReferenceValues, sign_reference
+    from strongroom.crypto.x509 import private_key_from_pem, spki_id
+
+    runner, plan = plan_file(job_file)
+    bundle = runner.build(plan)
+    key = private_key_from_pem((workspace().folder / "owner.key").read_bytes())
+    values = ReferenceValues(
+        name=plan.spec.name,
+        job=plan.job,
+        document=plan.document,
+        values={"measurement": bundle.measurement},
+        simulated=bundle.simulated,
+    )
+    target = out or job_file.with_suffix(".reference.json")
+    beside = target.with_name(f".{target.name}.new")
+    beside.write_bytes(sign_reference(values, key))
+    beside.replace(target)
+    mark = " (SIMULATED)" if bundle.simulated else ""
+    found = {"job": plan.job, "measurement": bundle.measurement + mark, "signer": spki_id(key.public_key())}
+    text = output.facts({**found, "file": str(target)})
+    text += [f"an owner: `strongroom policy import KEY {target.name} --signer {workspace().folder / 'owner.pem'}`"]
+    output.data(
+        {**found, "measurement": bundle.measurement, "simulated": bundle.simulated, "file": str(target)}, as_json, text
+    )
+
+
 @command.command(
     "diff",
     epilog=epilog(

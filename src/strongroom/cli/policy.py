@@ -80,6 +80,50 @@ def set_(
     )
 
 
+@command.command(
+    "import",
+    epilog=epilog(
+        "strongroom policy import sales job.reference.json --signer builder.pem",
+        "strongroom policy import sales job.reference.json --signer builder.pem --unsafe-accept-simulated",
+    ),
+)
+@click.argument("key")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--signer",
+    "signers",
+    multiple=True,
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Certificate of whoever built it, whom you trust to build what was reviewed.",
+)
+@unsafe_option
+@json_option
+def import_(key: str, file: Path, signers: tuple[Path, ...], unsafe_accept_simulated: bool, as_json: bool) -> None:
+    """Allow the job of signed reference values (`strongroom job sign`) to use KEY; decisions name them."""
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    from strongroom.attest.reference import open_reference
+    from strongroom.crypto.x509 import certificate_from_pem
+
+    known = [certificate_from_pem(signer.read_text("ascii", "replace")).public_key() for signer in signers]
+    found = open_reference(file.read_bytes(), [k for k in known if isinstance(k, ec.EllipticCurvePublicKey)])
+    _check_simulated(found.simulated, unsafe_accept_simulated)
+    added = allow_job(
+        owner(),
+        found.document,
+        found.values.get("measurement") or found.values,
+        job=found.job,
+        unsafe_accept_simulated=found.simulated and unsafe_accept_simulated,
+        reference=found,
+        keys=[key],
+    )
+    value = {"key": key, "job": found.job, "reference": found.id, "signer": found.signer, "values": dict(found.values)}
+    text = [f"allowed {line}" for line in added]
+    text += output.facts({"job": found.job, "reference": found.id, "signer": found.signer, **found.values})
+    output.data({**value, "added": added}, as_json, text)
+
+
 @command.command("show", epilog=epilog("strongroom policy show sales"))
 @click.argument("key")
 @json_option

@@ -13,12 +13,15 @@ from strongroom.attest.appraisal import (
     Measurement,
     NotDebug,
     Policy,
+    Reference,
     TcbStatus,
+    TdxMeasurements,
     UnsafeAcceptSimulated,
     job_digest,
     policy_from_json,
     policy_to_json,
 )
+from strongroom.attest.reference import ReferenceValues
 from strongroom.client.owner import OwnerClient
 from strongroom.errors import InputError
 
@@ -26,33 +29,41 @@ __all__ = ["allow_job", "allowance", "clear_policy"]
 
 
 def allowance(
-    document: Mapping[str, object], measurement: str, *, simulated: bool, free: Sequence[FreeArgument] = ()
+    document: Mapping[str, object],
+    measurement: str | Mapping[str, str],
+    *,
+    simulated: bool,
+    free: Sequence[FreeArgument] = (),
+    reference: ReferenceValues | None = None,
 ) -> Policy:
     """Return the policy that allows exactly this job in exactly this enclave.
 
     Args:
         document: The job document.
-        measurement: Hex.
+        measurement: Hex; for TDX its registers by name.
         simulated: Accept the simulated root; without it a simulated quote is refused.
         free: Arguments that may differ by pattern.
+        reference: Where document and measurement come from; decisions name it.
     """
-    checks: list[Policy] = [
-        Measurement((measurement,)),
-        JobDigest((job_digest(document, free),), tuple(free)),
-        TcbStatus(),
-        NotDebug(),
-    ]
-    return AllOf((*checks, UnsafeAcceptSimulated())) if simulated else AllOf(tuple(checks))
+    code: Policy
+    if isinstance(measurement, str):
+        code = Measurement((measurement,))
+    else:
+        code = TdxMeasurements(**{name: (value,) for name, value in measurement.items()})
+    checks: list[Policy] = [code, JobDigest((job_digest(document, free),), tuple(free)), TcbStatus(), NotDebug()]
+    checks += [UnsafeAcceptSimulated()] if simulated else []
+    return Reference(reference.id, reference.signer, tuple(checks)) if reference else AllOf(tuple(checks))
 
 
 def allow_job(
     client: OwnerClient,
     document: Mapping[str, object],
-    measurement: str,
+    measurement: str | Mapping[str, str],
     *,
     job: str,
     unsafe_accept_simulated: bool,
     free: Sequence[FreeArgument] = (),
+    reference: ReferenceValues | None = None,
     keys: Sequence[str] = (),
     uses: Sequence[str] = (),
     request: int | None = None,
@@ -63,10 +74,11 @@ def allow_job(
     Args:
         client: The owner.
         document: The job document.
-        measurement: Hex, of the enclave that runs it.
+        measurement: See `allowance`; of the enclave that runs it.
         job: The job digest.
         unsafe_accept_simulated: See `allowance`.
         free: See `allowance`.
+        reference: See `allowance`.
         keys: Only these keys; empty for all that the job declares.
         uses: Only these uses; empty for all that the job declares.
         request: The pending request that this answers.
@@ -79,14 +91,15 @@ def allow_job(
     chosen = {k: [u for u in v if not uses or u in uses] for k, v in declared.items() if not keys or k in keys}
     if not any(chosen.values()):
         raise InputError(f"the job does not use {', '.join(keys) or 'a key of yours'}")
-    branch = allowance(document, measurement, simulated=unsafe_accept_simulated, free=free)
+    branch = allowance(document, measurement, simulated=unsafe_accept_simulated, free=free, reference=reference)
+    shown = measurement if isinstance(measurement, str) else measurement["mrtd"]
     for key, wanted in chosen.items():
         found = client.call("GET", f"/v1/keys/{key}/policy")
         policy = found["policy"]
         assert isinstance(policy, dict)
         for use in wanted:
             policy[use] = policy_to_json(_with(policy.get(use), branch))
-        approved = {"job": job, "measurement": measurement, "document": dict(document), "claims": dict(claims or {})}
+        approved = {"job": job, "measurement": shown, "document": dict(document), "claims": dict(claims or {})}
         body = {"policy": policy, "revision": found["revision"], "approved": [approved], "request": request}
         client.call("PUT", f"/v1/keys/{key}/policy", body)
     return [f"{key}: {' and '.join(wanted)}" for key, wanted in chosen.items() if wanted]

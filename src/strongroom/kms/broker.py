@@ -15,7 +15,7 @@ Verification of evidence is `admit`: it turns evidence into a session and decide
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal, TypedDict
@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from strongroom._encoding import b64u, canonical_json
 from strongroom._secret import SecretBytes
-from strongroom.attest.appraisal import AppraisalContext, appraise
+from strongroom.attest.appraisal import AppraisalContext, appraise, references
 from strongroom.attest.claims import Claims
 from strongroom.crypto import jose, x509
 from strongroom.errors import AppraisalError, DeniedError, InputError, StrongroomError
@@ -263,7 +263,13 @@ class Broker:
         self._check_others(tx, receiver, wanted)
         self._keys.check_enabled(tx, wanted.owner, wanted.name)
         revision = self._policies.get(tx, wanted.owner, wanted.name)["revision"]
-        return {"uses": uses, "policy_revision": revision}
+        return {"uses": uses, "policy_revision": revision, **self._references(tx, receiver, wanted, uses)}
+
+    def _references(self, tx: sa.Connection, guest: Guest, wanted: KeyWanted, uses: Sequence[str]) -> dict[str, object]:
+        context = AppraisalContext(claims=guest.claims, job=dict(guest.document))
+        policies = [self._policies.policy(tx, wanted.owner, wanted.name, use) for use in uses]
+        found = {name for policy in policies if policy is not None for name in references(policy, context)}
+        return {"references": sorted(found)} if found else {}
 
     def _reasons(self, tx: sa.Connection, guest: Guest, wanted: KeyWanted) -> list[str]:
         if not is_registered(tx, wanted.owner):
