@@ -9,11 +9,14 @@ from datetime import date
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import rsa
-from tests.fakes.attest_parts import Platform, gramine_folder
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from tests.fakes.attest_parts import JOB, Platform, gramine_folder
 from tests.fakes.gramine_schema import refusals
 
 from strongroom.attest.attesters.gramine import GramineAttester
+from strongroom.attest.binding import init_data_digest, job_init_data
+from strongroom.attest.claims import check_init_data
+from strongroom.attest.handshake import AttestRequest, tee_pubkey
 from strongroom.attest.sigstruct import Sigstruct
 from strongroom.errors import EvidenceError, InputError, UnavailableError, VerificationError
 from strongroom.jobs.enclaves.gramine import render_manifest
@@ -113,3 +116,31 @@ def test_T223_gramine_without_a_quoting_service(tmp_path: Path) -> None:
         (tmp_path / "quote").write_bytes(junk)
         with pytest.raises(EvidenceError):
             GramineAttester(tmp_path).attest(bytes(64))
+
+
+def test_T224_another_job_than_the_one_in_the_manifest() -> None:
+    text, other = job_init_data(JOB), job_init_data({**JOB, "name": "steal"})
+    said = "sha256:" + init_data_digest(text).hex()
+    gramine = Platform().claims(config_id=bytes(64))  # Gramine leaves it zero: the measured guest says the job
+    assert "job.json" in check_init_data(gramine, text, said)
+    for claims, given, words in (
+        (gramine, other, said),  # the host swaps the document
+        (gramine, text, None),  # a guest that says nothing, under a config id that the host chose
+        (Platform().claims(), other, "sha256:" + init_data_digest(other).hex()),  # says one, is bound to another
+        (replace(gramine, tee="tdx", rtmrs=(bytes(48),) * 4), text, said),  # not for other TEEs: there the host chooses what is measured
+    ):
+        with pytest.raises(VerificationError, match="init data: "):
+            check_init_data(claims, given, words)
+
+
+def test_T224_what_the_guest_says_is_under_the_report_data() -> None:
+    key = ec.generate_private_key(ec.SECP256R1()).public_key()
+    said = tee_pubkey(key, None, "sha256:" + "1" * 64)
+    requests = [
+        AttestRequest(nonce="n" * 16, tee_pubkey=jwk, evidence={})
+        for jwk in (said, {**said, "x-init-data": "sha256:" + "2" * 64}, tee_pubkey(key))
+    ]
+    assert len({r.report_data() for r in requests}) == 3
+    assert requests[0].tee_key().init_data == "sha256:" + "1" * 64
+    with pytest.raises(InputError, match="x-init-data is not sha256"):
+        replace(requests[0], tee_pubkey={**said, "x-init-data": "1" * 64}).tee_key()

@@ -149,6 +149,7 @@ def test_only_what_the_program_needs_is_trusted(jobs: dict[str, JobSpec], runtim
     python, torch, spark = (files(build(jobs[n], runtimes, tmp_path / n)) for n in ("python", "torch", "spark"))
     for found in (python, torch, spark):
         assert not any("libc.so" in name for name in found)  # Gramine's own
+        assert not any("__pycache__" in name for name in found)
         assert not any("flask" in name or "dist-info/RECORD" in name for name in found)
         assert {"file:root/usr/bin/sh", "file:root/opt/python/bin/python3"} <= set(found)
     assert {n for n in python if SITE in n} == set()

@@ -88,17 +88,27 @@ def check_report_data(claims: Claims, expected: bytes) -> None:
         )
 
 
-def check_init_data(claims: Claims, text: str) -> dict[str, str]:
+def check_init_data(claims: Claims, text: str, said: str | None = None) -> dict[str, str]:
     """Return the files of the init data `text`, which the evidence binds through its config id.
 
     Where a TDX guest's MRCONFIGID is all zeros, since whoever launches it sets none, RTMR3 binds it: its digest is the
-    one thing that was measured there.
+    one thing that was measured there. Where an SGX enclave's config id is, its report data does: the code that was
+    measured says so, and it holds as far as a policy names that code (docs/decisions/0018).
+
+    Args:
+        claims: Verified, with report data compared.
+        text: As it came.
+        said: What the guest's key under that report data says, `sha256:<hex>`.
 
     Raises:
         VerificationError: The evidence binds other init data.
         InputError: The bound document is not Initdata.
     """
     digest = init_data_digest(text)
+    if said is not None and not hmac.compare_digest(said, f"sha256:{digest.hex()}"):
+        raise VerificationError(f"init data: expected {said}, got sha256:{digest.hex()}")
+    if said is not None and claims.tee == "sgx" and not any(claims.config_id):
+        return parse_init_data(text)
     expected = config_id(digest, len(claims.config_id))
     if claims.tee == "tdx" and not any(claims.config_id):
         if not hmac.compare_digest(claims.rtmrs[3], expected_register(digest)):

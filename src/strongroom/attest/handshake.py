@@ -21,6 +21,7 @@ from strongroom.crypto.jose import jwk, jwk_public_key
 from strongroom.errors import EvidenceError, InputError
 
 __all__ = [
+    "INIT_DATA",
     "PROTOCOL_VERSION",
     "TLS_SPKI",
     "AttestRequest",
@@ -36,6 +37,9 @@ PROTOCOL_VERSION = "0.4.0"
 
 TLS_SPKI = "x-tls-spki"
 """Member of the guest's JWK that names its TLS key; ours (release-protocol.md §3)."""
+
+INIT_DATA = "x-init-data"
+"""Member by which an enclave whose config id stays zero, as Gramine's does, says its init data; ours too."""
 
 _MAX_NONCE_CHARS = 256
 _SPKI = re.compile(r"sha256:[0-9a-f]{64}")
@@ -101,10 +105,12 @@ class TeeKey:
     Attributes:
         key: Receives the keys (ECDH-ES+A256KW).
         tls_spki: `sha256:<hex>` of the TLS key's SubjectPublicKeyInfo, None from a client that wants no certificate.
+        init_data: `sha256:<hex>` of the init data, None from an enclave whose config id binds it.
     """
 
     key: ec.EllipticCurvePublicKey
     tls_spki: str | None
+    init_data: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +161,10 @@ class AttestRequest:
             optional={"additional_evidence"},
         )
         key = _object(
-            runtime["tee-pubkey"], f"{what}: tee-pubkey", required=_JWK_FIELDS - {"alg"}, optional={"alg", TLS_SPKI}
+            runtime["tee-pubkey"],
+            f"{what}: tee-pubkey",
+            required=_JWK_FIELDS - {"alg"},
+            optional={"alg", TLS_SPKI, INIT_DATA},
         )
         for name in key:
             _string(key, name, 128)
@@ -177,10 +186,14 @@ class AttestRequest:
         Raises:
             InputError: Not a P-256 key for ECDH-ES+A256KW, or a TLS key's digest of another form.
         """
-        spki = self.tee_pubkey.get(TLS_SPKI)
-        if spki is not None and not (isinstance(spki, str) and _SPKI.fullmatch(spki)):
-            raise InputError(f"attest request: {TLS_SPKI} is not sha256:<64 hex digits>")
-        return TeeKey(key=jwk_public_key(self.tee_pubkey), tls_spki=spki)
+        spki, init_data = self._digest(TLS_SPKI), self._digest(INIT_DATA)
+        return TeeKey(key=jwk_public_key(self.tee_pubkey), tls_spki=spki, init_data=init_data)
+
+    def _digest(self, name: str) -> str | None:
+        value = self.tee_pubkey.get(name)
+        if value is not None and not (isinstance(value, str) and _SPKI.fullmatch(value)):
+            raise InputError(f"attest request: {name} is not sha256:<64 hex digits>")
+        return value
 
     def read_evidence(self, tee: str) -> Evidence:
         """Return the evidence as that of `tee`, the TEE that the session began with.
@@ -198,12 +211,17 @@ class AttestRequest:
         return rcar_report_data(self.nonce, self.tee_pubkey, self.additional_evidence)
 
 
-def tee_pubkey(key: ec.EllipticCurvePublicKey, tls_key: ec.EllipticCurvePublicKey | None = None) -> dict[str, str]:
+def tee_pubkey(
+    key: ec.EllipticCurvePublicKey, tls_key: ec.EllipticCurvePublicKey | None = None, init_data: str | None = None
+) -> dict[str, str]:
     """Return the guest's JWK; with `tls_key`, it names the only TLS key that a certificate will be given to.
+
+    With `init_data`, `sha256:<hex>`, the measured guest says which it has: for an enclave without a config id.
 
     A stock KBS rebuilds the JWK from the members it knows before it hashes: leave `tls_key` out for one.
     """
-    return jwk(key, **({TLS_SPKI: spki_digest(tls_key)} if tls_key else {}))
+    said = ({TLS_SPKI: spki_digest(tls_key)} if tls_key else {}) | ({INIT_DATA: init_data} if init_data else {})
+    return jwk(key, **said)
 
 
 def spki_digest(key: ec.EllipticCurvePublicKey) -> str:

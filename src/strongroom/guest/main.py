@@ -16,7 +16,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -30,7 +30,7 @@ from strongroom.guest import confine
 from strongroom.guest.document import Report, column_keys, texts, volumes
 from strongroom.guest.session import Certified, Grant, ServiceSession
 
-__all__ = ["main"]
+__all__ = ["attempt", "check_code", "main", "read_job", "read_object", "receive"]
 
 _log = logging.getLogger(__name__)
 
@@ -51,14 +51,7 @@ def main() -> NoReturn:
     log.configure()
     platform = socket.socket(fileno=PLATFORM_FD)
     report = Report()
-    try:
-        _run(platform, report, started)
-    except StrongroomError as exc:
-        refused = report.status == "refused" and not isinstance(exc, UnavailableError)
-        report.fail(exc, status="refused" if refused else "failed")
-    except Exception as exc:  # nothing of an unforeseen error's text may leave: it could hold data
-        _log.error("unexpected error=%s", type(exc).__name__)
-        report.fail(StrongroomError(f"unexpected error in the guest: {type(exc).__name__}"))
+    attempt(report, lambda: _run(platform, report, started))
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
     _tell(platform, report)
@@ -67,17 +60,25 @@ def main() -> NoReturn:
     os._exit(1 if report.exit_code is None or report.status != "completed" else report.exit_code)
 
 
+def attempt(report: Report, run: Callable[[], None]) -> None:
+    """Run the job; whatever keeps it from its end is in the report."""
+    try:
+        run()
+    except StrongroomError as exc:
+        refused = report.status == "refused" and not isinstance(exc, UnavailableError)
+        report.fail(exc, status="refused" if refused else "failed")
+    except Exception as exc:  # nothing of an unforeseen error's text may leave: it could hold data
+        _log.error("unexpected error=%s", type(exc).__name__)
+        report.fail(StrongroomError(f"unexpected error in the guest: {type(exc).__name__}"))
+
+
 def _stop_early(_number: int, _frame: object) -> NoReturn:
     raise UnavailableError("stopped before the program started")
 
 
 def _run(platform: socket.socket, report: Report, started: float) -> None:
-    launch = _read_object(JOB_FOLDER / "launch.json")  # the host's word, for addresses only
-    init_data = (JOB_FOLDER / "init-data.toml").read_text()
-    parsed = parse_json(parse_init_data(init_data)[JOB_FILE], "the job document")
-    if not isinstance(parsed, dict):
-        raise InputError("the job document is not an object")
-    document: dict[str, object] = parsed
+    launch = read_object(JOB_FOLDER / "launch.json")  # the host's word, for addresses only
+    init_data, document = read_job(JOB_FOLDER)
     _take_code(document)
     identity = tuple(texts(document, "service"))
     session = ServiceSession(
@@ -91,7 +92,7 @@ def _run(platform: socket.socket, report: Report, started: float) -> None:
     report.status = "refused"
     report.details["token"] = session.attest()
     worker = launch.get("role") == "worker"  # the host's choice: what either role runs is in the document
-    grants = {} if worker else _receive(session, document)
+    grants = {} if worker else receive(session, document)
     certified = session.certificate() if grants or worker else None
     if certified is not None:
         certificate = x509.certificate_from_pem(certified.certificate_pem)
@@ -140,27 +141,43 @@ def _import_ahead() -> None:
     importlib.import_module("strongroom.guest.run")
 
 
-def _take_code(document: Mapping[str, object]) -> None:
-    # Copied into enclave memory and checked there: what runs is what was checked, whatever the host does to its files.
+def check_code(document: Mapping[str, object], folder: Path) -> dict[str, bytes]:
+    """Return the job's own files in `folder`, which are exactly those of the document.
+
+    Raises:
+        IntegrityError: Others, or altered.
+    """
     code = document.get("code")
     if not isinstance(code, dict):
         raise InputError("the job document names no code")
-    there = {p.name for p in HOST_CODE.iterdir()} if HOST_CODE.is_dir() else set()
+    there = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
     if there != set(code):
         raise IntegrityError(f"the job's files are {sorted(there)}, expected {sorted(code)}")
+    files = {name: (folder / name).read_bytes() for name in code}
     for name, digest in code.items():
-        raw = (HOST_CODE / name).read_bytes()
-        if sha256_id(raw) != digest:
+        if sha256_id(files[name]) != digest:
             raise IntegrityError(
-                f"{name} was altered after the job was built: expected {digest}, got {sha256_id(raw)}",
+                f"{name} was altered after the job was built: expected {digest}, got {sha256_id(files[name])}",
                 hint="build the job again; the owner decides whether to allow it",
             )
+    return files
+
+
+def _take_code(document: Mapping[str, object]) -> None:
+    # Copied into enclave memory as it was checked: what runs is that, whatever the host does to its files.
+    for name, raw in check_code(document, HOST_CODE).items():
         (CODE_FOLDER / name).write_bytes(raw)
         (CODE_FOLDER / name).chmod(0o555)
 
 
-def _receive(session: ServiceSession, document: Mapping[str, object]) -> dict[tuple[str, str], Grant]:
-    # Every key is asked for, also after a refusal: each owner whose key was refused then has the job to look at.
+def receive(session: ServiceSession, document: Mapping[str, object]) -> dict[tuple[str, str], Grant]:
+    """Return what the service releases: all the job's keys, or none.
+
+    Every key is asked for, also after a refusal: each owner whose key was refused then has the job to look at.
+
+    Raises:
+        AppraisalError, DeniedError: With the reasons of each that was refused.
+    """
     grants: dict[tuple[str, str], Grant] = {}
     refusals: list[tuple[str, str, AppraisalError | DeniedError]] = []
     wanted = {(str(v["owner"]), str(v["key"])) for v in volumes(document)}
@@ -187,7 +204,17 @@ def _refusal(refusals: list[tuple[str, str, AppraisalError | DeniedError]]) -> A
     return AppraisalError(reasons, details={"refused": refused})
 
 
-def _read_object(path: Path) -> dict[str, object]:
+def read_job(folder: Path) -> tuple[str, dict[str, object]]:
+    """Return the Initdata text in `folder`, and the job document in it."""
+    init_data = (folder / "init-data.toml").read_text()
+    parsed = parse_json(parse_init_data(init_data)[JOB_FILE], "the job document")
+    if not isinstance(parsed, dict):
+        raise InputError("the job document is not an object")
+    return init_data, parsed
+
+
+def read_object(path: Path) -> dict[str, object]:
+    """Return the JSON object in a file."""
     value = parse_json(path.read_bytes(), path.name)
     if not isinstance(value, dict):
         raise InputError(f"{path.name} is not an object")

@@ -25,7 +25,17 @@ from strongroom.guest.workload import Workload
 from strongroom.storage.leftovers import was_interrupted
 from strongroom.storage.places import LocalPlace
 
-__all__ = ["check_hidden", "column_keys", "make_places", "mount_views", "run_job", "sealed_folder"]
+__all__ = [
+    "check_hidden",
+    "column_keys",
+    "make_places",
+    "mount_views",
+    "open_volumes",
+    "output_limit",
+    "run_job",
+    "sealed_folder",
+    "tell_committed",
+]
 
 SEALED_FOLDER, WORK = Path("/sealed"), Path("/work")
 BUSY_PATIENCE_S = 10.0  # a job that writes while it runs may take hours: whoever comes second is told
@@ -56,7 +66,7 @@ def run_job(
     if staged:
         check_hidden()
     run_id = next(iter(grants.values())).run_id if grants else bytes(16)
-    volumes = {str(v["name"]): _volume(v, grants, run_id, staged=staged) for v in volumes_of(document)}
+    volumes = open_volumes(document, grants, run_id, hidden=staged)
     session.inputs = {v.name: v.released for v in volumes.values()}
     report.details["run"] = run_id.hex()
 
@@ -72,7 +82,7 @@ def run_job(
             sealed.commit(session, running=True)
 
     shown = mount_views(v.name for v in volumes.values() if v.mode == "ro") if staged else []
-    workload = Workload(document, staged=staged, max_printed=_limit(grants))
+    workload = Workload(document, staged=staged, max_printed=output_limit(grants))
     keys = column_keys(document, grants)
     agent = KeyAgent(volumes, run_id, lease.check, keys=keys, on_batch=commit_batch, on_failure=workload.stop)
     network = _lead(peers, agent, document)
@@ -94,7 +104,7 @@ def run_job(
         if not staged:  # the program changes the sealed folders while it runs
             for sealed in volumes.values():
                 held.enter_context(sealed.changing(session, BUSY_PATIENCE_S))
-        held.callback(_tell, report, volumes)  # a job that fails may have committed checkpoints
+        held.callback(tell_committed, report, volumes)  # a job that fails may have committed checkpoints
         lease.check()
         with _checkpoints(document, plain, session, lambda: _may_go_on(lease, shown, agent, workload), workload):
             exit_code = workload.run()
@@ -116,7 +126,8 @@ def run_job(
     report.status = "completed"
 
 
-def _tell(report: Report, volumes: Mapping[str, SealedVolume]) -> None:
+def tell_committed(report: Report, volumes: Mapping[str, SealedVolume]) -> None:
+    """Say in the report what was committed, and what waits for its owner."""
     heads = {v.name: v.committed for v in volumes.values()}
     report.details["committed"] = {n: {"dataset": h.dataset, "epoch": h.epoch} for n, h in heads.items() if h}
     report.details["held"] = [v.name for v in volumes.values() if v.held]
@@ -242,8 +253,16 @@ def sealed_folder(name: str, *, staged: bool) -> Path:
     return Path(f"/proc/self/fd/{os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)}")
 
 
-def _limit(grants: Mapping[tuple[str, str], Grant]) -> int | None:
+def output_limit(grants: Mapping[tuple[str, str], Grant]) -> int | None:
+    """Return what the strictest key allows the job to print and to write to each volume; None for any number."""
     return min((g.max_bytes for g in grants.values() if g.max_bytes is not None), default=None)
+
+
+def open_volumes(
+    document: Mapping[str, object], grants: Mapping[tuple[str, str], Grant], run_id: bytes, *, hidden: bool
+) -> dict[str, SealedVolume]:
+    """Return the job's volumes by name; `hidden` ones stay reachable for the guest once the program is confined."""
+    return {str(v["name"]): _volume(v, grants, run_id, staged=hidden) for v in volumes_of(document)}
 
 
 def _volume(
@@ -262,6 +281,6 @@ def _volume(
         head=head,
         run_id=run_id,
         visible_names=volume.get("names") == "visible",
-        max_bytes=_limit(grants),
+        max_bytes=output_limit(grants),
         approval=grant.approval,
     )

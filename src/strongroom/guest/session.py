@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from strongroom._encoding import b64u_decode, parse_json
 from strongroom._secret import SecretBytes
 from strongroom.attest.attesters import Attester
-from strongroom.attest.binding import rcar_report_data
+from strongroom.attest.binding import init_data_digest, rcar_report_data
 from strongroom.attest.handshake import AttestRequest, AuthRequest, Challenge, tee_pubkey
 from strongroom.crypto import jose, tls, x509
 from strongroom.crypto.https import HTTPSConnection
@@ -86,10 +86,18 @@ class ServiceSession:
         identity: SPKI ids from the job document.
         attester: Makes evidence.
         init_data: The job's Initdata, as measured.
+        says_init_data: For an enclave whose evidence has no place for it: the guest's key says which it is.
     """
 
     def __init__(
-        self, address: str, identity_pem: str, identity: Sequence[str], attester: Attester, init_data: str
+        self,
+        address: str,
+        identity_pem: str,
+        identity: Sequence[str],
+        attester: Attester,
+        init_data: str,
+        *,
+        says_init_data: bool = False,
     ) -> None:
         key = x509.certificate_from_pem(identity_pem).public_key()
         found = x509.spki_id(key) if isinstance(key, ec.EllipticCurvePublicKey) else ""
@@ -102,6 +110,7 @@ class ServiceSession:
         self._identity = key
         self._attester = attester
         self._init_data = init_data
+        self._said = f"sha256:{init_data_digest(init_data).hex()}" if says_init_data else None
         self._connection = HTTPSConnection(address, tls.client_context(identity_pem))
         self._key = x509.new_key()
         self._tls_key = x509.new_key()
@@ -118,7 +127,7 @@ class ServiceSession:
         reply = self._connection.request("POST", "/kbs/v0/auth", AuthRequest(tee="sgx").to_json())
         challenge = Challenge.from_json(reply.json())
         self._connection.headers["Cookie"] = reply.headers.get("set-cookie", "").partition(";")[0]
-        pubkey = tee_pubkey(self._key.public_key(), self._tls_key.public_key())
+        pubkey = tee_pubkey(self._key.public_key(), self._tls_key.public_key(), self._said)
         evidence = self._attester.attest(rcar_report_data(challenge.nonce, pubkey))
         request = AttestRequest(
             nonce=challenge.nonce, tee_pubkey=pubkey, evidence=evidence.to_json(), init_data=self._init_data

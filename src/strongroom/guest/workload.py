@@ -30,11 +30,22 @@ class Workload:
         document: The job document: `command`, `arguments`, `environment`, `limits`.
         staged: The program sees plain copies, so the sealed folders are out of its reach.
         max_printed: How many bytes it may print; None for any number.
+        before: Command that starts the program's own in an enclave process that shares no files with the guest's.
+        handed: Descriptors that this command inherits.
     """
 
-    def __init__(self, document: Mapping[str, object], *, staged: bool, max_printed: int | None = None) -> None:
+    def __init__(
+        self,
+        document: Mapping[str, object],
+        *,
+        staged: bool,
+        max_printed: int | None = None,
+        before: tuple[str, ...] = (),
+        handed: tuple[int, ...] = (),
+    ) -> None:
         self._printing = None if max_printed is None else Printing(max_printed, self.stop)
-        self._argv = [*_texts(document, "command"), *_texts(document, "arguments")]
+        self._argv = [*before, *_texts(document, "command"), *_texts(document, "arguments")]
+        self._handed = handed
         environment = document.get("environment")
         if not isinstance(environment, dict):
             raise InputError("the job document has no environment")
@@ -61,6 +72,7 @@ class Workload:
                 env=self._environment,
                 cwd="/work",
                 stdin=subprocess.DEVNULL,
+                pass_fds=self._handed,
                 stdout=None if self._printing is None else self._printing.output,
                 stderr=None if self._printing is None else self._printing.error,
                 preexec_fn=lambda: confine.restrict_workload(confine.READABLE, self._writable),  # noqa: PLW1509

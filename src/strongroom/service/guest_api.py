@@ -141,7 +141,7 @@ class GuestAPI:
         check_report_data(claims, request.report_data())  # 3.
         if request.init_data is None:
             raise DeniedError("the guest sent no init data")
-        files = check_init_data(claims, request.init_data)  # 4.
+        files = check_init_data(claims, request.init_data, key.init_data)  # 4.
         document = _job_document(files.get(JOB_FILE, ""))  # 5.
         job = "sha256:" + init_data_digest(request.init_data).hex()
         guest = Guest(

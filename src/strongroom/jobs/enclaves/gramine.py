@@ -128,7 +128,7 @@ def render_manifest(plan: LaunchPlan, size: Needs, digests: Mapping[str, str]) -
     mounts += [f"{{ path = {_text('/' + top)}, uri = {_text(f'file:root/{top}')} }}" for top in tops]
     mounts += [
         '{ path = "/bin", uri = "file:root/usr/bin" }',
-        '{ path = "/strongroom/launch", uri = "file:launch" }',
+        '{ path = "/launch", uri = "file:launch" }',
         '{ path = "/sealed", uri = "file:sealed" }',
     ]
     mounts += [f'{{ type = "tmpfs", path = "{path}" }}' for path in ("/work", "/tmp", "/run")]  # noqa: S108

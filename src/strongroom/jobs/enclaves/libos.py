@@ -22,7 +22,17 @@ from strongroom.jobs.plan import LaunchPlan
 from strongroom.jobs.runtimes import Runtimes
 from strongroom.jobs.spec import JobSpec
 
-__all__ = ["GUEST_CODE", "Needs", "check_job", "link_volumes", "needs", "place_files", "select_files", "write_launch"]
+__all__ = [
+    "GLIBC",
+    "GUEST_CODE",
+    "Needs",
+    "check_job",
+    "link_volumes",
+    "needs",
+    "place_files",
+    "select_files",
+    "write_launch",
+]
 
 GUEST_CODE = (
     "import sys; sys.path.insert(0, '/strongroom/guest'); from strongroom.guest.libos import main; sys.exit(main())"
@@ -31,7 +41,7 @@ JOB_FOLDER = "/strongroom/job"
 _SITE = f"/opt/env/lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
 _JARS = f"{_SITE}/pyspark/jars/"
 _WORKLOADS = Path(__file__).parent.parent / "workloads"
-_GLIBC = re.compile(
+GLIBC = re.compile(
     r"(ld-linux-x86-64|libc|libm|libmvec|libdl|libpthread|librt|libutil|libresolv|libanl|libnss_\w+|libcrypt|libthread_db)"
     r"\.so\.\d+"
 )
@@ -108,7 +118,7 @@ def select_files(plan: LaunchPlan, runtimes: Runtimes) -> dict[str, Path]:
     else:
         packages = _packages(env / _SITE.removeprefix("/opt/env/"), _imports(spec))
         keep = {p for p in found if not p.startswith(f"{_SITE}/") or p in packages}
-    files = {p: found[p] for p in keep if not _GLIBC.fullmatch(os.path.basename(p))}
+    files = {p: found[p] for p in keep if not GLIBC.fullmatch(os.path.basename(p))}
     return files | {f"/app/{path.name}": path.resolve() for path in spec.code}
 
 
@@ -244,6 +254,8 @@ def _tree(places: Mapping[str, Path]) -> dict[str, Path]:
         if source.is_file():
             files[place] = source
         for folder, folders, names in os.walk(source):
+            if "__pycache__" in folders:  # byte code differs from one compilation to the next: builds would too
+                folders.remove("__pycache__")
             inside = os.path.join(place, os.path.relpath(folder, source)).removesuffix("/.")
             for name in (*names, *(f for f in folders if os.path.islink(os.path.join(folder, f)))):
                 path = os.path.join(folder, name)
@@ -293,8 +305,6 @@ def _packages(site: Path, imported: set[str]) -> set[str]:
         for file in installed[name].files or ():
             if ".." not in file.parts:
                 kept.add(f"{_SITE}/{file}")
-                cached = f"{file.parent}/__pycache__/{file.stem}.{sys.implementation.cache_tag}.pyc"
-                kept.add(os.path.normpath(f"{_SITE}/{cached}"))
     return kept
 
 

@@ -156,7 +156,7 @@ mount:
   - target: /sealed
     type: hostfs
     source: ../sealed
-  - target: /strongroom/launch
+  - target: /launch
     type: hostfs
     source: ../launch
 """
@@ -174,7 +174,7 @@ def render_bom(digests: Mapping[str, str]) -> str:
             raise InputError(f"{name} cannot be in an image of Occlum, which expands variables in names")
         folders.setdefault(name.rpartition("/")[0], []).append(name)
     lines = ["includes:", "  - base.yaml", "targets:"]
-    lines += ["  - target: /", "    mkdirs: [work, tmp, run, sealed, strongroom/launch]"]
+    lines += ["  - target: /", "    mkdirs: [work, tmp, run, sealed, launch]"]
     for folder, names in folders.items():
         source = json.dumps(f"../root/{folder}", ensure_ascii=False)
         lines += [f"  - target: {json.dumps('/' + folder, ensure_ascii=False)}", "    copy:", f"      - from: {source}"]

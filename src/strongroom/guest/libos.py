@@ -1,0 +1,207 @@
+"""Process one of an SGX enclave under Gramine (docs/decisions/0018-guests-under-a-libos.md).
+
+1. read the job document, which the manifest measures; 2. check the job's code; 3. attest and receive keys; 4. a Python
+program: open the volumes, hand them to a process of its own (`apart.py`), take outputs back, seal and commit; a JVM:
+serve the key agent, let it read and write sealed files itself, commit.
+
+What confines a program elsewhere is not here: no namespaces, no seccomp, no Landlock. The program is in an enclave
+process of its own, has no keys, and could write to what the host sees: the job document says so (`network`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NoReturn
+
+from strongroom import log
+from strongroom.attest.attesters import Attester
+from strongroom.attest.attesters.gramine import GramineAttester
+from strongroom.errors import InputError, StrongroomError, UnavailableError
+from strongroom.guest import apart
+from strongroom.guest.agent import KeyAgent
+from strongroom.guest.document import Report, texts
+from strongroom.guest.lease import Lease
+from strongroom.guest.main import attempt, check_code, read_job, read_object, receive
+from strongroom.guest.run import (
+    AGENT_SOCKET,
+    BUSY_PATIENCE_S,
+    WORK,
+    column_keys,
+    make_places,
+    open_volumes,
+    output_limit,
+    tell_committed,
+)
+from strongroom.guest.session import Grant, ServiceSession
+from strongroom.guest.staging import StagedVolume
+from strongroom.guest.volumes import SealedVolume
+from strongroom.guest.workload import Workload
+
+__all__ = ["main", "run_libos_job"]
+
+_log = logging.getLogger(__name__)
+
+JOB_FOLDER, CODE_FOLDER, LAUNCH = Path("/strongroom/job"), Path("/app"), Path("/launch")
+
+
+def main() -> NoReturn:
+    """Run the job and exit with the program's exit code, or 1 if it did not run; say how in launch/report.json."""
+    log.configure()
+    report = Report()
+    attempt(report, lambda: _boot(report, GramineAttester()))
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    said = {"status": report.status, "exit_code": report.exit_code, "error": report.error, "details": report.details}
+    if report.error:
+        _log.error("the job did not end well status=%s reason=%s", report.status, report.error["message"])
+    with contextlib.suppress(OSError):  # the host's folder: it may keep itself from knowing
+        (LAUNCH / "report.json").write_text(json.dumps(said))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1 if report.exit_code is None or report.status != "completed" else report.exit_code)
+
+
+def _boot(report: Report, attester: Attester) -> None:
+    started = time.monotonic()
+    launch = read_object(LAUNCH / "launch.json")  # the host's word, for addresses only
+    init_data, document = read_job(JOB_FOLDER)  # 1.
+    check_code(document, CODE_FOLDER)  # 2.
+    environment = document.get("environment")
+    if isinstance(environment, dict):  # where the LibOS' own C library is, the manifest says
+        document["environment"] = {**environment, "LD_LIBRARY_PATH": os.environ.get("LD_LIBRARY_PATH", "")}
+    session = ServiceSession(
+        str(launch.get("service")),
+        str(launch.get("identity")),
+        tuple(texts(document, "service")),
+        attester,
+        init_data,
+        says_init_data=True,
+    )
+    report.status = "refused"
+    report.details["token"] = session.attest()  # 3.
+    grants = receive(session, document)
+    report.status = "failed"
+    report.details["attested_ms"] = round((time.monotonic() - started) * 1000)
+    run_libos_job(document, session, grants, report)  # 4.
+
+
+def run_libos_job(
+    document: dict[str, object], session: ServiceSession, grants: dict[tuple[str, str], Grant], report: Report
+) -> None:
+    """Run the program of `document` to its end and commit what it wrote.
+
+    Raises:
+        StrongroomError: What kept the program or its outputs from finishing; nothing half-written is committed.
+    """
+    staged = document.get("staged") is True
+    run_id = next(iter(grants.values())).run_id if grants else bytes(16)
+    volumes = open_volumes(document, grants, run_id, hidden=False)
+    session.inputs = {v.name: v.released for v in volumes.values()}
+    report.details["run"] = run_id.hex()
+
+    def renew() -> float:
+        session.attest()
+        return min(session.key(owner, name).ends_at for owner, name in grants)
+
+    lease = Lease(session.lock, renew, min((g.ends_at for g in grants.values()), default=None))
+    limit = output_limit(grants)
+    pipes = _Pipes(document, volumes) if staged else None
+    workload = Workload(
+        document,
+        staged=staged,
+        max_printed=limit,
+        before=pipes.before if pipes else (),
+        handed=pipes.handed if pipes else (),
+    )
+    agent = KeyAgent(volumes, run_id, lease.check, keys=column_keys(document, grants), on_failure=workload.stop)
+
+    def end(reason: str) -> None:
+        agent.stop(reason)
+        workload.stop(reason)
+
+    lease.start(end)
+    plain = [StagedVolume(volume, WORK / name) for name, volume in volumes.items()] if staged else []
+    for volume in plain:
+        volume.open_all()
+    with contextlib.ExitStack() as held:
+        if not staged:  # the program changes the sealed folders while it runs
+            make_places(volumes)
+            agent.start(AGENT_SOCKET)
+            for sealed in volumes.values():
+                held.enter_context(sealed.changing(session, BUSY_PATIENCE_S))
+        held.callback(tell_committed, report, volumes)
+        lease.check()
+        if pipes:
+            pipes.start()
+        exit_code = workload.run()
+        agent.stop("the job has ended")
+        if agent.failure is not None:
+            raise agent.failure
+        report.exit_code = exit_code
+        if workload.stopped:
+            raise InputError(workload.stopped)
+        if exit_code == 0 or document.get("publish_on_failure") is True:
+            if pipes:
+                pipes.take_back()
+                for sealed in volumes.values():
+                    held.enter_context(sealed.changing(session))
+            for volume in plain:
+                volume.seal_changes()
+            for sealed in volumes.values():
+                sealed.commit(session)
+    report.status = "completed"
+
+
+class _Pipes:
+    """Files to and from the program's process."""
+
+    def __init__(self, document: Mapping[str, object], volumes: Mapping[str, SealedVolume]) -> None:
+        self._names = sorted(volumes)
+        self._written = sorted(name for name, volume in volumes.items() if volume.mode == "rw")
+        (self._theirs, self._ours), (self._back, self._they_send) = os.pipe(), os.pipe()
+        self.handed = (self._theirs, self._they_send)
+        always = json.dumps(document.get("publish_on_failure") is True)
+        names, written = json.dumps(self._names), json.dumps(self._written)
+        interpreter = texts(document, "command")[0]
+        here = (str(self._theirs), str(self._they_send))
+        self.before = (interpreter, str(Path(apart.__file__)), *here, names, written, always)
+        self._received: StrongroomError | None = UnavailableError("the program's outputs did not come back")
+        self._threads = [threading.Thread(target=run, daemon=True) for run in (self._send, self._receive)]
+
+    def start(self) -> None:
+        """Hand over the volumes once the program's process reads; its outputs are taken as they come."""
+        for thread in self._threads:
+            thread.start()
+
+    def take_back(self) -> None:
+        """Return once the outputs are here, whole.
+
+        Raises:
+            InputError: The program left something that is neither a file nor a folder, or did not send all of it.
+        """
+        os.close(self._they_send)  # else the pipe has no end
+        for thread in self._threads:
+            thread.join()
+        if self._received is not None:
+            raise self._received
+
+    def _send(self) -> None:
+        with contextlib.suppress(OSError), open(self._ours, "wb") as stream:
+            apart.send_files(WORK, self._names, stream)
+
+    def _receive(self) -> None:
+        try:
+            with open(self._back, "rb") as stream:
+                if stream.peek(1):  # only then is what the program was given replaced by what it left
+                    apart.receive_files(WORK, self._written, stream)
+                    self._received = None
+        except (ValueError, OSError, RecursionError) as exc:
+            self._received = InputError(f"the program's outputs: {exc}")

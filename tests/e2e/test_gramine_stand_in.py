@@ -1,0 +1,108 @@
+"""A bundle for Gramine, run by a stand-in: the guest is process one, its trusted files are all there is."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.conftest import STRONGROOM, stop_service
+from tests.fakes import gramine_stand_in as gramine
+from tests.fakes.enclave_shell import Enclave, make_enclave
+
+from strongroom.attest.simulated.platform import load_seed
+
+pytestmark = pytest.mark.e2e
+
+PROGRAM = """
+import csv, json, os, sys
+import numpy
+rows = list(csv.reader(open("/work/in/a.csv")))
+if os.path.exists("/work/out/deep/said.json"):
+    print("again", json.load(open("/work/out/deep/said.json")))
+os.makedirs("/work/out/deep", exist_ok=True)
+json.dump([rows[1], int(numpy.arange(4).sum()), sys.argv[1:]], open("/work/out/deep/said.json", "w"))
+assert not os.path.exists("/run/strongroom/agent.sock")
+print("did", __name__, len(os.listdir("/work/in")))
+"""
+JOB = """
+[job]
+workload = "python"
+program = "app.py"
+arguments = ["--x"]
+enclave = "gramine"
+[sandbox]
+network = true
+scratch_mb = 64
+[[volume]]
+name = "in"
+path = "in"
+[[volume]]
+name = "out"
+path = "out"
+key = "sales"
+mode = "rw"
+"""
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Iterator[Enclave]:
+    made = make_enclave(tmp_path)
+    stop_service(made.workspace)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [STRONGROOM, "service", "run", "--listen", f"127.0.0.1:{port}"]
+    server = subprocess.Popen(command, cwd=tmp_path, env=dict(os.environ))
+    limit = time.monotonic() + 30
+    while not made.workspace.is_running() and time.monotonic() < limit:
+        time.sleep(0.05)
+    made.environment["PORT"] = str(port + 1)
+    yield made
+    stop_service(made.workspace)
+    server.wait(30)
+
+
+def _run(shop: Enclave, bundle: Path) -> tuple[dict[str, Any], subprocess.CompletedProcess[str]]:
+    launch = bundle / "launch" / "launch.json"
+    said = {**json.loads(launch.read_text()), "service": f"https://127.0.0.1:{shop.environment['PORT']}"}
+    launch.write_text(json.dumps(said))
+    done = gramine.run(bundle, load_seed(shop.workspace.seed))
+    report = json.loads((bundle / "launch" / "report.json").read_text())
+    assert isinstance(report, dict)
+    return report, done
+
+
+def test_a_python_job_from_build_to_result(shop: Enclave) -> None:
+    (shop.folder / "app.py").write_text(PROGRAM)
+    (shop.folder / "job.toml").write_text(JOB)
+    built = json.loads(shop.run("job", "build", "job.toml", "--json").stdout)
+    bundle = Path(built["bundle"])
+    assert built["measurement"] == ""
+    assert len(built["remaining"]) == 5
+    gramine.sign(bundle)
+    measurement = json.loads(shop.run("job", "build", "job.toml", "--json").stdout)["measurement"]
+    assert len(measurement) == 64
+    # A policy for hardware does not take simulated evidence, whatever the measurement.
+    shop.run("policy", "set", "sales", "--allow", "job.toml")
+    report, _ = _run(shop, bundle)
+    assert (report["status"], report["error"]["code"]) == ("refused", "appraisal")
+    assert "root: expected hardware, got simulated" in report["error"]["message"]
+    shop.run("policy", "approve", str(report["error"]["details"]["request"]), "--unsafe-accept-simulated")
+    report, done = _run(shop, bundle)
+    assert (report["status"], report["exit_code"]) == ("completed", 0), done.stderr
+    assert done.stdout == "did __main__ 2\n"
+    assert shop.open("out") == {"deep/said.json": '[["1", "alpha"], 6, ["--x"]]'}
+    report, done = _run(shop, bundle)
+    assert done.stdout.startswith("again [['1', 'alpha'], 6, ['--x']]")
+    assert report["status"] == "completed"
+    (bundle / "root" / "app" / "app.py").unlink()
+    (bundle / "root" / "app" / "app.py").write_text("print(1)")
+    with pytest.raises(AssertionError, match=r"root/app/app\.py"):  # what Gramine does: the file does not open
+        _run(shop, bundle)
