@@ -85,6 +85,7 @@ BODIES: dict[str, Callable[[], dict[str, Any]]] = {
     "add_owner": lambda: {"name": "third", "certificate": owner_pem("third")},
     "list_owners": dict,
     "revoke_owner": dict,
+    "trust_root": lambda: {"fingerprint": "ab" * 32, "settings": {"minimum_tcb": "3.0.8.115"}},
     "set_lease": lambda: {"lease_s": 120},
     "rotate_root": lambda: {"kind": "keyfile"},
 }
@@ -118,6 +119,7 @@ CHECKS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "add_owner": lambda a: a["name"] == "third",
     "list_owners": lambda a: [(o["name"], o["revoked"]) for o in a["owners"]] == [("first", False), ("spare", False)],
     "revoke_owner": lambda a: a["name"] == "spare",
+    "trust_root": lambda a: (a["kind"], a["fingerprint"], a["minimum_tcb"]) == ("hardware", "ab" * 32, "3.0.8.115"),
     "set_lease": lambda a: a == {"lease_s": 120},
     "rotate_root": lambda a: a["handout"] == [],
 }
