@@ -79,7 +79,7 @@ def test_fields_of_version_5_are_where_intel_puts_them() -> None:
     assert (offsets["body.type"], offsets["body.size"], offsets["body.tee_tcb_svn"]) == (48, 50, 54)
     assert (offsets["body.report_data"], offsets["body.tee_tcb_svn2"]) == (54 + 520, 54 + 584)
     assert (offsets["body.mr_service_td"], offsets["auth.size"]) == (54 + 600, 54 + 648)
-    assert {"body.type", "body.tee_tcb_svn2", "body.mr_service_td"} <= {row.name for row in describe(quote)}
+    assert {"body.type", "body.tee_tcb_svn2", "body.mr_service_td"} <= {row.name for row in describe(quote.fields)}
 
 
 def _random_tcb(rng: random.Random, document: dict[str, Any]) -> None:

@@ -133,7 +133,7 @@ def test_a_chain_with_text_between_certificates_is_refused() -> None:
 
 
 def test_describe_shows_words_and_offsets() -> None:
-    rows = {row.name: row for row in describe(parse_quote(SGX))}
+    rows = {row.name: row for row in describe(parse_quote(SGX).fields)}
     assert rows["header.version"].value == "3"
     assert rows["body.mr_enclave"].value == MEASUREMENT.hex()
     assert (rows["body.report_data"].offset, rows["body.report_data"].size) == (368, 64)

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from strongroom.errors import EvidenceError
@@ -331,11 +331,11 @@ def _pem_chain(pem: bytes) -> tuple[bytes, ...]:
     return tuple(chain)
 
 
-def describe(quote: Quote) -> list[FieldRow]:
-    """Return each field as text with its meaning, in the order of its bytes."""
+def describe(fields: Iterable[Field]) -> list[FieldRow]:
+    """Return each field as text with its meaning; reserved ones only if they are not zero."""
     return [
         FieldRow(name=f.name, offset=f.offset, size=len(f.raw), value=_shown(f), meaning=f.meaning)
-        for f in quote.fields
+        for f in fields
         if f.kind != "-" or any(f.raw)
     ]
 
