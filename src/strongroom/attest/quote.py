@@ -23,6 +23,7 @@ import base64
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from strongroom.errors import EvidenceError
 
@@ -309,6 +310,7 @@ def _certificates(reader: _Reader) -> tuple[bytes, ...]:
     return _pem_chain(reader.take("auth.cert_data", size, "t", "PCK certificate, its CA and the root"))
 
 
+@lru_cache(maxsize=256)
 def _pem_chain(pem: bytes) -> tuple[bytes, ...]:
     text = pem.removesuffix(b"\0")
     chain: list[bytes] = []
