@@ -206,7 +206,7 @@ def _pck_chain(pem: bytes, root: x509.Certificate, now: datetime) -> tuple[x509.
 
 
 def _common_name(cert: x509.Certificate) -> str:
-    return str(cert.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
+    return str(cert.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value).removeprefix("Intel ")
 
 
 def _path(chain: Sequence[x509.Certificate], now: datetime, check: str) -> None:
@@ -446,8 +446,10 @@ def _attributes(parts: Parts) -> None:
     flags = int.from_bytes(parts.body[120:128], "little")
     if flags & 0xFF:
         raise Refused(VERIFICATION, "debug")
-    if flags & ~(1 << 28 | 1 << 30 | 1 << 31 | 1 << 63):
-        raise Refused(VERIFICATION, "td_attributes", "reserved bits")
+    # Not among them: 17, service domains that may change, and 29, which lets another machine take the domain over.
+    defined = (16, 18, 19, 20, 21, 22, 27, 28, 30, 31, 62, 63)
+    if flags & ~sum(1 << bit for bit in defined):
+        raise Refused(VERIFICATION, "td_attributes", "reserved bits, SERVTD_EXT or MIGRATABLE")
     if not flags & 1 << 28:
         raise Refused(VERIFICATION, "td_attributes", "SEPT_VE_DISABLE is not set")
     if len(parts.body) == 648 and any(parts.body[600:]):

@@ -145,7 +145,7 @@ def _certified(ders: tuple[bytes, ...]) -> _Chain:
         subject = _text(leaf.subject)
     except _UNREADABLE as exc:
         raise VerificationError("chain: a certificate is not readable or not signed by the next") from exc
-    if subject != "SGX PCK Certificate":
+    if subject.removeprefix("Intel ") != "SGX PCK Certificate":
         raise VerificationError(f"leaf: expected subject SGX PCK Certificate, got {subject!r:.60}")
     if not signs:
         raise VerificationError("chain: expected an issuer that may sign certificates, got one that may not")
@@ -203,7 +203,7 @@ def _signers(endorsements: Endorsements, anchor: TrustAnchor) -> Mapping[str, x5
             chain[0].verify_directly_issued_by(chain[1])
         except _UNREADABLE as exc:
             raise EndorsementError(f"{given}a certificate that the root did not sign") from exc
-        if _text(chain[0].subject) != "SGX TCB Signing":
+        if _text(chain[0].subject).removeprefix("Intel ") != "SGX TCB Signing":
             raise EndorsementError(f"{given}{_text(chain[0].subject)!r:.60}")
         found[name] = chain[0]
     return found
