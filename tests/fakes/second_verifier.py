@@ -48,7 +48,7 @@ class Verdict:
     tee: str
     status: str
     advisories: tuple[str, ...]
-    dates: tuple[str, ...]
+    date: str
     measurement: bytes
     report_data: bytes
 
@@ -101,9 +101,13 @@ def _verify(quote: bytes, tee: str, collateral: Mapping[str, str], root_der: byt
     levels = [_level(tcb_info, platform, parts.body[:16] if tee == "tdx" else None)]  # .17
     levels += ([module] if module else []) + [enclave]
     status, advisories = str(levels[0]["tcbStatus"]), list(levels[0].get("advisoryIDs", []))
+    dates = []
     for other in levels[1:]:
-        if len(parts.body) == 648 and other is enclave:
-            status = _relaunch(tcb_info, parts, platform, status, module, enclave)  # .17.4.3
+        if other is enclave:
+            oldest = min(level["tcbDate"] for level in levels[:-1])
+            dates = [(status, oldest), (enclave["tcbStatus"], enclave["tcbDate"])]
+            if len(parts.body) == 648:
+                status = _relaunch(tcb_info, parts, platform, status, module, enclave)  # .17.4.3
         status = _converged(status, str(other["tcbStatus"]))
         advisories += [a for a in other.get("advisoryIDs", []) if a not in advisories]
     if status == "Revoked":
@@ -113,7 +117,7 @@ def _verify(quote: bytes, tee: str, collateral: Mapping[str, str], root_der: byt
         tee=tee,
         status=status,
         advisories=tuple(advisories),
-        dates=tuple(str(one["tcbDate"]) for one in levels),
+        date=min([day for part, day in dates if part.startswith("OutOfDate")] or [day for _, day in dates])[:10],
         measurement=parts.body[at : at + (48 if tee == "tdx" else 32)],
         report_data=parts.body[520:584] if tee == "tdx" else parts.body[320:384],
     )

@@ -310,7 +310,7 @@ def _certificates(reader: _Reader) -> tuple[bytes, ...]:
     return _pem_chain(reader.take("auth.cert_data", size, "t", "PCK certificate, its CA and the root"))
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)  # of what strangers send, 8 MB at most
 def _pem_chain(pem: bytes) -> tuple[bytes, ...]:
     text = pem.removesuffix(b"\0")
     chain: list[bytes] = []

@@ -312,7 +312,9 @@ def _claims(quote: Quote, chain: _Chain, proven: Mapping[str, object], anchor: T
     advisories = tcb.get("advisory_ids")
     numbers = [n for n in (tcb.get("eval_data_number"), enclave.get("tcb_eval_data_number")) if isinstance(n, int)]
     # dcap-qvl has merged the TDX module's level into the platform's.
-    oldest = min(_date(part) for part in (platform, enclave))
+    levels = [_object(part, "tcb_level") for part in (platform, enclave)]
+    late = [level for level in levels if str(level.get("tcbStatus")).startswith("OutOfDate")]
+    oldest = min(map(_date, late or levels))
     return Claims(
         tee=quote.tee,
         root="simulated" if simulated else "hardware",
@@ -357,8 +359,8 @@ def _object(value: Mapping[str, object], key: str) -> Mapping[str, object]:
     return found
 
 
-def _date(part: Mapping[str, object]) -> datetime:
-    text = str(_object(part, "tcb_level").get("tcbDate"))
+def _date(level: Mapping[str, object]) -> datetime:
+    text = str(level.get("tcbDate"))
     try:
         return datetime.fromisoformat(text).astimezone(UTC)
     except ValueError as exc:
