@@ -39,6 +39,15 @@ _WANTED = {
     "endorsement": "endorsements that hold for it now",
     "verification": "signatures up to a trusted root",
 }
+_PLATFORM = "have the platform updated, or let the policy allow this status and these advisories by name (tcb_status)"
+_HINTS = {
+    "root": "this is for trials alone, or let the policy say unsafe_accept_simulated",
+    "policy": "name the code: measurement, signer with minimum_svn and product, or tdx_measurements",
+    **dict.fromkeys(("tcb_status", "advisories", "grace"), _PLATFORM),
+    "minimum_evaluation": "fetch newer endorsements (`strongroom attest endorsements fetch`)",
+    "job_digest": "name the job with --job, and compare it with the one that the policy allows",
+}
+_OTHER = "compare what was expected with the reference values of your build (`strongroom job build`)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +165,8 @@ def judged(
             job = None
             checks.append(_failed(exc))
     checks += findings(policy, AppraisalContext(claims=claims, job=job))
-    hint = "" if all(check.passed for check in checks) else "compare the expected values with your build's and policy's"
+    failed = [check.check.rpartition(": ")[2] for check in checks if not check.passed]
+    hint = "; ".join(dict.fromkeys(_HINTS.get(name, _OTHER) for name in failed))
     return Verdict(evidence=evidence, now=now, claims=claims, checks=tuple(checks), hint=hint)
 
 
