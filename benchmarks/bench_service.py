@@ -1,11 +1,10 @@
-"""Key releases per second and latency under concurrent guests, and verifications per second against dcap-qvl alone.
+"""Key releases per second and latency under concurrent guests.
 
 Each guest is a thread that runs the whole release protocol over TLS on the Unix socket: auth, attest, resource.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import tempfile
@@ -15,14 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
-import dcap_qvl
-
 from strongroom.attest.binding import init_data_digest, job_init_data
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.simulated.pki import SimulatedPKI
 from strongroom.attest.simulated.platform import load_seed
 from strongroom.attest.simulated.quoting import SimulatedQuotingEnclave
-from strongroom.attest.verifiers.dcap import DCAPVerifier
 from strongroom.client.owner import OwnerClient
 from strongroom.client.policies import allow_job
 from strongroom.client.setup import create_workspace
@@ -74,7 +70,7 @@ def run(quick: bool) -> dict[str, object]:
                 )
 
             guests = {n: _load(session, owner.owner, n, quick) for n in (1, 8, 64)}
-            return {"guests": guests, "verification": _verification(pki, attester, quick)}
+            return {"guests": guests}
         finally:
             os.kill(workspace.pid() or 0, 15)
 
@@ -109,27 +105,3 @@ def _load(session: object, owner: str, guests: int, quick: bool) -> dict[str, fl
         "release_p50_ms": round(statistics.median(releases) * 1000, 1),
         "release_p99_ms": round(sorted(releases)[int(len(releases) * 0.99)] * 1000, 1),
     }
-
-
-def _verification(pki: SimulatedPKI, attester: _Attester, quick: bool) -> dict[str, float]:
-    now = datetime.now(UTC)
-    evidence, endorsements = attester.attest(bytes(64)), pki.endorsements(now)
-    verifier = DCAPVerifier(pki.anchor())
-    collateral = dcap_qvl.QuoteCollateralV3.from_json(json.dumps(endorsements.to_json()))
-    root, seconds = pki.anchor().certificate_der, int(now.timestamp())
-    rounds = 100 if quick else 400
-    ours = _cpu(lambda: verifier.verify(evidence, endorsements, now=now), rounds)
-    alone = _cpu(lambda: dcap_qvl.verify_with_root_ca(evidence.quote, collateral, root, seconds), rounds)
-    return {
-        "ours_per_s": round(1 / ours),
-        "dcap_qvl_alone_per_s": round(1 / alone),
-        "ratio": round(ours / alone, 2),
-    }
-
-
-def _cpu(action: object, rounds: int) -> float:
-    action()  # type: ignore[operator]
-    started = time.process_time()
-    for _ in range(rounds):
-        action()  # type: ignore[operator]
-    return (time.process_time() - started) / rounds

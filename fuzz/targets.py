@@ -71,7 +71,7 @@ def quote(raw: bytes) -> None:
         assert parse_quote(trimmed(raw)).raw == trimmed(raw)
     found = parse_quote(raw)
     assert b"".join(f.raw for f in found.fields) == raw
-    assert describe(found)
+    assert describe(found.fields)
     assert len(found.report_data) == 64
     assert len(found.measurement) in (32, 48)
     _ = (found.signer, found.config_id, found.debug, found.root_der)

@@ -276,6 +276,8 @@ CASES: dict[str, tuple[Case, str, str, str]] = {
     "TDX debug": (TDX.body(FLAGS, b"\1"), VERIFICATION, "[Dd]ebug", "debug"),
     "TDX profiling": (TDX5.body(FLAGS, b"\x10"), VERIFICATION, "profiling", "debug"),
     "TDX reserved attribute": (TDX.body(FLAGS + 1, b"\1"), VERIFICATION, "[Rr]eserved", "td_attributes"),
+    "TDX that may migrate": (TDX.body(FLAGS + 3, b"\x30"), VERIFICATION, "migration", "td_attributes"),
+    "TDX whose service domains may change": (TDX5.body(FLAGS + 2, b"\2"), VERIFICATION, "SERVTD", "td_attributes"),
     "TDX without SEPT_VE_DISABLE": (TDX5.body(FLAGS + 3, b"\0"), VERIFICATION, "SEPT_VE_DISABLE", "td_attributes"),
     "TDX with a service domain": (TDX15.body(600, b"\1"), VERIFICATION, "service", "service_td"),
     "TDX module of another signer": (TDX.body(64, b"\1"), ENDORSEMENT, "TDX module|MRSIGNER", "tdx_module"),

@@ -17,6 +17,7 @@ from strongroom.attest.appraisal import (
     MinimumSvn,
     Signer,
     TcbStatus,
+    TdxMeasurements,
     UnsafeAcceptSimulated,
     appraise,
     job_digest,
@@ -77,13 +78,19 @@ def test_T04_simulated_quote_where_the_policy_wants_hardware() -> None:
         DCAPVerifier(INTEL_ROOT).verify(PLATFORM.evidence(), PLATFORM.endorsements(), now=NOW)
 
 
-def test_T05_simulated_root_filed_as_hardware() -> None:
+@pytest.mark.parametrize("tee", ["sgx", "tdx"])
+def test_T05_simulated_root_filed_as_hardware(tee: str) -> None:
     misfiled = TrustAnchor(kind="hardware", certificate_der=PLATFORM.pki.anchor().certificate_der)
-    claims = DCAPVerifier(misfiled).verify(PLATFORM.evidence(), PLATFORM.endorsements(), now=NOW)
+    quote = PLATFORM.quote() if tee == "sgx" else PLATFORM.quote_tdx()
+    claims = DCAPVerifier(misfiled).verify(Evidence(tee=tee, quote=quote), PLATFORM.endorsements(tee), now=NOW)
     assert claims.simulated
     assert claims.root == "simulated"
-    with pytest.raises(AppraisalError, match="root: expected hardware"):
-        appraise(Measurement((MEASUREMENT.hex(),)), AppraisalContext(claims=claims))
+    zero = ("00" * 48,)
+    registers = TdxMeasurements((claims.measurement.hex(),), zero, zero, zero, zero)
+    policy = Measurement((MEASUREMENT.hex(),)) if tee == "sgx" else registers
+    appraise(AllOf((UnsafeAcceptSimulated(), policy)), AppraisalContext(claims=claims))
+    with pytest.raises(AppraisalError, match=r"^root: expected hardware, got simulated \(.{16}\)$"):
+        appraise(policy, AppraisalContext(claims=claims))
 
 
 @pytest.mark.parametrize("days", [-40, 40])

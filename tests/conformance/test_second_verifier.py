@@ -9,16 +9,22 @@ level, dcap-qvl that its level be up to date. They differ only where the newest 
 
 from __future__ import annotations
 
+import base64
+import json
 import random
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.fakes import second_verifier
 from tests.fakes.quote_parts import FORMATS, PKI, PLATFORM, Case, case, patched
 
+from strongroom.attest.endorsements import INTEL_ROOT, Endorsements
 from strongroom.attest.evidence import Evidence
-from strongroom.attest.quote import describe, parse_quote
-from strongroom.errors import AttestationError, EndorsementError, EvidenceError
+from strongroom.attest.quote import describe, parse_quote, trimmed
+from strongroom.attest.verifiers.dcap import DCAPVerifier
+from strongroom.errors import AttestationError, EndorsementError, EvidenceError, VerificationError
 
 STATUSES = second_verifier.STATUSES
 VERIFIED = [name for name in FORMATS if name not in ("sgx4", "sgx5")]
@@ -41,7 +47,7 @@ def _both(given: Case) -> tuple[object, object]:
         pass
     try:
         v = _second(given)
-        second = (v.status, set(v.advisories), min(v.dates)[:10], v.measurement, v.report_data)
+        second = (v.status, set(v.advisories), v.date, v.measurement, v.report_data)
     except second_verifier.Refused:
         pass
     return first, second
@@ -73,13 +79,51 @@ def test_sgx_in_the_newer_formats_is_explained_and_refused(name: str) -> None:
         PLATFORM.verifier.verify(Evidence(tee="sgx", quote=given.quote), given.endorsements, now=given.now)
 
 
+REAL = json.loads((Path(__file__).parents[1] / "vectors" / "quotes-real.json").read_text())["cases"]
+
+
+@pytest.mark.parametrize("real", REAL, ids=[real["name"] for real in REAL])
+def test_quotes_of_real_machines_under_intels_root(real: dict[str, Any]) -> None:
+    raw, now = base64.b64decode(real["quote"]), datetime.fromisoformat(real["time"])
+    given, tee, quote = Endorsements.from_json(real["endorsements"]), real["tee"], trimmed(raw)
+    expected = {
+        "sgx version 3": ("ConfigurationAndSWHardeningNeeded", ("INTEL-SA-00289", "INTEL-SA-00615"), "00a067110000"),
+        "tdx version 4, padded": ("UpToDate", (), "b0c06f000000"),
+        "tdx version 5, older than every level": None,
+    }[real["name"]]
+
+    def second() -> second_verifier.Verdict:
+        return second_verifier.verify(quote, tee, given.to_json(), INTEL_ROOT.certificate_der, now)
+
+    if expected is None:
+        with pytest.raises(EndorsementError, match="expected a level for FMSPC 90C06F000000, got FMSPC 90C06F000000"):
+            DCAPVerifier(INTEL_ROOT).verify(Evidence(tee=tee, quote=quote), given, now=now)
+        with pytest.raises(second_verifier.Refused, match="tcb_level: none matches"):
+            second()
+        return
+    claims = DCAPVerifier(INTEL_ROOT).verify(Evidence(tee=tee, quote=quote), given, now=now)
+    verdict = second()
+    assert (claims.root, claims.simulated) == ("hardware", False)
+    assert (claims.tcb_status, claims.advisory_ids, claims.fmspc) == expected
+    assert (verdict.status, verdict.advisories) == expected[:2]
+    assert (claims.measurement, claims.report_data) == (verdict.measurement, verdict.report_data)
+    assert claims.tcb_date == verdict.date == "2024-03-13"
+    assert (claims.tcb_eval_number, any(claims.ppid)) == (17, True)
+    with pytest.raises(VerificationError, match="root: expected"):
+        PLATFORM.verifier.verify(Evidence(tee=tee, quote=quote), given, now=now)
+    if len(raw) > len(quote):  # as its hardware service handed it out
+        assert (len(raw) - len(quote), any(raw[len(quote) :])) == (70, False)
+        with pytest.raises(EvidenceError, match="70 trailing bytes"):
+            DCAPVerifier(INTEL_ROOT).verify(Evidence(tee=tee, quote=raw), given, now=now)
+
+
 def test_fields_of_version_5_are_where_intel_puts_them() -> None:
     quote = parse_quote(case("tdx5-1.5").quote)
     offsets = {field.name: field.offset for field in quote.fields}
     assert (offsets["body.type"], offsets["body.size"], offsets["body.tee_tcb_svn"]) == (48, 50, 54)
     assert (offsets["body.report_data"], offsets["body.tee_tcb_svn2"]) == (54 + 520, 54 + 584)
     assert (offsets["body.mr_service_td"], offsets["auth.size"]) == (54 + 600, 54 + 648)
-    assert {"body.type", "body.tee_tcb_svn2", "body.mr_service_td"} <= {row.name for row in describe(quote)}
+    assert {"body.type", "body.tee_tcb_svn2", "body.mr_service_td"} <= {row.name for row in describe(quote.fields)}
 
 
 def _random_tcb(rng: random.Random, document: dict[str, Any]) -> None:

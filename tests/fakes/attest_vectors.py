@@ -11,6 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from tests.fakes.attest_parts import NOW, Platform, make_pki
+from tests.fakes.quote_parts import case
 
 PATH = Path(__file__).parents[1] / "vectors" / "quotes.json"
 
@@ -31,6 +32,10 @@ def build() -> dict[str, object]:
     cases = [
         ("sgx v3", "sgx", quote, "sgx", None),
         ("tdx v4", "tdx", tdx, "tdx", None),
+        ("tdx v5", "tdx", case("tdx5").quote, "tdx", None),
+        ("tdx v5, TDX 1.5", "tdx", case("tdx5-1.5").quote, "tdx", None),
+        ("sgx v4", "sgx", case("sgx4").quote, "sgx", "evidence"),
+        ("sgx v5", "sgx", case("sgx5").quote, "sgx", "evidence"),
         ("sgx out of date", "sgx", quote, "out-of-date", None),
         ("one bit of MRENCLAVE", "sgx", bytes(flipped), "sgx", "verification"),
         ("another root", "sgx", other.quote(), "sgx", "verification"),

@@ -48,7 +48,7 @@ class Verdict:
     tee: str
     status: str
     advisories: tuple[str, ...]
-    dates: tuple[str, ...]
+    date: str
     measurement: bytes
     report_data: bytes
 
@@ -101,9 +101,13 @@ def _verify(quote: bytes, tee: str, collateral: Mapping[str, str], root_der: byt
     levels = [_level(tcb_info, platform, parts.body[:16] if tee == "tdx" else None)]  # .17
     levels += ([module] if module else []) + [enclave]
     status, advisories = str(levels[0]["tcbStatus"]), list(levels[0].get("advisoryIDs", []))
+    dates = []
     for other in levels[1:]:
-        if len(parts.body) == 648 and other is enclave:
-            status = _relaunch(tcb_info, parts, platform, status, module, enclave)  # .17.4.3
+        if other is enclave:
+            oldest = min(level["tcbDate"] for level in levels[:-1])
+            dates = [(status, oldest), (enclave["tcbStatus"], enclave["tcbDate"])]
+            if len(parts.body) == 648:
+                status = _relaunch(tcb_info, parts, platform, status, module, enclave)  # .17.4.3
         status = _converged(status, str(other["tcbStatus"]))
         advisories += [a for a in other.get("advisoryIDs", []) if a not in advisories]
     if status == "Revoked":
@@ -113,7 +117,7 @@ def _verify(quote: bytes, tee: str, collateral: Mapping[str, str], root_der: byt
         tee=tee,
         status=status,
         advisories=tuple(advisories),
-        dates=tuple(str(one["tcbDate"]) for one in levels),
+        date=min([day for part, day in dates if part.startswith("OutOfDate")] or [day for _, day in dates])[:10],
         measurement=parts.body[at : at + (48 if tee == "tdx" else 32)],
         report_data=parts.body[520:584] if tee == "tdx" else parts.body[320:384],
     )
@@ -206,7 +210,7 @@ def _pck_chain(pem: bytes, root: x509.Certificate, now: datetime) -> tuple[x509.
 
 
 def _common_name(cert: x509.Certificate) -> str:
-    return str(cert.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
+    return str(cert.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value).removeprefix("Intel ")
 
 
 def _path(chain: Sequence[x509.Certificate], now: datetime, check: str) -> None:
@@ -446,8 +450,10 @@ def _attributes(parts: Parts) -> None:
     flags = int.from_bytes(parts.body[120:128], "little")
     if flags & 0xFF:
         raise Refused(VERIFICATION, "debug")
-    if flags & ~(1 << 28 | 1 << 30 | 1 << 31 | 1 << 63):
-        raise Refused(VERIFICATION, "td_attributes", "reserved bits")
+    # Not among them: 17, service domains that may change, and 29, which lets another machine take the domain over.
+    defined = (16, 18, 19, 20, 21, 22, 27, 28, 30, 31, 62, 63)
+    if flags & ~sum(1 << bit for bit in defined):
+        raise Refused(VERIFICATION, "td_attributes", "reserved bits, SERVTD_EXT or MIGRATABLE")
     if not flags & 1 << 28:
         raise Refused(VERIFICATION, "td_attributes", "SEPT_VE_DISABLE is not set")
     if len(parts.body) == 648 and any(parts.body[600:]):

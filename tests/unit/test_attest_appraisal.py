@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from tests.fakes.attest_parts import JOB, MEASUREMENT, NOW, Platform
+from tests.fakes.quote_parts import case
 
 from strongroom.attest.appraisal import (
     AllOf,
@@ -246,8 +248,16 @@ def test_T231_advisories_grace_edition_and_machine() -> None:
     ]
     known = replace(status, advisories=("INTEL-SA-1", "INTEL-SA-2"))
     appraise(known, context)
-    late = "grace: expected at most 789 days after the TCB's date, got 790 days after 2024-01-01"
-    assert _reasons(replace(known, grace_days=789), context) == [late]
+    too_old = "grace: expected at most 789 days after the TCB's date, got 790 days after 2024-01-01"
+    assert _reasons(replace(known, grace_days=789), context) == [too_old]
+    # The date of a part that is up to date does not count.
+    def late(document: dict[str, Any]) -> object:
+        return document["tcbLevels"][0].update(tcbDate="2020-01-01T00:00:00Z")
+
+    aged = case("sgx3", tcb_status="OutOfDate").document("qe_identity", late)
+    assert Platform().verifier.verify(quote, aged.endorsements, now=NOW).tcb_date == "2024-01-01"
+    aged = case("sgx3", qe_status="OutOfDate").document("qe_identity", late)
+    assert Platform().verifier.verify(quote, aged.endorsements, now=NOW).tcb_date == "2020-01-01"
     undated = replace(context, claims=replace(context.claims, tcb_age_days=None))
     assert "got an unknown date" in _reasons(known, undated)[0]
     appraise(AllOf((known, MinimumEvaluation(17))), context)

@@ -6,12 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.fakes.attest_parts import CONFIG_ID, MEASUREMENT, NOW, REPORT_DATA, SIGNER, Platform
+from tests.fakes.quote_parts import FORMATS, case
 
 from strongroom.attest.quote import describe, parse_quote, trimmed
 from strongroom.errors import AttestationError, EvidenceError
 
 PLATFORM = Platform()
 SGX, TDX = PLATFORM.quote(), PLATFORM.quote_tdx()
+ALL = {name: case(name).quote for name in FORMATS}
 
 
 def test_sgx_fields_are_where_intel_puts_them() -> None:
@@ -41,7 +43,7 @@ def test_tdx_fields_are_where_intel_puts_them() -> None:
     assert parse_quote(PLATFORM.quote_tdx(debug=True)).debug
 
 
-@pytest.mark.parametrize("raw", [SGX, TDX], ids=["sgx", "tdx"])
+@pytest.mark.parametrize("raw", ALL.values(), ids=ALL)
 def test_every_byte_belongs_to_one_field(raw: bytes) -> None:
     quote = parse_quote(raw)
     assert b"".join(field.raw for field in quote.fields) == raw
@@ -51,7 +53,7 @@ def test_every_byte_belongs_to_one_field(raw: bytes) -> None:
         at += len(field.raw)
 
 
-@pytest.mark.parametrize("raw", [SGX, TDX], ids=["sgx", "tdx"])
+@pytest.mark.parametrize("raw", ALL.values(), ids=ALL)
 @pytest.mark.parametrize("tail", [b"\0", b"\n", b"\0" * 39, b"x" * 3065])
 def test_trailing_bytes_are_refused_and_can_be_trimmed(raw: bytes, tail: bytes) -> None:
     with pytest.raises(EvidenceError, match="trailing"):
@@ -59,7 +61,7 @@ def test_trailing_bytes_are_refused_and_can_be_trimmed(raw: bytes, tail: bytes) 
     assert trimmed(raw + tail) == raw
 
 
-@pytest.mark.parametrize("raw", [SGX, TDX], ids=["sgx", "tdx"])
+@pytest.mark.parametrize("raw", ALL.values(), ids=ALL)
 def test_no_prefix_is_a_quote(raw: bytes) -> None:
     for size in range(len(raw)):
         with pytest.raises(EvidenceError):
@@ -72,7 +74,7 @@ def test_any_bytes_are_refused_in_order(raw: bytes) -> None:
         parse_quote(raw)
 
 
-@given(st.sampled_from([SGX, TDX]), st.data())
+@given(st.sampled_from(list(ALL.values())), st.data())
 def test_altered_bytes_parse_or_are_refused(raw: bytes, data: st.DataObject) -> None:
     at = data.draw(st.integers(0, len(raw) - 1))
     patch = data.draw(st.binary(min_size=1, max_size=8))
@@ -133,7 +135,7 @@ def test_a_chain_with_text_between_certificates_is_refused() -> None:
 
 
 def test_describe_shows_words_and_offsets() -> None:
-    rows = {row.name: row for row in describe(parse_quote(SGX))}
+    rows = {row.name: row for row in describe(parse_quote(SGX).fields)}
     assert rows["header.version"].value == "3"
     assert rows["body.mr_enclave"].value == MEASUREMENT.hex()
     assert (rows["body.report_data"].offset, rows["body.report_data"].size) == (368, 64)

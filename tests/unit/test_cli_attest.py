@@ -1,10 +1,12 @@
-"""`strongroom attest show` on a certificate."""
+"""`strongroom attest show` on a certificate, and `strongroom attest verify` on everything."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -12,10 +14,16 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
-from tests.fakes.attest_parts import FakeAttester, Platform
+from tests.fakes.attest_parts import MEASUREMENT, FakeAttester, Platform
+from tests.fakes.quote_parts import PKI, case, tee
+from tests.fakes.second_verifier import STATUSES
+from tests.fakes.snp_parts import Maker
 
 from strongroom.attest import ratls
+from strongroom.attest.endorsement_files import MAKERS
+from strongroom.attest.endorsements import TrustAnchor
 from strongroom.cli.attest import command
+from strongroom.errors import InputError
 
 
 def test_a_certificate_is_explained_and_its_key_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,3 +51,139 @@ def test_a_certificate_is_explained_and_its_key_checked(tmp_path: Path, monkeypa
         checks = {c["check"]: c["detail"] for c in json.loads(done.stdout)["checks"]}
         assert ("names its key" in checks["certificate"]) is not bool(passes), checks
         assert passes == 0 or "expected evidence for key" in checks["certificate"]
+
+
+POLICIES = {
+    "sgx": {"kind": "measurement", "values": [MEASUREMENT.hex()]},
+    "tdx": {
+        "kind": "tdx_measurements",
+        "mrtd": [MEASUREMENT.hex() + "00" * 16],
+        **{f"rtmr{i}": ["00" * 48] for i in range(4)},
+    },
+    "snp": {"kind": "measurement", "values": ["c3" * 48]},
+}
+JOB_POLICY = {"kind": "job_digest", "values": ["sha256:" + "00" * 32]}
+WAIVER = {"kind": "unsafe_accept_simulated"}
+
+
+def _workspace(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / ".strongroom").mkdir()
+    (folder / ".strongroom" / "workspace.toml").write_text('identity = "i"\nowner = "o"\nname = "n"\n')
+    monkeypatch.setenv("STRONGROOM_WORKSPACE", str(folder))
+
+
+def _verify(
+    folder: Path, quote: bytes, policy: object, anchor: TrustAnchor, endorsements: list[Any], *more: str
+) -> tuple[int, str, dict[str, Any]]:
+    (folder / "q").write_bytes(quote)
+    (folder / "p").write_text(json.dumps(policy))
+    (folder / "e").write_text(
+        json.dumps({"anchor": anchor.to_json(), "endorsements": [e.to_json() for e in endorsements]})
+    )
+    words = ["verify", *(str(folder / n) for n in ("q",)), "--policy", str(folder / "p"), "--endorsements"]
+    page, value = (
+        CliRunner().invoke(command, [*words, str(folder / "e"), *more, *form], standalone_mode=False)
+        for form in ([], ["--json"])
+    )
+    for done in (page, value):
+        if done.exception is not None:
+            raise done.exception
+    assert page.return_value == value.return_value
+    return page.return_value, page.stdout, json.loads(value.stdout)
+
+
+@pytest.mark.parametrize("status", STATUSES)
+@pytest.mark.parametrize("name", ["sgx3", "tdx4", "tdx5", "tdx5-1.5"])
+def test_every_status_has_a_verdict_that_explains_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, status: str
+) -> None:
+    _workspace(tmp_path, monkeypatch)
+    now, advisories = datetime.now(UTC), [] if status == "UpToDate" else ["INTEL-SA-00615"]
+    given = [PKI.endorsements(now, tee=tee(name), tcb_status=status, advisory_ids=advisories)]
+    strict = {"kind": "all_of", "policies": [WAIVER, POLICIES[tee(name)]]}
+    code, page, value = _verify(tmp_path, case(name).quote, strict, PKI.anchor(), given)
+    failed = {check["check"]: check for check in value["checks"] if not check["passed"]}
+    if status == "UpToDate":
+        assert (code, failed) == (0, {})
+        assert page.startswith("ACCEPTED: true, and what the policy names. SIMULATED: no hardware protects this\n")
+        return
+    assert code == 1
+    assert status in page
+    assert "INTEL-SA-00615" in page
+    assert "hint: " in page
+    if status == "Revoked":
+        assert value["root"] is None
+        assert page.startswith("REFUSED: the evidence is not true, so the policy was not asked")
+        return
+    assert (value["root"], value["tcb_status"], value["advisory_ids"]) == ("simulated", status, advisories)
+    assert failed["tcb_status"]["expected"] == "UpToDate"
+    assert failed["tcb_status"]["got"] == f"{status} (INTEL-SA-00615)"
+    assert failed["advisories"] == {
+        "check": "advisories", "passed": False, "expected": "none", "got": "INTEL-SA-00615",
+    }  # fmt: skip
+    allowing = {"kind": "tcb_status", "allowed": [status], "advisories": advisories}
+    policy = {"kind": "all_of", "policies": [WAIVER, POLICIES[tee(name)], allowing]}
+    assert _verify(tmp_path, case(name).quote, policy, PKI.anchor(), given)[0] == 0
+    hardware = {"kind": "all_of", "policies": [POLICIES[tee(name)], allowing]}
+    assert (
+        "expected hardware\n          got simulated"
+        in _verify(tmp_path, case(name).quote, hardware, PKI.anchor(), given)[1]
+    )
+
+
+def test_an_snp_report_has_a_verdict_and_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _workspace(tmp_path, monkeypatch)
+    maker = Maker(now=datetime.now(UTC))
+    quote, anchor = maker.evidence(certificate=True).quote, replace(maker.anchor, kind="simulated")
+    policy = {
+        "kind": "all_of",
+        "policies": [WAIVER, POLICIES["snp"], {"kind": "machine", "values": [maker.chip.hex()]}],
+    }
+    given = [maker.endorsements()]
+    code, page, _ = _verify(tmp_path, quote, policy, anchor, given, "--minimum-tcb", str(maker.tcb))
+    assert code == 0, page
+    assert "pass  vmpl: 0" in page
+    assert _verify(tmp_path, quote, policy, anchor, given)[0] == 1  # nobody said which versions will do
+    done = CliRunner().invoke(command, ["show", str(tmp_path / "q"), "--json"], standalone_mode=False)
+    assert {"chip_id", "report_data", "vmpl"} <= {field["name"] for field in json.loads(done.stdout)["fields"]}
+
+
+def test_T235_a_file_cannot_make_its_root_a_hardware_makers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _workspace(tmp_path, monkeypatch)
+    misfiled = replace(PKI.anchor(), kind="hardware")
+    given = [PKI.endorsements(datetime.now(UTC))]
+    with pytest.raises(InputError, match="expected Intel's, AMD's or a simulated one"):
+        _verify(tmp_path, case("sgx3").quote, POLICIES["sgx"], misfiled, given)
+    # And if a list of makers were wrong, the marks inside the evidence still say what it is.
+    monkeypatch.setitem(MAKERS, misfiled.fingerprint, "Intel")
+    code, page, value = _verify(tmp_path, case("sgx3").quote, POLICIES["sgx"], misfiled, given)
+    assert (code, value["root"]) == (1, "simulated")
+    assert "root         SIMULATED, no hardware protects this" in page
+
+
+def test_what_cannot_be_judged_is_refused_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _workspace(tmp_path, monkeypatch)
+    quote, anchor, now = case("sgx3").quote, PKI.anchor(), datetime.now(UTC)
+    policy = {"kind": "all_of", "policies": [WAIVER, POLICIES["sgx"]]}
+    good, old = [PKI.endorsements(now)], [PKI.endorsements(now - timedelta(days=40))]
+    for name, raw, asked, given, check, got in (
+        ("no endorsements", quote, policy, [], "root", "got "),
+        ("expired", quote, policy, old, "endorsements", "holds from"),
+        ("trailing", quote + b"\0", policy, good, "quote", "1 trailing bytes"),
+        ("no quote", b"x" * 100, policy, good, "quote", "not supported"),
+        (
+            "any code",
+            quote,
+            {"kind": "all_of", "policies": [WAIVER, {"kind": "not_debug"}]},
+            good,
+            "policy",
+            "any code",
+        ),
+        ("another job", quote, {**policy, "policies": [*policy["policies"], JOB_POLICY]}, good, "job_digest", "no job"),
+    ):
+        code, page, value = _verify(tmp_path, raw, asked, anchor, given)
+        assert code == 1, name
+        failed = [c for c in value["checks"] if not c["passed"]]
+        assert [c["check"] for c in failed] == [check], name
+        assert got in page, name
+        assert value["hint"], name

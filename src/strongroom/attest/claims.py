@@ -32,7 +32,8 @@ class Claims:
         debug: The host can read the enclave's memory.
         tcb_status: The maker's word for the platform, for example "UpToDate"; SNP: "UpToDate" or "OutOfDate".
         advisory_ids: Security advisories that apply.
-        tcb_date: Day of the oldest TCB level among the platform's parts, for example "2024-01-01"; empty if unknown.
+        tcb_date: Day of the TCB level, for example "2024-01-01": the oldest of the parts that are out of date, or of
+            all if none is; empty if unknown.
         tcb_age_days: Whole days from it to the verification, None if unknown.
         fmspc: Platform family, hex.
         tcb_eval_number: Edition of the TCB info, None if unknown.

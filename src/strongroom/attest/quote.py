@@ -21,8 +21,9 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from strongroom.errors import EvidenceError
 
@@ -309,6 +310,7 @@ def _certificates(reader: _Reader) -> tuple[bytes, ...]:
     return _pem_chain(reader.take("auth.cert_data", size, "t", "PCK certificate, its CA and the root"))
 
 
+@lru_cache(maxsize=64)  # of what strangers send, 8 MB at most
 def _pem_chain(pem: bytes) -> tuple[bytes, ...]:
     text = pem.removesuffix(b"\0")
     chain: list[bytes] = []
@@ -331,11 +333,11 @@ def _pem_chain(pem: bytes) -> tuple[bytes, ...]:
     return tuple(chain)
 
 
-def describe(quote: Quote) -> list[FieldRow]:
-    """Return each field as text with its meaning, in the order of its bytes."""
+def describe(fields: Iterable[Field]) -> list[FieldRow]:
+    """Return each field as text with its meaning; reserved ones only if they are not zero."""
     return [
         FieldRow(name=f.name, offset=f.offset, size=len(f.raw), value=_shown(f), meaning=f.meaning)
-        for f in quote.fields
+        for f in fields
         if f.kind != "-" or any(f.raw)
     ]
 

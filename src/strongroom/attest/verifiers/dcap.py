@@ -23,7 +23,6 @@ Source: Intel QVL `QuoteVerifier.cpp`, checks 4.1.2.4.x.
 from __future__ import annotations
 
 import hmac
-import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -138,21 +137,29 @@ class _Chain:
 @lru_cache(maxsize=256)
 def _certified(ders: tuple[bytes, ...]) -> _Chain:
     # A machine sends the same certificates with every quote. What is kept does not depend on time or endorsements.
+    issuer, root, signs = _authority(ders[1:])
     try:
-        chain = [x509.load_der_x509_certificate(der) for der in ders]
-        # Signatures first, so that what is read below is what the root's holder wrote.
-        for certificate, issuer in itertools.pairwise(chain):
-            certificate.verify_directly_issued_by(issuer)
-        subject = _text(chain[0].subject)
-        signs = chain[1].extensions.get_extension_for_class(x509.KeyUsage).value.key_cert_sign
+        # The signature first, so that what is read below is what its issuer wrote.
+        leaf = x509.load_der_x509_certificate(ders[0])
+        leaf.verify_directly_issued_by(issuer)
+        subject = _text(leaf.subject)
     except _UNREADABLE as exc:
         raise VerificationError("chain: a certificate is not readable or not signed by the next") from exc
-    if subject != "SGX PCK Certificate":
+    if subject.removeprefix("Intel ") != "SGX PCK Certificate":
         raise VerificationError(f"leaf: expected subject SGX PCK Certificate, got {subject!r:.60}")
     if not signs:
         raise VerificationError("chain: expected an issuer that may sign certificates, got one that may not")
-    leaf, issuer, root = chain
-    return _Chain(leaf, issuer, root, marked=any(map(_marked, chain)))
+    return _Chain(leaf, issuer, root, marked=any(map(_marked, (leaf, issuer, root))))
+
+
+@lru_cache(maxsize=16)
+def _authority(ders: tuple[bytes, ...]) -> tuple[x509.Certificate, x509.Certificate, bool]:
+    try:
+        issuer, root = map(x509.load_der_x509_certificate, ders)
+        issuer.verify_directly_issued_by(root)
+        return issuer, root, issuer.extensions.get_extension_for_class(x509.KeyUsage).value.key_cert_sign
+    except _UNREADABLE as exc:
+        raise VerificationError("chain: a certificate is not readable or not signed by the next") from exc
 
 
 _UNREADABLE = (
@@ -196,7 +203,7 @@ def _signers(endorsements: Endorsements, anchor: TrustAnchor) -> Mapping[str, x5
             chain[0].verify_directly_issued_by(chain[1])
         except _UNREADABLE as exc:
             raise EndorsementError(f"{given}a certificate that the root did not sign") from exc
-        if _text(chain[0].subject) != "SGX TCB Signing":
+        if _text(chain[0].subject).removeprefix("Intel ") != "SGX TCB Signing":
             raise EndorsementError(f"{given}{_text(chain[0].subject)!r:.60}")
         found[name] = chain[0]
     return found
@@ -305,7 +312,9 @@ def _claims(quote: Quote, chain: _Chain, proven: Mapping[str, object], anchor: T
     advisories = tcb.get("advisory_ids")
     numbers = [n for n in (tcb.get("eval_data_number"), enclave.get("tcb_eval_data_number")) if isinstance(n, int)]
     # dcap-qvl has merged the TDX module's level into the platform's.
-    oldest = min(_date(part) for part in (platform, enclave))
+    levels = [_object(part, "tcb_level") for part in (platform, enclave)]
+    late = [level for level in levels if str(level.get("tcbStatus")).startswith("OutOfDate")]
+    oldest = min(map(_date, late or levels))
     return Claims(
         tee=quote.tee,
         root="simulated" if simulated else "hardware",
@@ -350,8 +359,8 @@ def _object(value: Mapping[str, object], key: str) -> Mapping[str, object]:
     return found
 
 
-def _date(part: Mapping[str, object]) -> datetime:
-    text = str(_object(part, "tcb_level").get("tcbDate"))
+def _date(level: Mapping[str, object]) -> datetime:
+    text = str(level.get("tcbDate"))
     try:
         return datetime.fromisoformat(text).astimezone(UTC)
     except ValueError as exc:

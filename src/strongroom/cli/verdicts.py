@@ -1,0 +1,290 @@
+"""`strongroom attest verify`: is this evidence true, and acceptable under a policy? One page that explains itself.
+
+Nothing is fetched: endorsements come from a bundle, or from the workspace's trust service. A hardware root is believed
+only if it is a maker's own, whatever a file calls it; a simulated one is called SIMULATED in every line that names it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import ssl
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from strongroom.attest import ratls
+from strongroom.attest.appraisal import AppraisalContext, Finding, Policy, check_pins_code, findings, policy_from_json
+from strongroom.attest.claims import Claims, check_init_data
+from strongroom.attest.endorsement_files import MAKERS, read_bundle
+from strongroom.attest.endorsement_snp import AnyEndorsements
+from strongroom.attest.evidence import Evidence
+from strongroom.attest.verifiers import AnchoredVerifier, verify_any
+from strongroom.attest.verifiers.choose import verifier_for
+from strongroom.cli import output
+from strongroom.cli.common import epilog, json_option, workspace
+from strongroom.errors import AttestationError, InputError
+
+__all__ = ["Verdict", "judged", "read_evidence", "read_policy", "trusted_choices", "verify"]
+
+_Choices = Sequence[tuple[AnchoredVerifier, AnyEndorsements]]
+_REASON = re.compile(r"(?P<check>[^:]+): (?P<about>.*?)expected (?P<expected>.*?), got (?P<got>.*)", re.DOTALL)
+_WANTED = {
+    "evidence": "one whole quote or report",
+    "endorsement": "endorsements that hold for it now",
+    "verification": "signatures up to a trusted root",
+}
+_PLATFORM = "have the platform updated, or let the policy allow this status and these advisories by name (tcb_status)"
+_HINTS = {
+    "root": "this is for trials alone, or let the policy say unsafe_accept_simulated",
+    "policy": "name the code: measurement, signer with minimum_svn and product, or tdx_measurements",
+    **dict.fromkeys(("tcb_status", "advisories", "grace"), _PLATFORM),
+    "minimum_evaluation": "fetch newer endorsements (`strongroom attest endorsements fetch`)",
+    "job_digest": "name the job with --job, and compare it with the one that the policy allows",
+}
+_OTHER = "compare what was expected with the reference values of your build (`strongroom job build`)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """The outcome of one verification and appraisal.
+
+    Attributes:
+        claims: What was proven, None if verification failed.
+        checks: Every comparison in order, up to the first that says the evidence is not true.
+        hint: What to do about a refusal.
+    """
+
+    evidence: Evidence
+    now: datetime
+    claims: Claims | None
+    checks: tuple[Finding, ...]
+    hint: str = ""
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the evidence is true and acceptable."""
+        return self.claims is not None and all(check.passed for check in self.checks)
+
+    @property
+    def root(self) -> str:
+        """Which root stands behind the claims, in words."""
+        if self.claims is None:
+            return "none: nothing is proven"
+        fingerprint = self.claims.root_fingerprint
+        if self.claims.simulated:
+            return f"SIMULATED, no hardware protects this ({fingerprint[:16]})"
+        return f"hardware, {MAKERS.get(fingerprint, 'no known maker')}'s root ({fingerprint[:16]})"
+
+    def to_json(self) -> dict[str, object]:
+        """Return the verdict as JSON-ready values."""
+        return {
+            "accepted": self.accepted,
+            "root": self.claims.root if self.claims else None,
+            "tee": self.evidence.tee,
+            "evidence_sha256": hashlib.sha256(self.evidence.quote).hexdigest(),
+            "time": f"{self.now:%Y-%m-%dT%H:%M:%SZ}",
+            "tcb_status": self.claims.tcb_status if self.claims else None,
+            "advisory_ids": list(self.claims.advisory_ids) if self.claims else None,
+            "checks": [check.to_json() for check in self.checks],
+            "hint": self.hint,
+            "claims": self.claims.to_json() if self.claims else None,
+        }
+
+    def page(self) -> list[str]:
+        """Return the verdict as lines of text."""
+        failed = sum(not check.passed for check in self.checks)
+        outcome = f"REFUSED: {failed} of {len(self.checks)} checks failed"
+        if self.claims is None:
+            outcome = "REFUSED: the evidence is not true, so the policy was not asked"
+        elif self.accepted:
+            outcome = "ACCEPTED: true, and what the policy names"
+            outcome += ". SIMULATED: no hardware protects this" if self.claims.simulated else ""
+        text = [outcome, ""]
+        text += output.facts({name: value for name, value in self._facts().items() if value})
+        text += ["", "checks:"]
+        for check in self.checks:
+            if check.passed:
+                text.append(f"  pass  {check.check}: {check.got}")
+            else:
+                text += [f"  FAIL  {check.check}", f"          expected {check.expected}", f"          got {check.got}"]
+        return text + (["", f"hint: {self.hint}"] if self.hint else [])
+
+    def _facts(self) -> dict[str, str]:
+        quote = self.evidence.quote
+        text = {
+            "root": self.root,
+            "evidence": f"{self.evidence.tee}, {len(quote)} bytes, SHA-256 {hashlib.sha256(quote).hexdigest()}",
+            "time": f"{self.now:%Y-%m-%dT%H:%M:%SZ}",
+        }
+        if (claims := self.claims) is None:
+            return text
+        machine = " or ".join(name.hex() for name in (claims.ppid, claims.piid, claims.chip_id) if name)
+        return text | {
+            "platform": claims.tcb_status + (f" as of {claims.tcb_date}" if claims.tcb_date else ""),
+            "advisories": ", ".join(claims.advisory_ids) or "none",
+            "edition": "" if claims.tcb_eval_number is None else f"{claims.tcb_eval_number} of the TCB info",
+            "machine": machine,
+            "measurement": claims.measurement.hex(),
+            **{f"rtmr{number}": value.hex() for number, value in enumerate(claims.rtmrs)},
+            "signer": claims.signer.hex() if any(claims.signer) else "",
+            "config id": claims.config_id.hex() if any(claims.config_id) else "",
+        }
+
+
+def judged(
+    evidence: Evidence,
+    policy: Policy,
+    choices: _Choices,
+    *,
+    now: datetime,
+    init_data: str | None = None,
+    job: dict[str, object] | None = None,
+) -> Verdict:
+    """Return the verdict on `evidence` under `policy`; with `init_data` and `job` also on the job that it binds."""
+    try:
+        claims = verify_any(evidence, choices, now=now)
+    except AttestationError as exc:
+        hint = exc.hint or "do not trust what sent this evidence"
+        return Verdict(evidence=evidence, now=now, claims=None, checks=(_failed(exc),), hint=hint)
+    checks = [
+        Finding("signatures", "a chain to a trusted root", "hold, up to the root above", passed=True),
+        Finding("endorsements", "for this platform, now", "for this platform, now", passed=True),
+        _names_code(policy),
+    ]
+    if init_data is not None:
+        try:
+            check_init_data(claims, init_data)
+            checks.append(Finding("init_data", "the job's", "the job's", passed=True))
+        except AttestationError as exc:
+            job = None
+            checks.append(_failed(exc))
+    checks += findings(policy, AppraisalContext(claims=claims, job=job))
+    failed = [check.check.rpartition(": ")[2] for check in checks if not check.passed]
+    hint = "; ".join(dict.fromkeys(_HINTS.get(name, _OTHER) for name in failed))
+    return Verdict(evidence=evidence, now=now, claims=claims, checks=tuple(checks), hint=hint)
+
+
+def _failed(exc: AttestationError) -> Finding:
+    found = _REASON.fullmatch(str(exc))
+    if found is not None:
+        return Finding(found["check"], found["about"] + found["expected"], found["got"])
+    check, colon, got = str(exc).partition(": ")
+    return Finding(check if colon else exc.code, _WANTED.get(exc.code, "true evidence"), got or str(exc))
+
+
+def _names_code(policy: Policy) -> Finding:
+    wanted, code = "one that names the code in every branch", True
+    try:
+        check_pins_code(policy)
+    except InputError:
+        code = False
+    return Finding("policy", wanted, wanted if code else "one that would accept any code", code)
+
+
+def read_policy(path: Path) -> Policy:
+    """Return the policy in the file `path`.
+
+    Raises:
+        InputError: Not readable, or not a policy.
+    """
+    try:
+        return policy_from_json(json.loads(path.read_bytes()))
+    except (OSError, ValueError) as exc:
+        raise InputError(f"{path} is not a readable policy: {exc}") from exc
+
+
+def read_evidence(path: Path) -> tuple[str, bytes, bytes]:
+    """Return which TEE's evidence is in the file `path`, its bytes, and the certificate that it was in or b"".
+
+    Raises:
+        InputError: No such file, or another form of JSON.
+    """
+    if not path.exists():
+        raise InputError(f"{path} does not exist", hint="`strongroom attest quote job.toml quote.bin` makes one")
+    raw, certificate = path.read_bytes(), b""
+    try:
+        if raw[:1] == b"{":
+            raw = Evidence.from_json(json.loads(raw), "sgx").quote
+        else:
+            if raw.startswith(b"-----BEGIN CERTIFICATE"):
+                raw = ssl.PEM_cert_to_DER_cert(raw.decode("ascii"))
+            if raw[:2] == b"\x30\x82":
+                certificate, raw = raw, ratls.read_certificate(raw)[1].quote
+            else:
+                raw = base64.b64decode(raw.strip(), validate=True)
+    except json.JSONDecodeError as exc:
+        raise InputError(f"{path} is neither JSON nor a quote") from exc
+    except ValueError:
+        pass  # bytes as they are
+    # A quote has the type of its attestation key in two bytes, which is 2; a report has zeros of its version there.
+    return "snp" if raw[2:4] == b"\0\0" else "tdx" if raw[4:8] == b"\x81\0\0\0" else "sgx", raw, certificate
+
+
+def trusted_choices(bundle: Path | None, settings: dict[str, str]) -> _Choices:
+    """Return verifiers with the endorsements in `bundle`, or in the workspace's trust service.
+
+    Raises:
+        InputError: A hardware root that is no maker's own.
+        EndorsementError: Not readable.
+    """
+    folder = workspace().service_folder / "endorsements" if bundle is None else None
+    choices: list[tuple[AnchoredVerifier, AnyEndorsements]] = []
+    for path in [bundle] if bundle else sorted(folder.glob("*.json")) if folder else []:
+        anchor, found = read_bundle(path)
+        if anchor.kind == "hardware" and anchor.fingerprint not in MAKERS:
+            raise InputError(
+                f"{path}: root: expected Intel's, AMD's or a simulated one, got {anchor.fingerprint[:16]}",
+                hint="a file cannot make its own root a hardware maker's",
+            )
+        choices += [(verifier_for(anchor, one, settings), one) for one in found]
+    return choices
+
+
+@click.command(
+    "verify",
+    epilog=epilog(
+        "strongroom attest verify quote.bin --policy policy.json",
+        "strongroom attest verify quote.bin --policy policy.json --job job.toml --json",
+        "strongroom attest verify quote.bin --policy policy.json --endorsements bundle.json",
+    ),
+)
+@click.argument("evidence", type=click.Path(path_type=Path))
+@click.option(
+    "--policy", "policy_file", required=True, type=click.Path(path_type=Path), help="What is acceptable (JSON)."
+)
+@click.option(
+    "--endorsements", "bundle", type=click.Path(path_type=Path), help="A bundle; default: the trust service's here."
+)
+@click.option("--job", "job_file", type=click.Path(path_type=Path), help="The job file that the evidence should bind.")
+@click.option("--minimum-tcb", metavar="VERSIONS", help="SEV-SNP: the least security versions to accept.")
+@json_option
+def verify(
+    evidence: Path,
+    policy_file: Path,
+    bundle: Path | None,
+    job_file: Path | None,
+    minimum_tcb: str | None,
+    as_json: bool,
+) -> int:
+    """Verify EVIDENCE (as `show` reads it) and appraise it: one page with every check, what it expected and got."""
+    from strongroom.cli.job import plan_file
+
+    policy = read_policy(policy_file)
+    tee, raw, _ = read_evidence(evidence)
+    plan = plan_file(job_file)[1] if job_file else None
+    verdict = judged(
+        Evidence(tee=tee, quote=raw),
+        policy,
+        trusted_choices(bundle, {"minimum_tcb": minimum_tcb} if minimum_tcb else {}),
+        now=datetime.now(UTC),
+        init_data=plan.init_data if plan else None,
+        job=dict(plan.document) if plan else None,
+    )
+    output.data(verdict.to_json(), as_json, verdict.page())
+    return 0 if verdict.accepted else 1
