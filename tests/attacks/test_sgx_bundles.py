@@ -127,7 +127,8 @@ def test_T224_another_job_than_the_one_in_the_manifest() -> None:
         (gramine, other, said),  # the host swaps the document
         (gramine, text, None),  # a guest that says nothing, under a config id that the host chose
         (Platform().claims(), other, "sha256:" + init_data_digest(other).hex()),  # says one, is bound to another
-        (replace(gramine, tee="tdx", rtmrs=(bytes(48),) * 4), text, said),  # not for other TEEs: there the host chooses what is measured
+        # Not for other TEEs: there the host chooses what is measured.
+        (replace(gramine, tee="tdx", rtmrs=(bytes(48),) * 4), text, said),
     ):
         with pytest.raises(VerificationError, match="init data: "):
             check_init_data(claims, given, words)

@@ -126,8 +126,9 @@ def test_bad_keys_are_refused() -> None:
 
 
 def test_evidence_of_devices_is_refused_not_dropped() -> None:
-    with pytest.raises(EvidenceError):
-        _request(additional_evidence="{}").read_evidence("sgx")
+    for devices in ('{"nvidia":["gpu",""]}', "{} ", "[]"):
+        with pytest.raises(EvidenceError):
+            _request(additional_evidence=devices).read_evidence("sgx")
 
 
 @pytest.mark.parametrize("value", [None, {}, {"quote": 1}, {"quote": "*"}, {"quote": ""}, {"quote": "AA==", "x": 1}])

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from strongroom.attest.binding import MAX_INIT_DATA_BYTES, rcar_report_data
 from strongroom.attest.evidence import TEES, Evidence
-from strongroom.crypto.jose import jwk, jwk_public_key
+from strongroom.crypto.jose import ReceiverKey, jwk, jwk_receiver
 from strongroom.errors import EvidenceError, InputError
 
 __all__ = [
@@ -43,7 +43,8 @@ INIT_DATA = "x-init-data"
 
 _MAX_NONCE_CHARS = 256
 _SPKI = re.compile(r"sha256:[0-9a-f]{64}")
-_JWK_FIELDS = frozenset({"kty", "crv", "alg", "x", "y"})
+_JWK_FIELDS = {"EC": frozenset({"kty", "crv", "x", "y"}), "RSA": frozenset({"kty", "n", "e"})}
+_NO_DEVICES = ("", "{}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,12 +104,12 @@ class TeeKey:
     """What a guest's JWK says.
 
     Attributes:
-        key: Receives the keys (ECDH-ES+A256KW).
+        key: Receives the keys (ECDH-ES+A256KW, or RSA-OAEP-256 from clients of other makers).
         tls_spki: `sha256:<hex>` of the TLS key's SubjectPublicKeyInfo, None from a client that wants no certificate.
         init_data: `sha256:<hex>` of the init data, None from an enclave whose config id binds it.
     """
 
-    key: ec.EllipticCurvePublicKey
+    key: ReceiverKey
     tls_spki: str | None
     init_data: str | None = None
 
@@ -160,14 +161,7 @@ class AttestRequest:
             required={"primary_evidence"},
             optional={"additional_evidence"},
         )
-        key = _object(
-            runtime["tee-pubkey"],
-            f"{what}: tee-pubkey",
-            required=_JWK_FIELDS - {"alg"},
-            optional={"alg", TLS_SPKI, INIT_DATA},
-        )
-        for name in key:
-            _string(key, name, 128)
+        key = _key(runtime["tee-pubkey"], f"{what}: tee-pubkey")
         primary = proof["primary_evidence"]
         if not isinstance(primary, Mapping):
             raise InputError(f"{what}: primary_evidence is not an object")
@@ -184,10 +178,10 @@ class AttestRequest:
         """Return the guest's keys.
 
         Raises:
-            InputError: Not a P-256 key for ECDH-ES+A256KW, or a TLS key's digest of another form.
+            InputError: No key for ECDH-ES+A256KW or RSA-OAEP-256, or a TLS key's digest of another form.
         """
         spki, init_data = self._digest(TLS_SPKI), self._digest(INIT_DATA)
-        return TeeKey(key=jwk_public_key(self.tee_pubkey), tls_spki=spki, init_data=init_data)
+        return TeeKey(key=jwk_receiver(self.tee_pubkey), tls_spki=spki, init_data=init_data)
 
     def _digest(self, name: str) -> str | None:
         value = self.tee_pubkey.get(name)
@@ -201,7 +195,7 @@ class AttestRequest:
         Raises:
             EvidenceError: Not the evidence object of `tee`.
         """
-        if self.additional_evidence:
+        if self.additional_evidence not in _NO_DEVICES:
             # Silently dropping what a guest claims about its devices would let it be read as believed.
             raise EvidenceError("attest request: evidence of further devices is not supported")
         return Evidence.from_json(self.evidence, tee)
@@ -228,6 +222,15 @@ def spki_digest(key: ec.EllipticCurvePublicKey) -> str:
     """Return `sha256:<hex>` of the key's DER SubjectPublicKeyInfo."""
     der = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return "sha256:" + hashlib.sha256(der).hexdigest()
+
+
+def _key(value: object, what: str) -> Mapping[str, object]:
+    kind = value.get("kty") if isinstance(value, Mapping) else None
+    required = _JWK_FIELDS.get(kind if isinstance(kind, str) else "", _JWK_FIELDS["EC"])
+    key = _object(value, what, required=required, optional={"alg", TLS_SPKI, INIT_DATA})
+    for name in key:
+        _string(key, name, 1024 if name == "n" else 128)
+    return key
 
 
 def _init_data(value: object) -> str | None:

@@ -1,7 +1,8 @@
 """The two JOSE forms that the release protocol uses, and no others: JWE for keys, JWS for tokens and heads.
 
 Algorithms are fixed, never negotiated: ECDH-ES+A256KW over P-256 with A256GCM (RFC 7516, 7518 §4.6) and ES256
-(RFC 7515). A header that names anything else is refused before any key is used.
+(RFC 7515). A header that names anything else is refused before any key is used. Keys are also sealed to RSA keys, which
+clients of other makers may have (RSA-OAEP-256, RFC 7518 §4.3); nothing here opens that.
 
 Written on `cryptography` primitives because a JOSE library costs 100 ms of import in the guest
 (docs/decisions/0004-jose.md); tests check both directions against joserfc.
@@ -14,7 +15,7 @@ from collections.abc import Mapping, Sequence
 
 from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.concatkdf import ConcatKDFHash
@@ -24,9 +25,13 @@ from strongroom._encoding import b64u, b64u_decode, canonical_json, parse_json
 from strongroom._secret import SecretBytes
 from strongroom.errors import InputError, VerificationError
 
-__all__ = ["jwe_open", "jwe_seal", "jwk", "jwk_public_key", "sign_jws", "verify_jws"]
+__all__ = ["ReceiverKey", "jwe_open", "jwe_seal", "jwk", "jwk_public_key", "jwk_receiver", "sign_jws", "verify_jws"]
+
+ReceiverKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
 
 _ALG = "ECDH-ES+A256KW"
+_RSA_ALG = "RSA-OAEP-256"
+_MAX_RSA_BITS = 4096
 _ENC = "A256GCM"
 _MAX_TOKEN_BYTES = 1 << 20
 
@@ -65,15 +70,40 @@ def jwk_public_key(value: Mapping[str, object]) -> ec.EllipticCurvePublicKey:
         raise InputError("the JWK is not a point on P-256") from exc
 
 
-def jwe_seal(plaintext: bytes, receiver: ec.EllipticCurvePublicKey) -> dict[str, str]:
+def jwk_receiver(value: Mapping[str, object]) -> ReceiverKey:
+    """Return the key in a JWK to which `jwe_seal` can seal: P-256, or RSA of 2048 to 4096 bits for RSA-OAEP-256.
+
+    Raises:
+        InputError: Another key type, curve, size or algorithm.
+    """
+    if value.get("kty") != "RSA":
+        return jwk_public_key(value)
+    n, e = value.get("n"), value.get("e")
+    if value.get("alg") != _RSA_ALG or not isinstance(n, str) or not isinstance(e, str):
+        raise InputError(f"expected an RSA public key for {_RSA_ALG} as JWK")
+    modulus = b64u_decode(n)
+    if b64u_decode(e) != b"\x01\x00\x01" or not modulus[:1].strip(b"\0"):  # RFC 7518 §6.3.1: no zeros in front
+        raise InputError("the RSA key's exponent is not 65537, or its modulus is not as short as it can be")
+    number = int.from_bytes(modulus, "big")
+    if not 2048 <= number.bit_length() <= _MAX_RSA_BITS or number % 2 == 0:
+        raise InputError(f"expected an RSA modulus of 2048 to {_MAX_RSA_BITS} bits, got {number.bit_length()}")
+    return rsa.RSAPublicNumbers(65537, number).public_key()
+
+
+def jwe_seal(plaintext: bytes, receiver: ReceiverKey) -> dict[str, str]:
     """Return a flattened JWE that only the holder of `receiver` opens."""
-    ephemeral = ec.generate_private_key(ec.SECP256R1())
-    epk = jwk(ephemeral.public_key())
-    del epk["alg"]
-    protected = b64u(canonical_json({"alg": _ALG, "enc": _ENC, "epk": epk}))
-    content_key = os.urandom(32)
-    nonce = os.urandom(12)
-    wrapped = aes_key_wrap(_agree(ephemeral, receiver), content_key)
+    content_key, nonce = os.urandom(32), os.urandom(12)
+    if isinstance(receiver, rsa.RSAPublicKey):
+        header: dict[str, object] = {"alg": _RSA_ALG, "enc": _ENC}
+        oaep = padding.OAEP(padding.MGF1(hashes.SHA256()), hashes.SHA256(), None)
+        wrapped = receiver.encrypt(content_key, oaep)
+    else:
+        ephemeral = ec.generate_private_key(ec.SECP256R1())
+        epk = jwk(ephemeral.public_key())
+        del epk["alg"]
+        header = {"alg": _ALG, "enc": _ENC, "epk": epk}
+        wrapped = aes_key_wrap(_agree(ephemeral, receiver), content_key)
+    protected = b64u(canonical_json(header))
     sealed = AESGCM(content_key).encrypt(nonce, plaintext, protected.encode("ascii"))
     return {
         "protected": protected,

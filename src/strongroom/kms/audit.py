@@ -160,6 +160,8 @@ def verify_records(
     seq, chain = 0, START
     for entry in records:
         seq += 1
+        if set(entry) != {"seq", "record", "owner_tag", "record_hash", "chain", "head"}:
+            raise IntegrityError(f"record {seq} was altered: it has other members than a record")
         chain = _check_record(entry, seq, chain, keys, owner)
         if newest is not None and seq == newest.seq and chain != newest.chain:
             raise IntegrityError(f"record {seq} is not the one seen before: the log was rewritten")

@@ -69,7 +69,7 @@ class Guest:
     claims: Claims
     job: str
     document: Mapping[str, object]
-    public_key: ec.EllipticCurvePublicKey
+    public_key: jose.ReceiverKey
     tls_spki: str
     run_id: str
     expires_at: float

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 import msgspec
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -84,7 +85,7 @@ def owner_app(service: TrustService, api: OwnerAPI) -> Starlette:
     async def describe(_request: Request) -> Response:
         return JSONResponse(openapi())
 
-    return Starlette(routes=[*routes, Route("/openapi.json", describe, methods=["GET"])])
+    return Starlette(routes=[*routes, Route("/openapi.json", describe, methods=["GET"])], exception_handlers=_NOT_HERE)
 
 
 def guest_app(api: GuestAPI) -> Starlette:
@@ -124,6 +125,10 @@ def guest_app(api: GuestAPI) -> Starlette:
         session, body = await attested(request), await _json(request)
         return JSONResponse(await run_in_threadpool(lambda: api.certificate(session, body, now=datetime.now(UTC))))
 
+    async def jwks(_request: Request) -> Response:
+        strangers.take()
+        return JSONResponse(api.jwks())
+
     async def commit(request: Request) -> Response:
         session, body = await attested(request), await _json(request)
         return JSONResponse(await run_in_threadpool(lambda: api.commit(session, body, now=datetime.now(UTC))))
@@ -135,7 +140,9 @@ def guest_app(api: GuestAPI) -> Starlette:
             Route("/kbs/v0/resource/{repository}/{type}/{tag}", _guarded(resource, tell_all=True), methods=["GET"]),
             Route("/kbs/v0/strongroom/certificate", _guarded(certificate, tell_all=True), methods=["POST"]),
             Route("/kbs/v0/strongroom/commit", _guarded(commit, tell_all=True), methods=["POST"]),
-        ]
+            Route("/.well-known/jwks.json", _guarded(jwks), methods=["GET"]),
+        ],
+        exception_handlers=_NOT_HERE,
     )
 
 
@@ -151,6 +158,17 @@ def _guarded(handle: _Handler, *, tell_all: bool = False) -> _Handler:
             return _problem(StrongroomError("unexpected error"), tell_all=False)
 
     return guarded
+
+
+async def _not_here(_request: Request, exc: Exception) -> Response:
+    # Clients of other makers read RFC 7807 from whatever is not 200.
+    assert isinstance(exc, HTTPException)
+    body = {"type": f"{_PROBLEM}input", "title": InputError.code, "status": exc.status_code, "detail": exc.detail}
+    media_type = "application/problem+json"
+    return JSONResponse(body, status_code=exc.status_code, headers=exc.headers, media_type=media_type)
+
+
+_NOT_HERE = {HTTPException: _not_here}
 
 
 def _problem(exc: StrongroomError, *, tell_all: bool) -> Response:

@@ -18,6 +18,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TypeGuard
 
+from cryptography.hazmat.primitives.asymmetric import ec
+
 from strongroom._encoding import canonical_json, check_bounds, parse_json
 from strongroom.attest.binding import JOB_FILE, MAX_JOB_BYTES, init_data_digest
 from strongroom.attest.claims import Claims, check_init_data, check_report_data
@@ -28,6 +30,7 @@ from strongroom.attest.handshake import AttestRequest, AuthRequest, Challenge
 from strongroom.attest.result import issue_ear
 from strongroom.attest.verifiers import AnchoredVerifier, verify_any
 from strongroom.attest.verifiers.choose import verifier_for
+from strongroom.crypto import jose, x509
 from strongroom.errors import (
     AttestationError,
     DeniedError,
@@ -175,6 +178,12 @@ class GuestAPI:
             lifetime=timedelta(seconds=self._service.lease_s),
             job_digest=job,
         )
+
+    def jwks(self) -> dict[str, object]:
+        """Return the key that signs attestation results, as a JWK set (RFC 7517)."""
+        key = x509.certificate_from_pem(self._service.identity_pem).public_key()
+        assert isinstance(key, ec.EllipticCurvePublicKey)
+        return {"keys": [jose.jwk(key, alg="ES256", use="sig", kid=x509.spki_id(key))]}
 
     def guest(self, session: str, *, now: datetime) -> Guest:
         """Return the attested guest of a session.
