@@ -96,7 +96,7 @@ def test_T222_a_file_of_a_package_is_called_like_a_template(plan: LaunchPlan) ->
 def test_T222_names_that_no_list_can_carry(name: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match="no measured file may have in its name"):
-        place_files(tmp_path / "root", {name: tmp_path / "file"}, {})
+        place_files(tmp_path / "root", {name: tmp_path / "file"}, {}, tmp_path / "cache")
 
 
 def test_T223_gramine_quotes_other_report_data(tmp_path: Path) -> None:

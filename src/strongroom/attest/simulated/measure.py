@@ -14,13 +14,13 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from strongroom._encoding import labelled_hash
 from strongroom.errors import InputError
 
-__all__ = ["file_digests", "measure_mounts", "tree_digest"]
+__all__ = ["FileDigests", "measure_mounts", "tree_digest"]
 
 _HEX = re.compile(r"[0-9a-f]{64}")
 _Row = tuple[str, str, int, str]  # name, kind (f, l, d), executable or 0, stat identity or link target
@@ -56,29 +56,40 @@ def tree_digest(root: Path, cache: Path | None = None) -> bytes:
     return digest
 
 
-def file_digests(root: Path, cache: Path) -> dict[str, str]:
-    """Return SHA-256 in hex of every file below the folder `root`, by its name there.
+class FileDigests:
+    """Digests of single files, cached by the same identity as trees.
 
     Args:
-        root: A folder of files and folders.
         cache: Folder of the digest cache.
-
-    Raises:
-        InputError: Something there is no file or folder, or is not readable.
     """
-    kept = cache / f"{hashlib.sha256(os.fspath(root).encode()).hexdigest()[:24]}.files.json"
-    try:
-        rows, known = sorted(_walk(os.fspath(root))), _read(kept)
-        if links := [name for name, kind, *_ in rows if kind == "l"]:
-            raise InputError(f"{root / links[0]} is a link: expected a file")
-        files: dict[str, str] = {}
-        _digest(root, rows, known, files)
-        if files != known:
-            cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-            _write(kept, files)
-    except OSError as exc:
-        raise InputError(f"{exc.filename} cannot be measured: {exc.strerror}") from exc
-    return {key.partition("\0")[0]: digest for key, digest in files.items()}
+
+    def __init__(self, cache: Path) -> None:
+        self._kept = cache / "files.json"
+        self._known = _read(self._kept)
+
+    def of(self, paths: Collection[Path]) -> dict[Path, str]:
+        """Return SHA-256 in hex of each file's content.
+
+        Raises:
+            InputError: One is not readable.
+        """
+        from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415  # see `_digest`
+
+        def content(path: Path) -> str:
+            found = self._known.get(_stat_identity(path.stat()))
+            return str(found) if _HEX.fullmatch(str(found)) else _hash_file(path)
+
+        try:
+            with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+                return dict(zip(paths, pool.map(content, paths), strict=True))
+        except OSError as exc:
+            raise InputError(f"{exc.filename} cannot be measured: {exc.strerror}") from exc
+
+    def keep(self, digests: Mapping[Path, str]) -> None:
+        """Remember digests under what the files are by now: a link that was made to one changes its ctime."""
+        self._known |= {_stat_identity(path.stat()): digest for path, digest in digests.items()}
+        self._kept.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _write(self._kept, self._known)
 
 
 def measure_mounts(mounts: list[tuple[str, Path]], launch: bytes, cache: Path | None) -> bytes:
@@ -138,11 +149,14 @@ def _walk(root: str, prefix: str = "") -> Iterator[_Row]:
 
 def _row(name: str, info: os.stat_result, path: str) -> _Row:
     if stat.S_ISREG(info.st_mode):
-        identity = f"{info.st_dev}.{info.st_ino}.{info.st_size}.{info.st_mtime_ns}.{info.st_ctime_ns}"
-        return (name, "f", info.st_mode & 0o111 and 1, identity)
+        return (name, "f", info.st_mode & 0o111 and 1, _stat_identity(info))
     if stat.S_ISLNK(info.st_mode):
         return (name, "l", 0, os.readlink(path))
     raise InputError(f"{path} is neither a file, a folder nor a link: it cannot be measured")
+
+
+def _stat_identity(info: os.stat_result) -> str:
+    return f"{info.st_dev}.{info.st_ino}.{info.st_size}.{info.st_mtime_ns}.{info.st_ctime_ns}"
 
 
 def _digest(root: Path, rows: list[_Row], known: dict[str, object], files: dict[str, str] | None = None) -> bytes:

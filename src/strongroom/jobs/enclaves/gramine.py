@@ -21,7 +21,6 @@ from pathlib import Path
 
 from strongroom._encoding import sha256_id
 from strongroom.attest.sigstruct import Sigstruct
-from strongroom.attest.simulated.measure import file_digests
 from strongroom.errors import InputError, UnavailableError
 from strongroom.jobs.enclaves.libos import (
     GUEST_CODE,
@@ -71,8 +70,8 @@ class GramineEnclave:
         size = needs(plan, files)
         target = folder / f"gramine-{plan.job.removeprefix('sha256:')[:16]}"
         target.mkdir(parents=True, exist_ok=True, mode=0o700)
-        place_files(target / "root", files, {f"{JOB_FOLDER}/init-data.toml": plan.init_data})
-        digests = file_digests(target / "root", self._cache)
+        texts = {f"{JOB_FOLDER}/init-data.toml": plan.init_data}
+        digests = place_files(target / "root", files, texts, self._cache)
         manifest = render_manifest(plan, size, digests)
         template = target / TEMPLATE
         if not template.exists() or template.read_text() != manifest:

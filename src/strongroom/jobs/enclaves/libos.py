@@ -7,6 +7,7 @@ needs and a LibOS lacks is refused here with the reason (docs/decisions/0018-gue
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
 
+from strongroom.attest.simulated.measure import FileDigests
 from strongroom.errors import InputError
 from strongroom.jobs.plan import LaunchPlan
 from strongroom.jobs.runtimes import Runtimes
@@ -122,21 +124,24 @@ def select_files(plan: LaunchPlan, runtimes: Runtimes) -> dict[str, Path]:
     return files | {f"/app/{path.name}": path.resolve() for path in spec.code}
 
 
-def place_files(root: Path, files: Mapping[str, Path], texts: Mapping[str, str]) -> None:
-    """Make the folder `root` hold exactly `files` and `texts` by their path inside: links to the same bytes, or copies.
+def place_files(root: Path, files: Mapping[str, Path], texts: Mapping[str, str], cache: Path) -> dict[str, str]:
+    """Make the folder `root` hold exactly `files` and `texts` by their path inside; return name there -> SHA-256.
+
+    Files are links to the same bytes, or copies. What was hashed is what is there: else it is an error.
 
     Raises:
-        InputError: A name that a measured list cannot carry.
+        InputError: A name that a measured list cannot carry, or a file that changes meanwhile.
     """
     for name in (*files, *texts):
         if not name.isprintable():
             raise InputError(f"{name!r} has a character that no measured file may have in its name")
-    made = set()
+    digests = FileDigests(cache)
+    sources = set(files.values())
+    contents, before = digests.of(sources), {path: path.stat() for path in sources}
+    made = {root / name[1:] for name in (*files, *texts)}
     for name, source in files.items():
         target = root / name[1:]
-        made.add(target)
-        there = target.lstat() if os.path.lexists(target) else None
-        if there is not None and os.path.samestat(there, source.stat()):
+        if os.path.lexists(target) and os.path.samestat(target.lstat(), before[source]):
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         target.unlink(missing_ok=True)
@@ -144,18 +149,24 @@ def place_files(root: Path, files: Mapping[str, Path], texts: Mapping[str, str])
             os.link(source, target)
         except OSError:  # another file system
             shutil.copyfile(source, target)
-            shutil.copymode(source, target)
+            shutil.copystat(source, target)
     for name, text in texts.items():
         target = root / name[1:]
-        made.add(target)
         target.parent.mkdir(parents=True, exist_ok=True)
-        if not target.exists() or target.read_text() != text:
-            target.unlink(missing_ok=True)
-            target.write_text(text)
+        target.unlink(missing_ok=True)
+        target.write_text(text)
     for folder, _, names in os.walk(root):
         for name in names:
             if (old := Path(folder) / name) not in made:
                 old.unlink()
+    placed = {root / name[1:]: contents[source] for name, source in files.items()}
+    for name, source in files.items():
+        now, then = (root / name[1:]).stat(), before[source]
+        if (now.st_size, now.st_mtime_ns) != (then.st_size, then.st_mtime_ns):
+            raise InputError(f"{source} changed while the bundle was built", hint="build it again")
+    digests.keep({**placed, **contents})
+    placed |= {root / name[1:]: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
+    return {path.relative_to(root).as_posix(): digest for path, digest in placed.items()}
 
 
 def write_launch(folder: Path, identity_pem: str) -> None:

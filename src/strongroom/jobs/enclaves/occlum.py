@@ -11,7 +11,6 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from strongroom.attest.simulated.measure import file_digests
 from strongroom.errors import InputError, UnavailableError
 from strongroom.jobs.enclaves.libos import (
     GUEST_CODE,
@@ -80,9 +79,8 @@ class OcclumEnclave:
         target = folder / f"occlum-{plan.job.removeprefix('sha256:')[:16]}"
         target.mkdir(parents=True, exist_ok=True, mode=0o700)
         texts = {f"{JOB_FOLDER}/init-data.toml": plan.init_data, ENTRY: _ENTRY_SCRIPT}
-        place_files(target / "root", files, texts)
+        digests = place_files(target / "root", files, texts, self._cache)
         (target / "root" / ENTRY[1:]).chmod(0o755)
-        digests = file_digests(target / "root", self._cache)
         settings = render_occlum(plan, size)
         text = json.dumps({"settings": settings.splitlines(), "files": digests}, indent=1, sort_keys=True)
         kept = target / "measured.json"
