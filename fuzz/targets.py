@@ -10,11 +10,14 @@ Keys are fixed, so that the seeds in `corpus/` open. Imports of the product are 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -24,15 +27,17 @@ from strongroom._secret import SecretBytes
 from strongroom.attest import appraisal, binding, handshake, patterns, ratls, result
 from strongroom.attest.endorsements import Endorsements, TrustAnchor
 from strongroom.attest.evidence import Evidence
+from strongroom.attest.mrenclave import measure_stream
 from strongroom.attest.policies import AppraisalContext, job_digest
 from strongroom.attest.quote import describe, parse_quote, trimmed
+from strongroom.attest.sigstruct import Sigstruct
 from strongroom.attest.simulated.pki import SimulatedPKI
 from strongroom.attest.simulated.quoting import SimulatedQuotingEnclave
 from strongroom.attest.verifiers import verify_any
 from strongroom.attest.verifiers.dcap import DCAPVerifier
 from strongroom.crypto import column_keys, header, jose, x509
 from strongroom.crypto.keys import StaticKeyRing
-from strongroom.guest import document, tunnel
+from strongroom.guest import apart, document, tunnel
 from strongroom.keyagent import protocol
 from strongroom.kms import audit, broker, messages
 from strongroom.kms.policies import OutputRule
@@ -265,6 +270,32 @@ def ra_tls(raw: bytes) -> None:
     assert claims.measurement == b"m" * 32
 
 
+def sigstruct(raw: bytes) -> None:
+    """The signature of an SGX enclave: one reading, and a signature that holds for no other bytes."""
+    found = Sigstruct.from_bytes(raw)
+    assert found.to_bytes() == raw
+    found.verify()
+
+
+def enclave_pages(raw: bytes) -> None:
+    """The steps that build an SGX enclave."""
+    assert measure_stream(raw) == hashlib.sha256(raw).digest()
+
+
+def files_of_a_process(raw: bytes) -> None:
+    """What a program's process sends the guest: nothing lands outside the volume."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "work"
+        (root / "out").mkdir(parents=True)
+        try:
+            apart.receive_files(root, ["out"], io.BytesIO(raw))
+        except (ValueError, OSError, RecursionError) as exc:  # what the guest makes an error of
+            raise errors.InputError(str(exc)) from exc
+        finally:
+            assert [p.name for p in Path(folder).iterdir()] == ["work"]
+            assert {p.name for p in root.iterdir()} <= {"out"}
+
+
 def model_record(raw: bytes) -> None:
     """The record beside a model."""
     found = ModelRecord.decode(raw)
@@ -309,6 +340,9 @@ TARGETS: dict[str, Target] = {
     "audit_log": Target(audit_log, (errors.IntegrityError, errors.InputError), json=True),
     "certificate": Target(certificate, (errors.InputError,)),
     "ra_tls": Target(ra_tls, _ATTEST),
+    "sigstruct": Target(sigstruct, _ATTEST),
+    "enclave_pages": Target(enclave_pages, _ATTEST),
+    "files_of_a_process": Target(files_of_a_process, (errors.InputError,)),
     "model_record": Target(model_record, (errors.InputError,), json=True),
     "model_scan": Target(model_scan, ()),
     "answer": Target(answer, (errors.InputError,), json=True),
