@@ -145,3 +145,15 @@ def test_T224_what_the_guest_says_is_under_the_report_data() -> None:
     assert requests[0].tee_key().init_data == "sha256:" + "1" * 64
     with pytest.raises(InputError, match="x-init-data is not sha256"):
         replace(requests[0], tee_pubkey={**said, "x-init-data": "1" * 64}).tee_key()
+
+
+def test_T225_results_of_tasks_over_loopback(tmp_path: Path) -> None:
+    (tmp_path / "app.jar").write_bytes(b"PK")
+    off = {"spark.master": "local[2]", "spark.authenticate": "false", "spark.network.crypto.enabled": "false"}
+    spec = JobSpec(name="j", workload="spark", program=tmp_path / "app.jar", engine=off, enclave="gramine")
+    argv = plan_job(spec, WORKLOADS, ("sha256:" + "1" * 64,)).command.argv
+    assert [word for word in argv if word.startswith(("spark.authenticate", "spark.network.crypto"))] == [
+        "spark.authenticate=true",
+        "spark.network.crypto.cipher=AES/GCM/NoPadding",
+        "spark.network.crypto.enabled=true",
+    ]
