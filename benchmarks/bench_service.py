@@ -28,6 +28,8 @@ MEASUREMENT = bytes(range(32))
 
 
 class _Attester:
+    tee = "sgx"
+
     def __init__(self, enclave: SimulatedQuotingEnclave, config_id: bytes) -> None:
         self._enclave = enclave
         self._config_id = config_id

@@ -464,6 +464,8 @@ def test_T56_forged_head(house: House) -> None:
 
 def test_T57_another_trust_service_at_the_guests_address(house: House) -> None:
     class Never:
+        tee = "sgx"
+
         def attest(self, report_data: bytes) -> Any:
             raise AssertionError("evidence went to a stranger")
 

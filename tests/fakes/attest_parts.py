@@ -88,6 +88,8 @@ def _endorsements(fingerprint: str, tee: str, platform: Platform) -> Endorsement
 class FakeAttester:
     """Quotes without a platform process; passes the attester suite."""
 
+    tee = "sgx"
+
     def __init__(self, platform: Platform | None = None) -> None:
         self._platform = platform or Platform()
 

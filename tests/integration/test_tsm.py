@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,10 +15,12 @@ from tests.fakes.snp_parts import DER, MILAN
 from tests.fakes.tsm_tree import Entry, TsmTree, mounted
 from tests.servers.packages import need_fuse
 
+from strongroom.attest.attesters.simulated import SimulatedAttester
 from strongroom.attest.attesters.tsm import TsmAttester, bind_at_runtime
 from strongroom.attest.binding import expected_register
 from strongroom.attest.snp import CERTIFICATES, certificate_table, parse_report
 from strongroom.errors import EvidenceError, InputError, UnavailableError
+from strongroom.guest.cvm import serve
 
 PLATFORM = Platform()
 
@@ -66,7 +70,7 @@ def test_snp_of_a_host_without_certificates(tree: TsmTree, attester: TsmAttester
     assert len(attester.attest(REPORT_DATA).quote) == 1184
     tree.answer = lambda data: (snp(data)[0], bytes(4096))
     assert len(attester.attest(REPORT_DATA).quote) == 1184
-    tree.answer = lambda data: (snp(data)[0], CERTIFICATES["vcek"].bytes + b"\xff" * 8 + bytes(24))
+    tree.answer = lambda data: (snp(data)[0], CERTIFICATES["vcek"] + b"\xff" * 8 + bytes(24))
     with pytest.raises(EvidenceError, match="are not in its"):
         attester.attest(REPORT_DATA)
 
@@ -136,3 +140,25 @@ def test_register(tmp_path: Path) -> None:
     with pytest.raises(UnavailableError, match="RTMR3 cannot be extended"):
         bind_at_runtime(digest, tmp_path / "none")
     assert expected_register(digest) == hashlib.sha384(bytes(48) + digest + bytes(16)).digest()
+
+
+def test_guest_gets_its_evidence_from_process_one(tree: TsmTree, attester: TsmAttester) -> None:
+    assert attester.tee == "snp"
+    mine, theirs = socket.socketpair()
+    ended: list[object] = []
+    thread = threading.Thread(target=lambda: ended.append(serve(theirs, attester)))
+    thread.start()
+    guest = SimulatedAttester(mine, attester.tee)
+    evidence = guest.attest(REPORT_DATA)
+    assert (guest.tee, evidence.tee, parse_report(evidence.quote)["report_data"]) == ("snp", "snp", REPORT_DATA)
+    tree.answer = lambda _data: snp(bytes(64))
+    with pytest.raises(UnavailableError, match="carries other report data"):
+        guest.attest(REPORT_DATA)
+    report = b'report{"status": "completed", "exit_code": 0}'
+    mine.sendall(len(report).to_bytes(4, "big") + report)
+    thread.join(5)
+    assert ended == [{"status": "completed", "exit_code": 0}]
+    mine.close()
+    mine, theirs = socket.socketpair()
+    mine.close()
+    assert serve(theirs, attester)["status"] == "failed"

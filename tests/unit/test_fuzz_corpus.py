@@ -22,4 +22,3 @@ def test_T250_every_kept_input_is_accepted_or_refused_in_order(name: str) -> Non
 
 def test_no_corpus_is_without_a_target() -> None:
     assert {path.name for path in CORPUS.iterdir()} == set(TARGETS)
-

@@ -24,7 +24,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
-from uuid import UUID
 
 from strongroom.attest.quote import Field
 from strongroom.errors import EvidenceError, InputError
@@ -33,11 +32,11 @@ __all__ = ["CERTIFICATES", "REPORT_BYTES", "TCB", "SNPReport", "certificate_tabl
 
 REPORT_BYTES = 0x4A0
 SIGNED_BYTES = 0x2A0
-CERTIFICATES: Mapping[str, UUID] = {
-    "vcek": UUID("63da758d-e664-4564-adc5-f4b93be8accd"),
-    "vlek": UUID("a8074bc2-a25a-483e-aae6-39c045a0b8a1"),
-    "ask": UUID("4ab7b379-bbac-4fe4-a02f-05aef327c782"),
-    "ark": UUID("c0b406a4-a803-4952-9743-3fb6014cd0ae"),
+CERTIFICATES: Mapping[str, bytes] = {
+    "vcek": bytes.fromhex("63da758de6644564adc5f4b93be8accd"),
+    "vlek": bytes.fromhex("a8074bc2a25a483eaae639c045a0b8a1"),
+    "ask": bytes.fromhex("4ab7b379bbac4fe4a02f05aef327c782"),
+    "ark": bytes.fromhex("c0b406a4a803495297433fb6014cd0ae"),
 }
 """The certificates that a host may give its guests, by the names of the GHCB specification."""
 
@@ -286,7 +285,7 @@ def read_table(raw: bytes) -> dict[str, bytes]:
     """
     if len(raw) > _MAX_TABLE:
         raise EvidenceError(f"certificate table: {len(raw)} bytes, at most {_MAX_TABLE} are read")
-    names = {uuid.bytes: name for name, uuid in CERTIFICATES.items()}
+    names = {guid: name for name, guid in CERTIFICATES.items()}
     found: dict[str, bytes] = {}
     for at in range(0, len(raw) - _ENTRY + 1, _ENTRY):
         kind, offset, size = raw[at : at + 16], *_two(raw[at + 16 : at + 24])
@@ -307,7 +306,7 @@ def certificate_table(certificates: Mapping[str, bytes]) -> bytes:
     present = [(CERTIFICATES[name], certificates[name]) for name in CERTIFICATES if name in certificates]
     at, entries = _ENTRY * (len(present) + 1), b""
     for kind, der in present:
-        entries += kind.bytes + at.to_bytes(4, "little") + len(der).to_bytes(4, "little")
+        entries += kind + at.to_bytes(4, "little") + len(der).to_bytes(4, "little")
         at += len(der)
     return entries + bytes(_ENTRY) + b"".join(der for _, der in present)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from strongroom._stores import check_folders, is_url, split_url
 from strongroom.client.petnames import Petnames
@@ -19,7 +19,7 @@ from strongroom.errors import InputError
 from strongroom.jobs.plan import Bundle, LaunchPlan, Outcome, plan_job
 from strongroom.jobs.registry import WORKLOADS, enclave
 from strongroom.jobs.runtimes import Runtimes
-from strongroom.jobs.spec import JobKey, JobSpec, Limits, Location, Sandbox, Sgx, Volume, load_spec
+from strongroom.jobs.spec import Cvm, JobKey, JobSpec, Limits, Location, Sandbox, Sgx, Volume, load_spec
 from strongroom.jobs.targets.local import LocalTarget
 from strongroom.jobs.targets.mounts import Mounts
 
@@ -267,6 +267,7 @@ def read_job_file(path: Path) -> tuple[JobSpec, tuple[VolumeRequest, ...]]:
             files=tuple(base / str(f) for f in cast(list[object], job.get("files", []))),
             sandbox=Sandbox(**cast(dict[str, bool], job["sandbox"])),
             sgx=Sgx(**cast(dict[str, bool], job["sgx"])),
+            cvm=_cvm_table(base, cast(dict[str, Any], job["cvm"])),
             limits=Limits(**cast(dict[str, int], job["limits"])),
             keys=tuple(_key_table(table) for table in keys),
             venv=None if (venv := parse_venv(cast(str | None, job.get("venv")))) is None else base / venv,
@@ -281,6 +282,11 @@ def read_job_file(path: Path) -> tuple[JobSpec, tuple[VolumeRequest, ...]]:
     except (TypeError, AttributeError, ValueError) as exc:
         raise InputError(f"{path}: a field has the wrong type: {exc}") from exc
     return spec, volumes
+
+
+def _cvm_table(base: Path, table: dict[str, Any]) -> Cvm:
+    paths = {n: str(base / str(table[n])) for n in ("kernel", "modules", "firmware") if table.get(n)}
+    return Cvm(**{**table, **paths})
 
 
 def _setting(value: object) -> str:

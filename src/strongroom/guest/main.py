@@ -41,8 +41,12 @@ CODE_FOLDER = Path("/app")
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-def main() -> NoReturn:
-    """Run the job and exit with the program's exit code, or 1 if it did not run."""
+def main(tee: str = "sgx") -> NoReturn:
+    """Run the job and exit with the program's exit code, or 1 if it did not run.
+
+    Args:
+        tee: Whose evidence comes over the socket.
+    """
     started = time.monotonic()
     confine.harden_guest()
     for number in STOPPING:
@@ -51,7 +55,7 @@ def main() -> NoReturn:
     log.configure()
     platform = socket.socket(fileno=PLATFORM_FD)
     report = Report()
-    attempt(report, lambda: _run(platform, report, started))
+    attempt(report, lambda: _run(platform, tee, report, started))
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
     _tell(platform, report)
@@ -76,7 +80,7 @@ def _stop_early(_number: int, _frame: object) -> NoReturn:
     raise UnavailableError("stopped before the program started")
 
 
-def _run(platform: socket.socket, report: Report, started: float) -> None:
+def _run(platform: socket.socket, tee: str, report: Report, started: float) -> None:
     launch = read_object(JOB_FOLDER / "launch.json")  # the host's word, for addresses only
     init_data, document = read_job(JOB_FOLDER)
     _take_code(document)
@@ -85,7 +89,7 @@ def _run(platform: socket.socket, report: Report, started: float) -> None:
         _kept_open(str(launch.get("service"))),
         str(launch.get("identity")),
         identity,
-        SimulatedAttester(platform),
+        SimulatedAttester(platform, tee),
         init_data,
     )
     threading.Thread(target=_import_ahead, daemon=True).start()

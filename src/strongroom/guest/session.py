@@ -124,7 +124,7 @@ class ServiceSession:
         Raises:
             AttestationError, DeniedError: The service does not believe the evidence.
         """
-        reply = self._connection.request("POST", "/kbs/v0/auth", AuthRequest(tee="sgx").to_json())
+        reply = self._connection.request("POST", "/kbs/v0/auth", AuthRequest(tee=self._attester.tee).to_json())
         challenge = Challenge.from_json(reply.json())
         self._connection.headers["Cookie"] = reply.headers.get("set-cookie", "").partition(";")[0]
         pubkey = tee_pubkey(self._key.public_key(), self._tls_key.public_key(), self._said)

@@ -16,7 +16,7 @@ from strongroom.jobs.workloads.torch import TorchWorkload
 __all__ = ["ENCLAVES", "WORKLOADS", "enclave"]
 
 WORKLOADS: Mapping[str, Workload] = {"python": PythonWorkload(), "spark": SparkWorkload(), "torchrun": TorchWorkload()}
-ENCLAVES = ("sim", "gramine", "occlum")
+ENCLAVES = ("sim", "gramine", "occlum", "cvm")
 
 
 def enclave(kind: str, runtimes: Runtimes, *, cache: Path, service: Path, identity_pem: str) -> Enclave:
@@ -43,4 +43,8 @@ def enclave(kind: str, runtimes: Runtimes, *, cache: Path, service: Path, identi
             from strongroom.jobs.enclaves.occlum import OcclumEnclave  # noqa: PLC0415
 
             return OcclumEnclave(runtimes, cache=cache, identity_pem=identity_pem)
+        case "cvm":
+            from strongroom.jobs.enclaves.cvm import ConfidentialVM  # noqa: PLC0415
+
+            return ConfidentialVM(runtimes, cache=cache, identity_pem=identity_pem)
     raise InputError(f"enclave kind {kind!r} is not available: expected {' or '.join(ENCLAVES)}")

@@ -55,6 +55,7 @@ _GUEST_PARTS = (
     "attest/evidence.py",
     "attest/handshake.py",
     "attest/quote.py",
+    "attest/snp.py",
     "attest/attesters",
 )
 _GUEST_PACKAGES = ("cryptography", "cffi", "_cffi_backend")

@@ -16,7 +16,7 @@ from typing import Literal
 from strongroom._encoding import sha256_id
 from strongroom.errors import InputError
 
-__all__ = ["JobKey", "JobSpec", "Limits", "Location", "Sandbox", "Sgx", "Volume", "job_document", "load_spec"]
+__all__ = ["Cvm", "JobKey", "JobSpec", "Limits", "Location", "Sandbox", "Sgx", "Volume", "job_document", "load_spec"]
 
 Location = Path | str
 """A folder of this machine, or the URL of a folder in a store, such as `hdfs://namenode:9000/sealed`."""
@@ -124,6 +124,34 @@ class Sgx:
             raise InputError(f"[sgx] size_mb: an enclave's size is a power of two, got {self.size_mb}")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cvm:
+    """What a confidential VM of the job is made of; part of its launch digest.
+
+    Attributes:
+        kernel: The kernel's file.
+        modules: Folder of its modules (`/lib/modules/VERSION`), "" if what it needs is built in.
+        firmware: The firmware's file (OVMF), "" to leave it to whoever launches; the launch digest needs it.
+        vcpus: Virtual processors.
+        vcpu_type: QEMU's name of their model, which SEV-SNP's launch digest covers.
+        memory_mb: Memory, which holds the first file system too.
+    """
+
+    kernel: str = ""
+    modules: str = ""
+    firmware: str = ""
+    vcpus: int = 2
+    vcpu_type: str = "EPYC-v4"
+    memory_mb: int = 8192
+
+    def __post_init__(self) -> None:
+        for name in ("kernel", "modules", "firmware", "vcpu_type"):
+            if not isinstance(getattr(self, name), str):
+                raise InputError(f"[cvm] {name} is a text, got {getattr(self, name)!r}")
+        _check_range("[cvm] vcpus", self.vcpus, 512)
+        _check_range("[cvm] memory_mb", self.memory_mb, 1 << 24)
+
+
 def _check_range(name: str, value: object, highest: int) -> None:
     if type(value) is not int or not 1 <= value <= highest:
         raise InputError(f"{name} is a number from 1 to {highest}, got {value!r}")
@@ -150,8 +178,9 @@ class JobSpec:
         limits: Time limits.
         publish_on_failure: Commit outputs even if the program fails.
         checkpoint_s: Seconds between commits while the program runs, which stay whatever becomes of it; 0 for none.
-        enclave: `sim`, `gramine` or `occlum`.
-        sgx: For the latter two.
+        enclave: `sim`, `gramine`, `occlum` or `cvm`.
+        sgx: For Gramine and Occlum.
+        cvm: For `cvm`.
         target: `local` or `cluster`.
         workers: Machines of the cluster that it is for; 0 if it is for this machine alone.
     """
@@ -174,6 +203,7 @@ class JobSpec:
     checkpoint_s: int = 0
     enclave: str = "sim"
     sgx: Sgx = field(default_factory=Sgx)
+    cvm: Cvm = field(default_factory=Cvm)
     target: str = "local"
     workers: int = 0
 
@@ -280,7 +310,7 @@ def load_spec(path: Path) -> tuple[dict[str, object], list[dict[str, object]], l
         raise InputError(f"{path} is not readable: {exc.strerror}", hint="name a job file") from exc
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         raise InputError(f"{path} is not TOML: {exc}") from exc
-    _known(path, "", document, {"job", "volume", "key", "sandbox", "limits", "sgx"})
+    _known(path, "", document, {"job", "volume", "key", "sandbox", "limits", "sgx", "cvm"})
     job, volumes, keys = document.get("job", {}), document.get("volume", []), document.get("key", [])
     if not isinstance(job, dict) or not isinstance(volumes, list) or not isinstance(keys, list):
         raise InputError(f"{path}: expected a table [job] and tables [[volume]] and [[key]]")
@@ -290,7 +320,7 @@ def load_spec(path: Path) -> tuple[dict[str, object], list[dict[str, object]], l
         items = value if isinstance(value, list) else []
         if not isinstance(value, kind) or not all(isinstance(v, str) for v in items):
             raise InputError(f"{path}: {name} is {form}, got {value!r}")
-    for name, kind in (("sandbox", Sandbox), ("limits", Limits), ("sgx", Sgx)):
+    for name, kind in (("sandbox", Sandbox), ("limits", Limits), ("sgx", Sgx), ("cvm", Cvm)):
         table = document.get(name, {})
         _known(path, name, table, {f.name for f in fields(kind)})
         job = {**job, name: table}

@@ -36,6 +36,7 @@ from strongroom.errors import (
     DeniedError,
     EndorsementError,
     InputError,
+    IntegrityError,
     StrongroomError,
     UnavailableError,
 )
@@ -300,7 +301,10 @@ class _EndorsementFiles:
         paths = sorted(self._folder.glob("*.json"))
         stamp = tuple((path.name, path.stat().st_mtime_ns) for path in paths)
         if stamp != self._stamp:
-            self._found = [(anchor, one) for anchor, found in map(read_bundle, paths) for one in found]
+            try:
+                self._found = [(anchor, one) for anchor, found in map(read_bundle, paths) for one in found]
+            except EndorsementError as exc:  # no guest's fault, who is told the code alone
+                raise IntegrityError(str(exc), hint=exc.hint) from exc
             self._stamp = stamp
         return self._found
 

@@ -12,6 +12,11 @@ __all__ = ["Attester"]
 class Attester(Protocol):
     """Makes evidence about the enclave it runs in."""
 
+    @property
+    def tee(self) -> str:
+        """Whose evidence it makes: sgx, tdx or snp."""
+        ...
+
     def attest(self, report_data: bytes) -> Evidence:
         """Return evidence that carries exactly these 64 bytes.
 

@@ -25,6 +25,8 @@ class GramineAttester:
         folder: Gramine's pseudo-files.
     """
 
+    tee = "sgx"
+
     def __init__(self, folder: Path = Path("/dev/attestation")) -> None:
         self._folder = folder
 

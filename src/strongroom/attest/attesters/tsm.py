@@ -41,6 +41,24 @@ class TsmAttester:
     def __init__(self, reports: Path = TSM_REPORTS) -> None:
         self._reports = reports
 
+    @property
+    def tee(self) -> str:
+        """The TEE of the kernel's provider.
+
+        Raises:
+            EvidenceError: A provider that is not known.
+            UnavailableError: There is no configfs-tsm, or it refuses.
+        """
+        self._check_there()
+        entry = self._reports / f"strongroom-{os.getpid()}-{secrets.token_hex(8)}"
+        try:
+            entry.mkdir(mode=0o700)
+            provider = _read(entry / "provider")
+            entry.rmdir()
+        except OSError as exc:
+            raise UnavailableError(f"configfs-tsm refuses: {exc.strerror}") from exc
+        return _tee(provider.decode("ascii", "replace").strip())
+
     def attest(self, report_data: bytes) -> Evidence:
         """Return evidence that carries `report_data`.
 
@@ -51,16 +69,19 @@ class TsmAttester:
         """
         if len(report_data) != 64:
             raise InputError(f"report data has 64 bytes, got {len(report_data)}")
-        if not self._reports.is_dir():
-            raise UnavailableError(
-                f"there is no {self._reports}",
-                hint="this takes a TDX or SEV-SNP guest with Linux 6.7 and configfs mounted at /sys/kernel/config",
-            )
+        self._check_there()
         for _ in range(_TRIES):
             found = self._once(report_data)
             if found is not None:
                 return found
         raise UnavailableError(f"configfs-tsm: another writer interfered {_TRIES} times")
+
+    def _check_there(self) -> None:
+        if not self._reports.is_dir():
+            raise UnavailableError(
+                f"there is no {self._reports}",
+                hint="this takes a TDX or SEV-SNP guest with Linux 6.7 and configfs mounted at /sys/kernel/config",
+            )
 
     def _once(self, report_data: bytes) -> Evidence | None:
         entry = self._reports / f"strongroom-{os.getpid()}-{secrets.token_hex(8)}"
@@ -106,9 +127,7 @@ def bind_at_runtime(digest: bytes, registers: Path = TDX_REGISTERS) -> None:
 
 
 def _evidence(provider: str, raw: bytes, extra: bytes) -> tuple[Evidence, bytes]:
-    tee = _TEES.get(provider)
-    if tee is None:
-        raise EvidenceError(f"configfs-tsm: expected provider {' or '.join(_TEES)}, got {provider!r:.40}")
+    tee = _tee(provider)
     if tee == "tdx":
         quote = trimmed(raw)  # quoting services pad
         return Evidence(tee=tee, quote=quote), parse_quote(quote).report_data
@@ -117,6 +136,12 @@ def _evidence(provider: str, raw: bytes, extra: bytes) -> tuple[Evidence, bytes]
     certificate = read_table(extra).get(report.signer) if extra else None
     table = certificate_table({report.signer: certificate}) if certificate else b""
     return Evidence(tee=tee, quote=report.raw + table), report["report_data"]
+
+
+def _tee(provider: str) -> str:
+    if provider not in _TEES:
+        raise EvidenceError(f"configfs-tsm: expected provider {' or '.join(_TEES)}, got {provider!r:.40}")
+    return _TEES[provider]
 
 
 def _number(path: Path) -> int:

@@ -309,6 +309,7 @@ def _check_signed(what: str, issuer: x509.Certificate, signature: bytes, signed:
         raise VerificationError(f"chain: the {what} is not signed by {_common_name(issuer)}") from exc
 
 
+@lru_cache(maxsize=256)  # of parsing alone: machines come again with every renewal
 def _load(what: str, der: bytes) -> x509.Certificate:
     try:
         certificate = x509.load_der_x509_certificate(der)

@@ -1,0 +1,249 @@
+"""Process one of a confidential VM: the kernel starts it from a first file system that the launch digest covers.
+
+1. load the modules that lie beside; 2. mount what a Linux system has, enclave memory, and the host's folders (sealed
+data, and one with the service's address); 3. bring the network up; 4. pass the guest's connections on to the trust
+service, so that a program without network has none; 5. run the guest, as in a sandbox, under a user of its own, and
+fetch it evidence from the kernel; 6. say how it ended, and power off.
+
+The host's folders and network are the host's: the guest opens nothing there that is not sealed, and knows the service
+by its key. Standard library only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import socket
+import struct
+import sys
+import threading
+from pathlib import Path
+from typing import NoReturn
+
+from strongroom._encoding import parse_json
+from strongroom.attest.attesters import Attester
+from strongroom.attest.attesters.tsm import TsmAttester
+from strongroom.attest.binding import JOB_FILE, parse_init_data
+from strongroom.errors import InputError, StrongroomError
+
+__all__ = ["main", "serve"]
+
+_JOB, _HOST, _MODULES = Path("/strongroom/job"), Path("/strongroom/host"), Path("/strongroom/modules")
+_DOOR = "/trust/service/guest.sock"
+_PLATFORM_FD = 10
+_USER = 1000
+_CAPABILITIES = (1 << 2) | (1 << 21)  # DAC_READ_SEARCH and SYS_ADMIN: the guest gives them up before the program starts
+_PR_SET_KEEPCAPS, _PR_CAP_AMBIENT, _RAISE = 8, 47, 2
+_CAPABILITY_VERSION_3 = 0x20080522
+_CLONE_NEWNET = 0x40000000
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 1, 2, 4, 8
+_INIT_MODULE = {"x86_64": 175, "aarch64": 105}
+_POWER_OFF = 0x4321FEDC
+_SIOCSIFFLAGS, _SIOCSIFADDR, _SIOCSIFNETMASK = 0x8914, 0x8916, 0x891C
+_MAX_MESSAGE = 1 << 24
+_SHARED = "trans=virtio,version=9p2000.L,msize=262144"
+_GUEST = (
+    "import sys; sys.path.insert(0, '/strongroom/guest'); from strongroom.guest.main import main; main(sys.argv[1])"
+)
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def main() -> NoReturn:
+    """Run the job and power off; whatever happens, nothing else runs here."""
+    ended: dict[str, object] = {"status": "failed"}
+    try:
+        ended = _run()
+    except (StrongroomError, OSError) as exc:
+        ended["error"] = {"message": f"{type(exc).__name__}: {exc}"}
+    except Exception as exc:  # nothing of an unforeseen error's text may leave: it could hold data
+        ended["error"] = {"message": f"unexpected error: {type(exc).__name__}"}
+    with contextlib.suppress(OSError):
+        (_HOST / "report.json").write_text(json.dumps(ended))
+    _say(json.dumps(ended))
+    os.sync()
+    _libc.reboot(_POWER_OFF)
+    os._exit(1)
+
+
+def _run() -> dict[str, object]:
+    _mount("proc", "/proc", "proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
+    _load_modules()  # 1.
+    document = parse_json(parse_init_data((_JOB / "init-data.toml").read_text())[JOB_FILE], "the job document")
+    if not isinstance(document, dict):
+        raise InputError("the job document is not an object")
+    _mount_all(document)  # 2.
+    launch = parse_json((_HOST / "launch.json").read_bytes(), "launch.json")
+    if not isinstance(launch, dict):
+        raise InputError("launch.json is not an object")
+    _bring_up("lo", "127.0.0.1", "255.0.0.0")  # 3.
+    address, mask = str(launch.get("address", "10.0.2.15")), str(launch.get("netmask", "255.255.255.0"))
+    for name in sorted(os.listdir("/sys/class/net")):
+        if name != "lo":
+            _bring_up(name, address, mask)
+            break
+    _pass_on(str(launch.get("service")))  # 4.
+    (_JOB / "launch.json").write_text(json.dumps({"service": f"unix:{_DOOR}", "identity": launch.get("identity")}))
+    return _guest(TsmAttester(), network=_flag(document, "sandbox", "network"))  # 5.
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"strongroom: {text}\n")
+    sys.stderr.flush()
+
+
+def _load_modules() -> None:
+    # In the order in which they need each other; one that this machine has no device for is no failure.
+    number = _INIT_MODULE[os.uname().machine]
+    for path in sorted(_MODULES.iterdir()) if _MODULES.is_dir() else []:
+        raw = path.read_bytes()
+        if _libc.syscall(number, raw, ctypes.c_ulong(len(raw)), b"") and ctypes.get_errno() not in (17, 19):
+            _say(f"module {path.name}: {os.strerror(ctypes.get_errno())}")
+
+
+def _mount_all(document: dict[str, object]) -> None:
+    _mount("sysfs", "/sys", "sysfs", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
+    _mount("devtmpfs", "/dev", "devtmpfs", _MS_NOSUID)
+    for name, target in {"stdin": "0", "stdout": "1", "stderr": "2"}.items():
+        os.symlink(f"/proc/self/fd/{target}", f"/dev/{name}")
+    os.symlink("/proc/self/fd", "/dev/fd")
+    with contextlib.suppress(OSError):  # without it programs see copies of their volumes
+        os.chown("/dev/fuse", _USER, _USER)
+    with contextlib.suppress(OSError):  # without it there is no evidence, which the attester says
+        _mount("configfs", "/sys/kernel/config", "configfs", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
+    sandbox = document.get("sandbox")
+    scratch = sandbox.get("scratch_mb") if isinstance(sandbox, dict) else None
+    for place in ("/work", "/tmp", "/dev/shm", "/run", "/app"):  # noqa: S108  # enclave memory
+        size = 64 if place == "/run" else scratch if isinstance(scratch, int) else 1024
+        _mount("tmpfs", place, "tmpfs", _MS_NOSUID | _MS_NODEV, f"size={size}m,mode=0700,uid={_USER},gid={_USER}")
+    _mount("host", str(_HOST), "9p", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, _SHARED)
+    volumes = document.get("volumes")
+    for number, volume in enumerate(volumes if isinstance(volumes, list) else []):
+        flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC | (_MS_RDONLY if volume["mode"] == "ro" else 0)
+        _mount(f"sealed{number}", f"/sealed/{volume['name']}", "9p", flags, _SHARED)
+    if document.get("staged") is True:
+        for place in ("/sealed", "/trust"):  # for the guest alone
+            os.chmod(place, 0)
+
+
+def _mount(source: str, place: str, kind: str, flags: int, options: str = "") -> None:
+    os.makedirs(place, exist_ok=True)
+    if _libc.mount(source.encode(), os.fsencode(place), kind.encode(), flags, options.encode()):
+        number = ctypes.get_errno()
+        raise OSError(number, f"mounting {source} ({kind}): {os.strerror(number)}", place)
+
+
+def _bring_up(name: str, address: str, mask: str) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        for request, value in ((_SIOCSIFADDR, address), (_SIOCSIFNETMASK, mask)):
+            where = struct.pack("<H2x4s8x", socket.AF_INET, socket.inet_aton(value))
+            fcntl.ioctl(control, request, struct.pack("16s16s", name.encode(), where))
+        fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sh14x", name.encode(), 0x41))  # up and running
+
+
+def _pass_on(service: str) -> None:
+    host, _, port = service.removeprefix("https://").rstrip("/").rpartition(":")
+    os.makedirs(os.path.dirname(_DOOR), exist_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(_DOOR)
+    os.chown(_DOOR, _USER, _USER)
+    listener.listen(16)
+
+    def accept() -> None:
+        while True:
+            near, _ = listener.accept()
+            try:
+                far = socket.create_connection((host.strip("[]"), int(port)), 30)
+            except (OSError, ValueError):
+                near.close()
+                continue
+            far.settimeout(None)
+            for source, target in ((near, far), (far, near)):
+                threading.Thread(target=_copy, args=(source, target), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+
+
+def _copy(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while part := source.recv(1 << 16):
+            target.sendall(part)
+    with contextlib.suppress(OSError):
+        target.shutdown(socket.SHUT_WR)
+
+
+def _guest(attester: Attester, *, network: bool) -> dict[str, object]:
+    tee = attester.tee
+    mine, theirs = socket.socketpair()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.dup2(theirs.fileno(), _PLATFORM_FD, inheritable=True)
+            if not network:
+                _check(_libc.unshare(_CLONE_NEWNET), "unshare")
+            os.setgroups([])
+            _become_user()
+            os.chdir("/work")
+            os.execve(sys.executable, [sys.executable, "-ISB", "-c", _GUEST, tee], {})  # noqa: S606  # no shell here
+        finally:
+            os._exit(127)
+    theirs.close()
+    ended = serve(mine, attester)
+    while True:  # as process one: of whatever else has ended too
+        if os.wait()[0] == child:
+            return ended
+
+
+def serve(sock: socket.socket, attester: Attester) -> dict[str, object]:
+    """Answer the guest's requests for evidence until it says how it ended; return that.
+
+    Whoever writes to configfs has to be root, and the guest gives up being anything before the program starts.
+    """
+    ended: dict[str, object] = {"status": "failed", "error": {"message": "the guest ended without a word"}}
+    with sock, contextlib.suppress(OSError, struct.error):
+        while True:
+            (size,) = struct.unpack(">I", _receive(sock, 4))
+            body = _receive(sock, min(size, _MAX_MESSAGE))
+            answer = b"\0"
+            if body[:5] == b"quote":
+                try:
+                    answer += attester.attest(body[5:]).quote
+                except StrongroomError as exc:
+                    answer = b"\1" + str(exc).encode()
+            elif body[:6] == b"report":
+                found = parse_json(body[6:], "the guest's report", max_bytes=_MAX_MESSAGE)
+                ended = found if isinstance(found, dict) else ended
+            sock.sendall(struct.pack(">I", len(answer)) + answer)
+            if body[:6] == b"report":
+                break
+    return ended
+
+
+def _become_user() -> None:
+    header = struct.pack("<Ii", _CAPABILITY_VERSION_3, 0)
+    _check(_libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0), "keepcaps")
+    os.setresgid(_USER, _USER, _USER)
+    os.setresuid(_USER, _USER, _USER)
+    _check(_libc.capset(header, struct.pack("<6I", *(_CAPABILITIES,) * 3, 0, 0, 0)), "capset")
+    for number in (2, 21):
+        _check(_libc.prctl(_PR_CAP_AMBIENT, _RAISE, number, 0, 0), "ambient")
+
+
+def _check(result: int, what: str) -> None:
+    if result:
+        raise OSError(ctypes.get_errno(), what)
+
+
+def _receive(sock: socket.socket, size: int) -> bytes:
+    parts = bytearray()
+    while len(parts) < size and (part := sock.recv(size - len(parts))):
+        parts += part
+    return bytes(parts)
+
+
+def _flag(document: dict[str, object], table: str, name: str) -> bool:
+    found = document.get(table)
+    return isinstance(found, dict) and found.get(name) is True

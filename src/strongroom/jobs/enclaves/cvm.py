@@ -1,0 +1,275 @@
+"""Enclave kind `cvm`: a bundle for a confidential VM, SEV-SNP or TDX, launched by QEMU with a kernel of its own.
+
+All that runs lies in one first file system (`initrd.cpio`): guest, Python, packages, the job's files and its init data.
+It never touches a disk, and the launch digest covers it, as the firmware checks the hashes of kernel, first file system
+and command line that QEMU puts into the measured memory (SNP), or measures them into RTMR1 and RTMR2 (TDX). The digest
+of the init data goes into HOSTDATA (SNP) or MRCONFIGID (TDX) too, where a policy of the job finds it.
+
+Equal inputs give equal bytes: names are sorted, times are zero, byte code is left out. What is not covered is said in
+`reference.json`, and by the claims of such a VM.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.util
+import json
+import lzma
+import os
+import re
+import shlex
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO
+
+from strongroom.attest.binding import config_id, init_data_digest
+from strongroom.errors import InputError, UnavailableError
+from strongroom.jobs.enclaves.libos import link_volumes
+from strongroom.jobs.enclaves.sim import SimulatedEnclave
+from strongroom.jobs.plan import Bundle, LaunchPlan
+from strongroom.jobs.runtimes import Runtimes
+from strongroom.jobs.spec import Cvm
+
+__all__ = ["ConfidentialVM", "write_cpio"]
+
+COMMAND_LINE = "console=ttyS0 quiet panic=-1"
+_INIT = (
+    "#!/opt/python/bin/python3 -ISB\n"
+    "import sys\nsys.path.insert(0, '/strongroom/guest')\nfrom strongroom.guest.cvm import main\nmain()\n"
+)
+_FOLDERS = ("dev", "proc", "sys", "run", "tmp", "work", "app", "sealed", "trust/service", "strongroom/host")
+_LINKS = {"bin": "usr/bin", "lib": "usr/lib", "lib64": "usr/lib64"}
+_MODULES = ("virtio_pci", "virtio_net", "9pnet_virtio", "9p", "fuse", "configfs", "sev-guest", "tdx-guest")
+MEASURED = {
+    "snp": "launch digest: firmware, first processor state, and through hashes in it kernel, initrd and command line",
+    "tdx": "MRTD: firmware; RTMR0: its configuration; RTMR1: kernel; RTMR2: command line and initrd",
+}
+NOT_MEASURED = (
+    "launch/ and sealed/: the host's word; the guest knows the service by its key and opens nothing that is not sealed",
+    "devices: the host can withhold, delay and repeat what they carry",
+    "SNP without kernel-hashes=on measures the firmware alone: another launch digest, which a policy refuses",
+)
+
+
+class ConfidentialVM:
+    """Builds bundles for confidential VMs.
+
+    Args:
+        runtimes: Where runtimes come from.
+        cache: Digest cache.
+        identity_pem: The trust service's identity certificate; the guest checks it against the measured SPKI id.
+    """
+
+    def __init__(self, runtimes: Runtimes, *, cache: Path, identity_pem: str) -> None:
+        self._sandbox = SimulatedEnclave(runtimes, cache=cache, service=Path(), identity_pem=identity_pem)
+        self._identity_pem = identity_pem
+
+    def build(self, plan: LaunchPlan, folder: Path) -> Bundle:
+        """Write the bundle of `plan` below `folder`.
+
+        Raises:
+            InputError: A job on several machines, no kernel, or a file that is not there.
+        """
+        spec, machine = plan.spec, plan.spec.cvm
+        if plan.command.worker is not None:
+            raise InputError("enclave kind cvm: a job on several machines is not available there yet")
+        if not machine.kernel:
+            raise InputError("enclave kind cvm: [cvm] names no kernel", hint='kernel = "/boot/vmlinuz-..."')
+        target = folder / f"cvm-{plan.job.removeprefix('sha256:')[:16]}"
+        target.mkdir(parents=True, exist_ok=True, mode=0o700)
+        places = self._sandbox.places(plan.command.runtimes, spec.venv)
+        places |= {f"/strongroom/code/{path.name}": path for path in spec.code}
+        texts = {"init": (_INIT, 0o755), "strongroom/job/init-data.toml": (plan.init_data, 0o644)}
+        _write_initrd(target / "initrd.cpio", places, texts, machine)
+        (target / "init-data.toml").write_text(plan.init_data)
+        (target / "job.json").write_text(json.dumps(dict(plan.document), indent=1, ensure_ascii=False))
+        launch = target / "launch" / "launch.json"
+        if not launch.exists():  # the operator's to edit: addresses and no more
+            launch.parent.mkdir(exist_ok=True)
+            service = "https://10.0.2.2:8701"  # what QEMU's own network calls the host
+            launch.write_text(json.dumps({"service": service, "identity": self._identity_pem}, indent=1))
+        link_volumes(target, spec)
+        digest = init_data_digest(plan.init_data)
+        launch_digest, remaining = _launch_digest(target, machine)
+        names = [v.name for v in sorted(spec.volumes, key=lambda v: v.name)]
+        modes = {v.name: v.mode for v in spec.volumes}
+        for tee, script in _scripts(machine, digest, [(n, modes[n]) for n in names]).items():
+            (target / f"launch-{tee}.sh").write_text(script)
+            (target / f"launch-{tee}.sh").chmod(0o755)
+        reference = {
+            "kind": "cvm",
+            "job": plan.job,
+            "kernel": _file_digest(Path(machine.kernel)),
+            "initrd": _file_digest(target / "initrd.cpio"),
+            "firmware": _file_digest(Path(machine.firmware)) if machine.firmware else None,
+            "command_line": COMMAND_LINE,
+            "snp": {"measurement": launch_digest or None, "host_data": config_id(digest, 32).hex(), "vmpl": 0},
+            "tdx": {"mrconfigid": config_id(digest, 48).hex()},
+            "measured": MEASURED,
+            "not_measured": NOT_MEASURED,
+        }
+        (target / "reference.json").write_text(json.dumps(reference, indent=1))
+
+        def measure() -> str:
+            if not launch_digest:
+                raise InputError("the launch digest is not known: " + remaining[0])
+            return launch_digest
+
+        return Bundle(folder=target, job=plan.job, simulated=False, measure=measure, remaining=remaining)
+
+
+def write_cpio(out: IO[bytes], entries: Iterator[tuple[str, int, bytes | Path, int]]) -> None:
+    """Write an initramfs (cpio, "newc") of `entries`: name, mode, content, device; owners are root, times are zero.
+
+    Raises:
+        InputError: A name or file that the format cannot carry.
+    """
+    for number, (name, mode, content, device) in enumerate((*entries, ("TRAILER!!!", 0, b"", 0)), 1):
+        size = content.stat().st_size if isinstance(content, Path) else len(content)
+        if size > 0xFFFFFFFF or "\0" in name:
+            raise InputError(f"{name} does not go into an initramfs: {size} bytes")
+        raw = os.fsencode(name) + b"\0"
+        fields = (number, mode, 0, 0, 1, 0, size, 0, 0, os.major(device), os.minor(device), len(raw), 0)
+        head = b"070701" + "".join(f"{value:08x}" for value in fields).encode() + raw
+        out.write(head + bytes(-len(head) % 4))
+        if isinstance(content, Path):
+            with content.open("rb") as file:
+                written = 0
+                while part := file.read(1 << 20):
+                    written += out.write(part)
+            if written != size:
+                raise InputError(f"{content} changed while it was read")
+        else:
+            out.write(content)
+        out.write(bytes(-size % 4))
+
+
+def _write_initrd(path: Path, places: Mapping[str, Path], texts: Mapping[str, tuple[str, int]], machine: Cvm) -> None:
+    found: dict[str, tuple[int, bytes | Path, int]] = {"dev/console": (stat.S_IFCHR | 0o600, b"", os.makedev(5, 1))}
+    for name in _FOLDERS:
+        found[name] = (stat.S_IFDIR | 0o755, b"", 0)
+    for name, link in _LINKS.items():
+        found[name] = (stat.S_IFLNK | 0o777, link.encode(), 0)
+    for place, source in places.items():
+        found |= _tree(place[1:], source)
+    for name, (text, mode) in texts.items():
+        found[name] = (stat.S_IFREG | mode, text.encode(), 0)
+    for number, (name, raw) in enumerate(_modules(machine)):
+        found[f"strongroom/modules/{number:02}-{name}.ko"] = (stat.S_IFREG | 0o600, raw, 0)
+    for name in list(found):  # every folder before what is in it
+        for parent in list(Path(name).parents)[:-1]:
+            found.setdefault(str(parent), (stat.S_IFDIR | 0o755, b"", 0))
+    beside = path.with_suffix(".new")
+    with beside.open("wb") as out:
+        write_cpio(out, ((name, *found[name]) for name in sorted(found, key=lambda name: name.split("/"))))
+    beside.replace(path)
+
+
+def _tree(place: str, source: Path) -> dict[str, tuple[int, bytes | Path, int]]:
+    if source.is_file():
+        return {place: (stat.S_IFREG | (source.stat().st_mode & 0o555), source, 0)}
+    found: dict[str, tuple[int, bytes | Path, int]] = {}
+    for folder, folders, names in os.walk(source):
+        if "__pycache__" in folders:  # byte code differs from one compilation to the next: builds would too
+            folders.remove("__pycache__")
+        inside = os.path.normpath(os.path.join(place, os.path.relpath(folder, source)))
+        found[inside] = (stat.S_IFDIR | 0o755, b"", 0)
+        for name in (*names, *(f for f in folders if os.path.islink(os.path.join(folder, f)))):
+            path = Path(folder) / name
+            if path.is_symlink():
+                found[f"{inside}/{name}"] = (stat.S_IFLNK | 0o777, os.fsencode(os.readlink(path)), 0)
+            elif path.is_file():
+                found[f"{inside}/{name}"] = (stat.S_IFREG | (path.stat().st_mode & 0o555), path, 0)
+    return found
+
+
+def _modules(machine: Cvm) -> list[tuple[str, bytes]]:
+    # What virtio, sealed folders and evidence need, each after what it depends on by its own word.
+    if not machine.modules:
+        return []
+    found = sorted(Path(machine.modules).rglob("*.ko*"))
+    files = {path.name.split(".ko")[0].replace("-", "_"): path for path in found}
+    if not files:
+        raise InputError(f"[cvm] modules: {machine.modules} has no kernel modules")
+    ordered: dict[str, bytes] = {}
+
+    def add(name: str) -> None:
+        path = files.get(name.replace("-", "_"))
+        if path is None or path.name.split(".ko")[0] in ordered:
+            return  # built in
+        if path.suffix not in (".ko", ".xz"):
+            raise InputError(f"[cvm] modules: {path.name}: expected a module as .ko or .ko.xz")
+        raw = lzma.decompress(path.read_bytes()) if path.suffix == ".xz" else path.read_bytes()
+        needed = re.search(rb"\0depends=([^\0]*)\0", raw)
+        for other in needed[1].decode().split(",") if needed else []:
+            add(other)
+        ordered[path.name.split(".ko")[0]] = raw
+
+    for name in _MODULES:
+        add(name)
+    return list(ordered.items())
+
+
+def _launch_digest(target: Path, machine: Cvm) -> tuple[str, tuple[str, ...]]:
+    again = f"sev-snp-measure --mode snp --vcpus {machine.vcpus} --vcpu-type {machine.vcpu_type} --ovmf FIRMWARE"
+    again += f" --kernel {machine.kernel} --initrd {target / 'initrd.cpio'} --append {shlex.quote(COMMAND_LINE)}"
+    if not machine.firmware:
+        return "", (f"name the firmware in [cvm], or compute the launch digest: {again}",)
+    if importlib.util.find_spec("sevsnpmeasure") is None:
+        return "", (f"pip install sev-snp-measure and build again, or elsewhere: {again}",)
+    words = [sys.executable, "-m", "sevsnpmeasure.cli", *shlex.split(again)[1:]]
+    words[words.index("FIRMWARE")] = machine.firmware
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=600)
+    found = done.stdout.strip()
+    if done.returncode or not re.fullmatch(r"[0-9a-f]{96}", found):
+        said = (done.stderr or found).strip().splitlines()
+        reason = said[-1] if said else f"status {done.returncode}"
+        raise UnavailableError(f"sev-snp-measure: {reason}", hint="is [cvm] firmware an OVMF for SEV-SNP?")
+    return found, ()
+
+
+def _scripts(machine: Cvm, digest: bytes, volumes: list[tuple[str, str]]) -> dict[str, str]:
+    host_data, config = (base64.b64encode(config_id(digest, size)).decode() for size in (32, 48))
+    shares = ['-virtfs local,path="$here/launch",mount_tag=host,security_model=none']
+    shares += [
+        f'-virtfs local,path="$(readlink -f "$here/sealed/{name}")",mount_tag=sealed{number},security_model=none'
+        + (",readonly=on" if mode == "ro" else "")
+        for number, (name, mode) in enumerate(volumes)
+    ]
+    objects = {
+        "snp": "-object sev-snp-guest,id=tee,cbitpos=51,reduced-phys-bits=1,policy=0x30000,kernel-hashes=on,"
+        f"host-data={host_data}",
+        "tdx": f'-object \'{{"qom-type":"tdx-guest","id":"tee","mrconfigid":"{config}",'
+        '"quote-generation-socket":{"type":"vsock","cid":"2","port":"4050"}}\'',
+    }
+    irqchip = {"snp": "", "tdx": ",kernel-irqchip=split"}
+    processor = {"snp": machine.vcpu_type, "tdx": "host"}
+    scripts = {}
+    for tee, thing in objects.items():
+        lines = [
+            f"-machine q35,accel=kvm,confidential-guest-support=tee,memory-backend=ram{irqchip[tee]}",
+            f"-object memory-backend-memfd,id=ram,size={machine.memory_mb}M,share=true,prealloc=false",
+            thing,
+            f"-cpu {processor[tee]} -smp {machine.vcpus} -m {machine.memory_mb}M",
+            f'-bios "${{FIRMWARE:-{shlex.quote(machine.firmware) if machine.firmware else "OVMF.fd"}}}"',
+            f'-kernel {shlex.quote(machine.kernel)} -initrd "$here/initrd.cpio" -append {shlex.quote(COMMAND_LINE)}',
+            "-netdev user,id=net -device virtio-net-pci,netdev=net",
+            *shares,
+            '-nographic -no-reboot "$@"',
+        ]
+        head = "#!/bin/sh\n# Written by `strongroom job build`. Altered settings give another launch digest.\nset -eu\n"
+        command = " \\\n  ".join(["exec qemu-system-x86_64", *lines])
+        scripts[tee] = f'{head}here=$(dirname "$(readlink -f "$0")")\n{command}\n'
+    return scripts
+
+
+def _file_digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as exc:
+        raise InputError(f"[cvm] {path} is not readable: {exc.strerror}") from exc
