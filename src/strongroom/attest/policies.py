@@ -102,14 +102,13 @@ class Scope:
 
     def findings(self, claims: Claims) -> list[Finding]:
         """Return what every branch of every policy compares."""
-        tees = ("sgx", "snp", "tdx") if self.tdx else ("sgx", "snp")
+        admits, tees = self.simulated, ("sgx", "snp", "tdx") if self.tdx else ("sgx", "snp")
         hint = "" if self.tdx else " (tdx where tdx_measurements names mrtd and rtmr0 to rtmr3)"
         root = f"simulated ({claims.root_fingerprint[:16]})" if claims.simulated else "hardware"
-        wanted = "hardware or simulated" if self.simulated else "hardware"
-        kind = "a debug enclave" if claims.debug else "a production enclave"
+        kind = f"a {'debug' if claims.debug else 'production'} enclave"
         found = [
             Finding("tee", _listed(tees) + hint, claims.tee, claims.tee in tees),
-            Finding("root", wanted, root, self.simulated or not claims.simulated),
+            Finding("root", "hardware" + " or simulated" * admits, root, admits or not claims.simulated),
             Finding("debug", "a production enclave", kind, not claims.debug),
         ]
         if claims.tee == "snp":
@@ -145,17 +144,17 @@ class Measurement:
 
     def judge(self, context: AppraisalContext, scope: Scope) -> list[Finding]:
         """Return every comparison that decides, passed or not."""
-        own = _one_of("measurement", self.values, context.claims.measurement.hex())
-        return [*scope.findings(context.claims), own]
+        got = context.claims.measurement.hex()
+        return [*scope.findings(context.claims), _one_of("measurement", self.values, got)]
 
 
 @dataclass(frozen=True, slots=True)
 class TdxMeasurements:
     """What TDX measures is one of the values named for it, hex; a register without values is not judged.
 
-    MRTD covers the firmware, RTMR0 its configuration with the ACPI tables (programs that the kernel runs), RTMR1 the
-    kernel, RTMR2 command line and first file system, RTMR3 what is measured after the start. Only all five together
-    say which code runs, so only then does this admit TDX.
+    MRTD covers the firmware, RTMR0 its configuration with ACPI tables (programs that the kernel runs), RTMR1 the kernel,
+    RTMR2 command line and first file system, RTMR3 what is measured later. Only all five together say which code runs,
+    so only then does this admit TDX.
     """
 
     mrtd: tuple[str, ...] = ()
@@ -209,10 +208,9 @@ class MinimumSvn:
     def judge(self, context: AppraisalContext, scope: Scope) -> list[Finding]:
         """Return every comparison that decides, passed or not."""
         claims = context.claims
-        sgx = claims.tee == "sgx"
+        found, sgx = scope.findings(claims), claims.tee == "sgx"
         got = str(claims.isv_svn) if sgx else f"none of {claims.tee}"
-        found = scope.findings(claims)
-        found.append(Finding("minimum_svn", f"at least {self.minimum}", got, sgx and claims.isv_svn >= self.minimum))
+        found.append(Finding(self.kind, f"at least {self.minimum}", got, sgx and claims.isv_svn >= self.minimum))
         if self.product is not None:
             found.append(_one_of("product", (str(self.product),), str(claims.isv_prod_id) if sgx else ""))
         return found
@@ -222,8 +220,8 @@ class MinimumSvn:
 class TcbStatus:
     """The platform's TCB status is one of `allowed`, and of its advisories only those named in `advisories` apply.
 
-    With `grace_days`, an out-of-date platform is allowed only for so long after the date of its TCB level, which is
-    when all that was known had been fixed by it. Without this check the status is UpToDate, and no advisory applies.
+    With `grace_days`, an out-of-date platform is allowed only so long after the date of its TCB level. Without this
+    check the status is UpToDate, and no advisory applies.
     """
 
     allowed: tuple[str, ...] = ("UpToDate",)
@@ -234,8 +232,8 @@ class TcbStatus:
     def judge(self, context: AppraisalContext, scope: Scope) -> list[Finding]:
         """Return every comparison that decides, passed or not."""
         claims = context.claims
-        allowed = tuple(status for status in self.allowed if status in TCB_STATUSES)
-        found = replace(scope, tcb_status=True).findings(claims) + _platform(claims, allowed, self.advisories)
+        found = replace(scope, tcb_status=True).findings(claims)
+        found += _platform(claims, [s for s in self.allowed if s in TCB_STATUSES], self.advisories)
         if self.grace_days is not None and claims.tcb_status.startswith("OutOfDate"):
             age = claims.tcb_age_days
             got = "an unknown date" if age is None else f"{age} days after {claims.tcb_date}"
@@ -272,7 +270,7 @@ class Machine:
         claims = context.claims
         # A machine that hides its name shows zeros: that is no machine's name.
         got = [name.hex() for name in (claims.ppid, claims.piid, claims.chip_id) if any(name)]
-        own = Finding("machine", _listed(self.values), _listed(got), any(name in self.values for name in got))
+        own = Finding(self.kind, _listed(self.values), _listed(got), not set(got).isdisjoint(self.values))
         return [*scope.findings(claims), own]
 
 
@@ -295,8 +293,7 @@ class UnsafeAcceptSimulated:
 
     def judge(self, context: AppraisalContext, scope: Scope) -> list[Finding]:
         """Return why this cannot stand alone: a waiver is not a check."""
-        alone = Finding("unsafe_accept_simulated", "a check beside it", "none")
-        return [*scope.findings(context.claims), alone]
+        return [*scope.findings(context.claims), Finding(self.kind, "a check beside it", "none")]
 
 
 @dataclass(frozen=True, slots=True)
