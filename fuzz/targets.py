@@ -25,10 +25,10 @@ from strongroom import errors
 from strongroom._encoding import b64u_decode, canonical_json, check_bounds, parse_json, sha256_id
 from strongroom._secret import SecretBytes
 from strongroom.attest import appraisal, binding, handshake, patterns, ratls, result
+from strongroom.attest.appraisal import AppraisalContext, job_digest
 from strongroom.attest.endorsements import Endorsements, TrustAnchor
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.mrenclave import measure_stream
-from strongroom.attest.policies import AppraisalContext, job_digest
 from strongroom.attest.quote import describe, parse_quote, trimmed
 from strongroom.attest.sigstruct import Sigstruct
 from strongroom.attest.simulated.pki import SimulatedPKI

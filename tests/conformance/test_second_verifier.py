@@ -89,6 +89,7 @@ def test_quotes_of_real_machines_under_intels_root(real: dict[str, Any]) -> None
     expected = {
         "sgx version 3": ("ConfigurationAndSWHardeningNeeded", ("INTEL-SA-00289", "INTEL-SA-00615"), "00a067110000"),
         "tdx version 4, padded": ("UpToDate", (), "b0c06f000000"),
+        "tdx version 5, TDX 1.5 extended": ("UpToDate", (), "b0c06f000000"),
         "tdx version 5, older than every level": None,
     }[real["name"]]
 
@@ -107,8 +108,9 @@ def test_quotes_of_real_machines_under_intels_root(real: dict[str, Any]) -> None
     assert (claims.tcb_status, claims.advisory_ids, claims.fmspc) == expected
     assert (verdict.status, verdict.advisories) == expected[:2]
     assert (claims.measurement, claims.report_data) == (verdict.measurement, verdict.report_data)
-    assert claims.tcb_date == verdict.date == "2024-03-13"
-    assert (claims.tcb_eval_number, any(claims.ppid)) == (17, True)
+    assert claims.tcb_date == verdict.date
+    assert (claims.tcb_date, claims.tcb_eval_number) in {("2024-03-13", 17), ("2025-08-13", 20)}
+    assert any(claims.ppid)
     with pytest.raises(VerificationError, match="root: expected"):
         PLATFORM.verifier.verify(Evidence(tee=tee, quote=quote), given, now=now)
     if len(raw) > len(quote):  # as its hardware service handed it out
@@ -164,7 +166,7 @@ def test_random_tcb_levels_are_matched_alike() -> None:
         given = given.document("qe_identity", lambda d: _random_identity(rng, d))
         if given.tee == "tdx":
             given = given.body(0, bytes([rng.choice([2, 3, 4]), rng.choice([0, 1, 1, 1])]))
-        if len(given.parts.body) == 648:
+        if len(given.parts.body) >= 648:
             given = given.body(584, bytes([rng.choice([2, 3, 4]), rng.choice([0, 1, 1, 1]), 2]))
         first, second = _both(given)
         assert first == second, given.endorsements.tcb_info

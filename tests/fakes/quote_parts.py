@@ -20,7 +20,10 @@ from strongroom.attest.simulated.pki import SimulatedPKI, raw_signature
 
 PLATFORM = Platform()
 PKI = PLATFORM.pki
-FORMATS = {"sgx3": (3, 1), "sgx4": (4, 1), "sgx5": (5, 1), "tdx4": (4, 2), "tdx5": (5, 2), "tdx5-1.5": (5, 3)}
+FORMATS = {
+    "sgx3": (3, 1), "sgx4": (4, 1), "sgx5": (5, 1),
+    "tdx4": (4, 2), "tdx5": (5, 2), "tdx5-1.5": (5, 3), "tdx5-ex": (5, 4),
+}  # fmt: skip
 _SGX, _TDX = PLATFORM.quote(), PLATFORM.quote_tdx()
 
 
@@ -29,7 +32,7 @@ class Parts:
     """Everything a quote is made of; `build` signs with these keys, so that only what is altered is wrong."""
 
     version: int
-    kind: int  # of the body: 1 SGX, 2 TDX 1.0, 3 TDX 1.5
+    kind: int  # of the body: 1 SGX, 2 TDX 1.0, 3 TDX 1.5, 4 TDX 1.5 extended
     body: bytes
     key_type: int = 2
     tee_type: int | None = None
@@ -51,7 +54,7 @@ class Parts:
     auth_size: int = 0  # added to what the quote says
 
     def build(self) -> bytes:
-        tee_type = (0, 0, 0x81, 0x81)[self.kind] if self.tee_type is None else self.tee_type
+        tee_type = (0, 0, 0x81, 0x81, 0x81)[self.kind] if self.tee_type is None else self.tee_type
         signed = b"".join(_le(n, s) for n, s in ((self.version, 2), (self.key_type, 2), (tee_type, 4)))
         signed += (_le(8, 2) + _le(13, 2) if self.version == 3 else bytes(4)) + self.vendor + bytes(20)
         if self.version == 5:
@@ -82,7 +85,8 @@ def patched(raw: bytes, at: int, value: bytes) -> bytes:
 def parts(name: str) -> Parts:
     """Return the parts of a good quote of a format of `FORMATS`."""
     version, kind = FORMATS[name]
-    body = (b"", _SGX[48:432], _TDX[48:632], _TDX[48:632] + _TDX[48:64] + bytes(48))[kind]
+    newer = _TDX[48:632] + _TDX[48:64] + bytes(48)
+    body = (b"", _SGX[48:432], _TDX[48:632], newer, newer + bytes(237))[kind]
     return Parts(version=version, kind=kind, body=body)
 
 

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.x509.oid import ExtensionOID, NameOID
 
 EVIDENCE, ENDORSEMENT, VERIFICATION = "evidence", "endorsement", "verification"
-BODIES = {1: ("sgx", 384), 2: ("tdx", 584), 3: ("tdx", 648)}
+BODIES = {1: ("sgx", 384), 2: ("tdx", 584), 3: ("tdx", 648), 4: ("tdx", 885)}
 STATUSES = (
     "UpToDate",
     "SWHardeningNeeded",
@@ -106,7 +106,7 @@ def _verify(quote: bytes, tee: str, collateral: Mapping[str, str], root_der: byt
         if other is enclave:
             oldest = min(level["tcbDate"] for level in levels[:-1])
             dates = [(status, oldest), (enclave["tcbStatus"], enclave["tcbDate"])]
-            if len(parts.body) == 648:
+            if len(parts.body) >= 648:
                 status = _relaunch(tcb_info, parts, platform, status, module, enclave)  # .17.4.3
         status = _converged(status, str(other["tcbStatus"]))
         advisories += [a for a in other.get("advisoryIDs", []) if a not in advisories]
@@ -456,7 +456,7 @@ def _attributes(parts: Parts) -> None:
         raise Refused(VERIFICATION, "td_attributes", "reserved bits, SERVTD_EXT or MIGRATABLE")
     if not flags & 1 << 28:
         raise Refused(VERIFICATION, "td_attributes", "SEPT_VE_DISABLE is not set")
-    if len(parts.body) == 648 and any(parts.body[600:]):
+    if len(parts.body) >= 648 and any(parts.body[600:648]):
         raise Refused(VERIFICATION, "service_td")
 
 

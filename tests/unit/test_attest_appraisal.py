@@ -33,6 +33,7 @@ from strongroom.attest.appraisal import (
     references,
 )
 from strongroom.attest.binding import job_init_data
+from strongroom.client.policies import allowance, measured
 from strongroom.errors import AppraisalError, InputError
 
 GOOD = Measurement((MEASUREMENT.hex(),))
@@ -294,3 +295,13 @@ def test_reference_values_that_accept_are_named() -> None:
     for field in ("id", "signer"):
         with pytest.raises(InputError, match="not a SHA-256 id"):
             policy_from_json({**policy_to_json(good), field: "none"})
+
+
+def test_what_an_owner_approves_is_what_the_evidence_said() -> None:
+    for context in (HARDWARE, TDX):
+        policy = allowance(JOB, measured(context.claims.to_json()), simulated=False)
+        check_pins_code(policy)
+        appraise(policy, context)
+        other = replace(context.claims, measurement=bytes(len(context.claims.measurement)))
+        assert _reasons(policy, replace(context, claims=other))
+    assert _reasons(policy, replace(TDX, claims=replace(TDX.claims, rtmrs=(*TDX.claims.rtmrs[:3], bytes(48)))))

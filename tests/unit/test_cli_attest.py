@@ -113,7 +113,7 @@ def test_every_status_has_a_verdict_that_explains_itself(
     assert "hint: " in page
     if status == "Revoked":
         assert value["root"] is None
-        assert page.startswith("REFUSED: the evidence is not true, so the policy was not asked")
+        assert page.startswith("REFUSED: nothing is proven, so the policy was not asked")
         return
     assert (value["root"], value["tcb_status"], value["advisory_ids"]) == ("simulated", status, advisories)
     assert failed["tcb_status"]["expected"] == "UpToDate"

@@ -20,13 +20,12 @@ import re
 from collections.abc import Callable, Mapping
 from typing import cast
 
+from strongroom.attest.findings import AppraisalContext, Finding, Policy, Scope
 from strongroom.attest.policies import (
     TCB_STATUSES,
     TDX_REGISTERS,
     AllOf,
     AnyOf,
-    AppraisalContext,
-    Finding,
     FreeArgument,
     JobDigest,
     Machine,
@@ -34,9 +33,7 @@ from strongroom.attest.policies import (
     MinimumEvaluation,
     MinimumSvn,
     NotDebug,
-    Policy,
     Reference,
-    Scope,
     Signer,
     TcbStatus,
     TdxMeasurements,

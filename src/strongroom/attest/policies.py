@@ -1,19 +1,18 @@
 """The checks that a policy is made of. Each is a value that compares claims and says what it expected and got.
 
 A check judges claims and nothing else: no clock, no network, no global. What holds whether or not a policy says so is
-in `Scope`: a TEE whose code is judged, hardware, no debug enclave, an up-to-date platform without advisories. The
-raising entry and JSON are in `appraisal`.
+in `findings.Scope`; the raising entry and JSON are in `appraisal`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 from strongroom._encoding import sha256_id
 from strongroom.attest.binding import job_init_data
-from strongroom.attest.claims import Claims
+from strongroom.attest.findings import AppraisalContext, Finding, Policy, Scope, listed, one_of, platform_findings
 from strongroom.attest.patterns import MAX_PATTERN_CHARS, compile_pattern
 from strongroom.errors import InputError
 
@@ -22,8 +21,6 @@ __all__ = [
     "TDX_REGISTERS",
     "AllOf",
     "AnyOf",
-    "AppraisalContext",
-    "Finding",
     "FreeArgument",
     "JobDigest",
     "Machine",
@@ -31,9 +28,7 @@ __all__ = [
     "MinimumEvaluation",
     "MinimumSvn",
     "NotDebug",
-    "Policy",
     "Reference",
-    "Scope",
     "Signer",
     "TcbStatus",
     "TdxMeasurements",
@@ -56,86 +51,6 @@ TCB_STATUSES = (
 TDX_REGISTERS = ("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AppraisalContext:
-    """What a policy judges.
-
-    Attributes:
-        claims: Verified.
-        job: The job document whose digest the claims bind (`claims.check_init_data`), None if there is none.
-    """
-
-    claims: Claims
-    job: Mapping[str, object] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One comparison and its outcome; as text it is a reason."""
-
-    check: str
-    expected: str
-    got: str
-    passed: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.check}: expected {self.expected}, got {self.got}"
-
-    def to_json(self) -> dict[str, object]:
-        """Return the finding as JSON-ready values."""
-        return {"check": self.check, "passed": self.passed, "expected": self.expected, "got": self.got}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scope:
-    """What the enclosing `AllOf`s waive or restate.
-
-    Attributes:
-        simulated: `UnsafeAcceptSimulated` is among them.
-        tcb_status: A `TcbStatus` is among them and judges status and advisories.
-        tdx: A complete `TdxMeasurements` is among them and judges all that TDX measures.
-    """
-
-    simulated: bool = False
-    tcb_status: bool = False
-    tdx: bool = False
-
-    def findings(self, claims: Claims) -> list[Finding]:
-        """Return what every branch of every policy compares."""
-        tees = ("sgx", "snp", "tdx") if self.tdx else ("sgx", "snp")
-        hint = "" if self.tdx else " (tdx where tdx_measurements names mrtd and rtmr0 to rtmr3)"
-        root = f"simulated ({claims.root_fingerprint[:16]})" if claims.simulated else "hardware"
-        wanted = "hardware or simulated" if self.simulated else "hardware"
-        kind = "a debug enclave" if claims.debug else "a production enclave"
-        found = [
-            Finding("tee", _listed(tees) + hint, claims.tee, claims.tee in tees),
-            Finding("root", wanted, root, self.simulated or not claims.simulated),
-            Finding("debug", "a production enclave", kind, not claims.debug),
-        ]
-        if claims.tee == "snp":
-            # Below level 0 runs whatever level 0 lets run, which the launch digest does not name.
-            found.append(Finding("vmpl", "0", str(claims.vmpl), claims.vmpl == 0))
-        return found if self.tcb_status else found + _platform(claims, ("UpToDate",))
-
-
-class Policy(Protocol):
-    """Says whether claims are acceptable: every finding passed."""
-
-    kind: ClassVar[str]
-
-    def judge(self, context: AppraisalContext, scope: Scope) -> list[Finding]:
-        """Return every comparison that decides, passed or not."""
-        ...
-
-
-def _listed(values: Sequence[object]) -> str:
-    return " or ".join(str(v) for v in values) or "nothing"
-
-
-def _one_of(check: str, values: Sequence[str], got: str) -> Finding:
-    return Finding(check, _listed(values), got or "nothing", got in values)
-
-
 @dataclass(frozen=True, slots=True)
 class Measurement:
     """MRENCLAVE of SGX, or the launch digest of SNP, is one of `values`, hex."""
@@ -145,17 +60,17 @@ class Measurement:
 
     def judge(self, context: AppraisalContext, scope: Scope) -> list[Finding]:
         """Return every comparison that decides, passed or not."""
-        own = _one_of("measurement", self.values, context.claims.measurement.hex())
-        return [*scope.findings(context.claims), own]
+        got = context.claims.measurement.hex()
+        return [*scope.findings(context.claims), one_of("measurement", self.values, got)]
 
 
 @dataclass(frozen=True, slots=True)
 class TdxMeasurements:
     """What TDX measures is one of the values named for it, hex; a register without values is not judged.
 
-    MRTD covers the firmware, RTMR0 its configuration with the ACPI tables (programs that the kernel runs), RTMR1 the
-    kernel, RTMR2 command line and first file system, RTMR3 what is measured after the start. Only all five together
-    say which code runs, so only then does this admit TDX.
+    MRTD covers the firmware, RTMR0 its configuration with ACPI tables (programs that the kernel runs), RTMR1 the
+    kernel, RTMR2 command line and first file system, RTMR3 what is measured later. Only all five say which code runs,
+    so only then does this admit TDX.
     """
 
     mrtd: tuple[str, ...] = ()
@@ -168,8 +83,7 @@ class TdxMeasurements:
     @property
     def named(self) -> dict[str, tuple[str, ...]]:
         """The registers that are judged, with their values."""
-        values = (self.mrtd, self.rtmr0, self.rtmr1, self.rtmr2, self.rtmr3)
-        return {name: v for name, v in zip(TDX_REGISTERS, values, strict=True) if v}
+        return {name: values for name in TDX_REGISTERS if (values := getattr(self, name))}
 
     @property
     def complete(self) -> bool:
@@ -183,7 +97,7 @@ class TdxMeasurements:
         if claims.tee != "tdx":
             return [*found, Finding("tdx_measurements", "tdx", claims.tee)]
         got = dict(zip(TDX_REGISTERS, (claims.measurement, *claims.rtmrs), strict=True))
-        return found + [_one_of(name, values, got[name].hex()) for name, values in self.named.items()]
+        return found + [one_of(name, values, got[name].hex()) for name, values in self.named.items()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +109,7 @@ class Signer:
 
     def judge(self, context: AppraisalContext, scope: Scope) -> list[Finding]:
         """Return every comparison that decides, passed or not."""
-        return [*scope.findings(context.claims), _one_of("signer", self.values, context.claims.signer.hex())]
+        return [*scope.findings(context.claims), one_of("signer", self.values, context.claims.signer.hex())]
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,12 +123,11 @@ class MinimumSvn:
     def judge(self, context: AppraisalContext, scope: Scope) -> list[Finding]:
         """Return every comparison that decides, passed or not."""
         claims = context.claims
-        sgx = claims.tee == "sgx"
+        found, sgx = scope.findings(claims), claims.tee == "sgx"
         got = str(claims.isv_svn) if sgx else f"none of {claims.tee}"
-        found = scope.findings(claims)
-        found.append(Finding("minimum_svn", f"at least {self.minimum}", got, sgx and claims.isv_svn >= self.minimum))
+        found.append(Finding(self.kind, f"at least {self.minimum}", got, sgx and claims.isv_svn >= self.minimum))
         if self.product is not None:
-            found.append(_one_of("product", (str(self.product),), str(claims.isv_prod_id) if sgx else ""))
+            found.append(one_of("product", (str(self.product),), str(claims.isv_prod_id) if sgx else ""))
         return found
 
 
@@ -222,8 +135,8 @@ class MinimumSvn:
 class TcbStatus:
     """The platform's TCB status is one of `allowed`, and of its advisories only those named in `advisories` apply.
 
-    With `grace_days`, an out-of-date platform is allowed only for so long after the date of its TCB level, which is
-    when all that was known had been fixed by it. Without this check the status is UpToDate, and no advisory applies.
+    With `grace_days`, an out-of-date platform is allowed only so long after the date of its TCB level. Without this
+    check the status is UpToDate, and no advisory applies.
     """
 
     allowed: tuple[str, ...] = ("UpToDate",)
@@ -234,8 +147,8 @@ class TcbStatus:
     def judge(self, context: AppraisalContext, scope: Scope) -> list[Finding]:
         """Return every comparison that decides, passed or not."""
         claims = context.claims
-        allowed = tuple(status for status in self.allowed if status in TCB_STATUSES)
-        found = replace(scope, tcb_status=True).findings(claims) + _platform(claims, allowed, self.advisories)
+        found = replace(scope, tcb_status=True).findings(claims)
+        found += platform_findings(claims, [s for s in self.allowed if s in TCB_STATUSES], self.advisories)
         if self.grace_days is not None and claims.tcb_status.startswith("OutOfDate"):
             age = claims.tcb_age_days
             got = "an unknown date" if age is None else f"{age} days after {claims.tcb_date}"
@@ -272,7 +185,7 @@ class Machine:
         claims = context.claims
         # A machine that hides its name shows zeros: that is no machine's name.
         got = [name.hex() for name in (claims.ppid, claims.piid, claims.chip_id) if any(name)]
-        own = Finding("machine", _listed(self.values), _listed(got), any(name in self.values for name in got))
+        own = Finding(self.kind, listed(self.values), listed(got), not set(got).isdisjoint(self.values))
         return [*scope.findings(claims), own]
 
 
@@ -295,8 +208,7 @@ class UnsafeAcceptSimulated:
 
     def judge(self, context: AppraisalContext, scope: Scope) -> list[Finding]:
         """Return why this cannot stand alone: a waiver is not a check."""
-        alone = Finding("unsafe_accept_simulated", "a check beside it", "none")
-        return [*scope.findings(context.claims), alone]
+        return [*scope.findings(context.claims), Finding(self.kind, "a check beside it", "none")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,7 +241,7 @@ class JobDigest:
             got = "no job document" if context.job is None else job_digest(context.job, self.free)
         except InputError as exc:
             got = f"none: {exc}"
-        return [*scope.findings(context.claims), _one_of("job_digest", self.values, got)]
+        return [*scope.findings(context.claims), one_of("job_digest", self.values, got)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -409,13 +321,3 @@ def job_digest(job: Mapping[str, object], free: Sequence[FreeArgument] = ()) -> 
             raise InputError(f"argument {argument.index}: expected {argument.pattern!r}, got {shown}")
         replaced[argument.index] = {"free": argument.pattern}
     return sha256_id(job_init_data({**job, "arguments": replaced}).encode("utf-8"))
-
-
-def _platform(claims: Claims, allowed: Sequence[str], named: Sequence[str] = ()) -> list[Finding]:
-    listed = ", ".join(claims.advisory_ids)
-    status = claims.tcb_status + (f" ({listed})" if listed else "")
-    unnamed = [a for a in claims.advisory_ids if a not in named]
-    return [
-        Finding("tcb_status", _listed(allowed), status, claims.tcb_status in allowed),
-        Finding("advisories", "none" + (f" but {', '.join(named)}" if named else ""), listed or "none", not unnamed),
-    ]

@@ -89,7 +89,20 @@ _TDX15_BODY: _Layout = (
     ("tee_tcb_svn2", 16, "x", "Security versions of the TDX module that runs now, after an update without restart"),
     ("mr_service_td", 48, "x", "Measurement of the service domains bound to this one; zero is none"),
 )
-_BODIES = {1: ("sgx", _SGX_BODY), 2: ("tdx", _TDX_BODY), 3: ("tdx", _TDX15_BODY)}
+_TDX15_EXTENDED: _Layout = (
+    *_TDX15_BODY,
+    ("vm_id", 1, "i", "0 is the domain itself, 1 to 3 a virtual machine inside it"),
+    ("td_id", 32, "x", "This launch of the trust domain"),
+    ("device_info", 48, "x", "Digest of the devices that the domain trusts"),
+    ("init_service_td_hash", 48, "x", "Service domains bound when it was created"),
+    ("init_service_td_attributes", 8, "x", "Their attributes"),
+    ("init_cpu_svn", 16, "x", "CPUSVN when it was created"),
+    ("init_tee_tcb_svn", 16, "x", "TEE_TCB_SVN when it was created"),
+    ("init_tee_fmspc", 12, "x", "Platform on which it was created"),
+    ("service_td_hash", 48, "x", "Service domains bound now"),
+    ("service_td_attributes", 8, "x", "Their attributes"),
+)
+_BODIES = {1: ("sgx", _SGX_BODY), 2: ("tdx", _TDX_BODY), 3: ("tdx", _TDX15_BODY), 4: ("tdx", _TDX15_EXTENDED)}
 _SIGNATURE: _Layout = (
     ("signature", 64, "x", "ECDSA r and s by the attestation key over header and body"),
     ("attestation_key", 64, "x", "Public key of the quoting enclave, x and y"),
@@ -277,7 +290,7 @@ def _parse(raw: bytes) -> Quote:
 
 
 def _described(reader: _Reader, tee: str) -> _Layout:
-    kind = reader.integer("body.type", 2, "1 is an SGX enclave, 2 a trust domain of TDX 1.0, 3 of TDX 1.5")
+    kind = reader.integer("body.type", 2, "1 is an SGX enclave, 2 a domain of TDX 1.0, 3 of TDX 1.5, 4 extended")
     size = reader.integer("body.size", 4, "Size of the body that follows")
     named, layout = _BODIES.get(kind, ("no", ()))
     expected = sum(field[1] for field in layout)

@@ -74,11 +74,16 @@ def show(evidence: Path, as_json: bool) -> int:
     }
     text = output.table(
         ("offset", "size", "field", "value", "meaning"),
-        [(r.offset, r.size, r.name, r.value if len(r.value) <= 66 else r.value[:63] + "...", r.meaning) for r in rows],
+        [(r.offset, r.size, r.name, _short(r.value), r.meaning) for r in rows],
     )
     text += ["", "checks:"] + [f"  {'pass' if passed else 'FAIL'}  {name}: {detail}" for name, passed, detail in checks]
     output.data(value, as_json, text)
     return 0 if all(passed for _, passed, _ in checks) else 1
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 66 else line[:63] + "..."
 
 
 def _checks(raw: bytes, tee: str, certificate: bytes) -> list[tuple[str, bool, str]]:

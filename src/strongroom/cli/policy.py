@@ -14,7 +14,7 @@ from strongroom.attest.appraisal import FreeArgument
 from strongroom.cli import output
 from strongroom.cli.common import epilog, json_option, owner
 from strongroom.client.petnames import Petnames
-from strongroom.client.policies import allow_job, clear_policy
+from strongroom.client.policies import allow_job, clear_policy, measured
 from strongroom.errors import InputError
 
 __all__ = ["command", "unsafe_option"]
@@ -225,6 +225,7 @@ def _explain(found: dict[str, object], names: Petnames) -> list[str]:
             "uses": ", ".join(cast(list[str], found["uses"])),
             "job": found["job"],
             "measurement": found["measurement"],
+            **{f"rtmr{number}": value for number, value in enumerate(claims.get("rtmrs") or ())},
             "root": f"{claims['root']}{' (SIMULATED)' if claims['simulated'] else ''}",
             "state": found["state"],
         }
@@ -271,7 +272,7 @@ def approve(number: int, unsafe_accept_simulated: bool, as_json: bool) -> None:
     added = allow_job(
         client,
         cast(dict[str, object], found["job_document"]),
-        str(found["measurement"]),
+        measured(claims),
         job=str(found["job"]),
         unsafe_accept_simulated=bool(claims["simulated"]) and unsafe_accept_simulated,
         keys=[str(found["key"])],

@@ -75,7 +75,7 @@ class Verdict:
     def root(self) -> str:
         """Which root stands behind the claims, in words."""
         if self.claims is None:
-            return "none: nothing is proven"
+            return "none"
         fingerprint = self.claims.root_fingerprint
         if self.claims.simulated:
             return f"SIMULATED, no hardware protects this ({fingerprint[:16]})"
@@ -101,7 +101,7 @@ class Verdict:
         failed = sum(not check.passed for check in self.checks)
         outcome = f"REFUSED: {failed} of {len(self.checks)} checks failed"
         if self.claims is None:
-            outcome = "REFUSED: the evidence is not true, so the policy was not asked"
+            outcome = "REFUSED: nothing is proven, so the policy was not asked"
         elif self.accepted:
             outcome = "ACCEPTED: true, and what the policy names"
             outcome += ". SIMULATED: no hardware protects this" if self.claims.simulated else ""

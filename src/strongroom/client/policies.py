@@ -21,11 +21,12 @@ from strongroom.attest.appraisal import (
     policy_from_json,
     policy_to_json,
 )
+from strongroom.attest.policies import TDX_REGISTERS
 from strongroom.attest.reference import ReferenceValues
 from strongroom.client.owner import OwnerClient
 from strongroom.errors import InputError
 
-__all__ = ["allow_job", "allowance", "clear_policy"]
+__all__ = ["allow_job", "allowance", "clear_policy", "measured"]
 
 
 def allowance(
@@ -53,6 +54,14 @@ def allowance(
     checks: list[Policy] = [code, JobDigest((job_digest(document, free),), tuple(free)), TcbStatus(), NotDebug()]
     checks += [UnsafeAcceptSimulated()] if simulated else []
     return Reference(reference.id, reference.signer, tuple(checks)) if reference else AllOf(tuple(checks))
+
+
+def measured(claims: Mapping[str, object]) -> str | dict[str, str]:
+    """Return what a request's claims say of the code, as `allowance` takes it."""
+    own = str(claims["measurement"])
+    if claims.get("tee") != "tdx":
+        return own
+    return dict(zip(TDX_REGISTERS, [own, *cast(list[str], claims["rtmrs"])], strict=True))
 
 
 def allow_job(

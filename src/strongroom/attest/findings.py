@@ -1,0 +1,107 @@
+"""Findings: what a policy compared, and what every branch of every policy compares, said or not.
+
+What holds whether or not a policy says so is in `Scope`: a TEE whose code is judged, hardware, no debug enclave, an
+up-to-date platform without advisories.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from strongroom.attest.claims import Claims
+
+__all__ = ["AppraisalContext", "Finding", "Policy", "Scope", "listed", "one_of", "platform_findings"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppraisalContext:
+    """What a policy judges.
+
+    Attributes:
+        claims: Verified.
+        job: The job document whose digest the claims bind (`claims.check_init_data`), None if there is none.
+    """
+
+    claims: Claims
+    job: Mapping[str, object] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One comparison and its outcome; as text it is a reason."""
+
+    check: str
+    expected: str
+    got: str
+    passed: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.check}: expected {self.expected}, got {self.got}"
+
+    def to_json(self) -> dict[str, object]:
+        """Return the finding as JSON-ready values."""
+        return {"check": self.check, "passed": self.passed, "expected": self.expected, "got": self.got}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scope:
+    """What the enclosing `AllOf`s waive or restate.
+
+    Attributes:
+        simulated: `UnsafeAcceptSimulated` is among them.
+        tcb_status: A `TcbStatus` is among them and judges status and advisories.
+        tdx: A complete `TdxMeasurements` is among them and judges all that TDX measures.
+    """
+
+    simulated: bool = False
+    tcb_status: bool = False
+    tdx: bool = False
+
+    def findings(self, claims: Claims) -> list[Finding]:
+        """Return what every branch of every policy compares."""
+        admits, tees = self.simulated, ("sgx", "snp", "tdx") if self.tdx else ("sgx", "snp")
+        hint = "" if self.tdx else " (tdx where tdx_measurements names mrtd and rtmr0 to rtmr3)"
+        root = f"simulated ({claims.root_fingerprint[:16]})" if claims.simulated else "hardware"
+        kind = f"a {'debug' if claims.debug else 'production'} enclave"
+        found = [
+            Finding("tee", listed(tees) + hint, claims.tee, claims.tee in tees),
+            Finding("root", "hardware" + " or simulated" * admits, root, admits or not claims.simulated),
+            Finding("debug", "a production enclave", kind, not claims.debug),
+        ]
+        if claims.tee == "snp":
+            # Below level 0 runs whatever level 0 lets run, which the launch digest does not name.
+            found.append(Finding("vmpl", "0", str(claims.vmpl), claims.vmpl == 0))
+        return found if self.tcb_status else found + platform_findings(claims, ("UpToDate",))
+
+
+class Policy(Protocol):
+    """Says whether claims are acceptable: every finding passed."""
+
+    kind: ClassVar[str]
+
+    def judge(self, context: AppraisalContext, scope: Scope) -> list[Finding]:
+        """Return every comparison that decides, passed or not."""
+        ...
+
+
+def listed(values: Sequence[object]) -> str:
+    """Return `values` in words."""
+    return " or ".join(str(v) for v in values) or "nothing"
+
+
+def one_of(check: str, values: Sequence[str], got: str) -> Finding:
+    """Return whether `got` is one of `values`."""
+    return Finding(check, listed(values), got or "nothing", got in values)
+
+
+def platform_findings(claims: Claims, allowed: Sequence[str], named: Sequence[str] = ()) -> list[Finding]:
+    """Return whether the status is among `allowed`, and every advisory among those `named`."""
+    apply = ", ".join(claims.advisory_ids)
+    status = claims.tcb_status + (f" ({apply})" if apply else "")
+    unnamed = [a for a in claims.advisory_ids if a not in named]
+    return [
+        Finding("tcb_status", listed(allowed), status, claims.tcb_status in allowed),
+        Finding("advisories", "none" + (f" but {', '.join(named)}" if named else ""), apply or "none", not unnamed),
+    ]
