@@ -1,8 +1,8 @@
 """Fuzz the running owner API by its own OpenAPI document: `python -m fuzz.api`, for FUZZ_SECONDS (60).
 
 The service is the real one, with its store and keys in a folder of its own, served without TLS on the loopback
-interface; every request comes from its administrator and is about things that are there. Schemathesis makes requests that
-fit the document, and others. No answer may be a server error, and each has to be one that the document describes.
+interface; every request comes from its administrator and is about things that are there. Schemathesis makes requests
+that fit the document, and others. No answer may be a server error, and each has to be one that the document describes.
 """
 
 from __future__ import annotations
