@@ -110,7 +110,7 @@ def snp_report(raw: bytes) -> None:
         assert read_table(certificate_table(found)) == found
     report = parse_report(raw)
     assert b"".join(f.raw for f in report.fields) == report.raw
-    assert describe(report)
+    assert describe(report.fields)
     assert raw.startswith(report.raw)
     _ = (report.signer, report.family, report.debug, report.tcb("launch_tcb"))
 
