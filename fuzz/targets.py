@@ -20,19 +20,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
+from tests.fakes.snp_parts import MILAN
 
 from strongroom import errors
 from strongroom._encoding import b64u_decode, canonical_json, check_bounds, parse_json, sha256_id
 from strongroom._secret import SecretBytes
 from strongroom.attest import appraisal, binding, handshake, patterns, ratls, result
 from strongroom.attest.appraisal import AppraisalContext, job_digest
-from strongroom.attest.endorsements import Endorsements, TrustAnchor
+from strongroom.attest.endorsement_snp import read_endorsements
+from strongroom.attest.endorsements import TrustAnchor
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.mrenclave import measure_stream
 from strongroom.attest.quote import describe, parse_quote, trimmed
 from strongroom.attest.sigstruct import Sigstruct
 from strongroom.attest.simulated.pki import SimulatedPKI
 from strongroom.attest.simulated.quoting import SimulatedQuotingEnclave
+from strongroom.attest.snp import certificate_table, parse_report, read_table
 from strongroom.attest.verifiers import verify_any
 from strongroom.attest.verifiers.dcap import DCAPVerifier
 from strongroom.crypto import column_keys, header, jose, x509
@@ -58,6 +61,8 @@ QUOTE = SimulatedQuotingEnclave(PKI).quote_sgx(
     measurement=b"m" * 32, signer=b"s" * 32, report_data=bytes(64), config_id=bytes(64), isv_prod_id=1, isv_svn=1
 )
 CHOICES = [(DCAPVerifier(PKI.anchor()), PKI.endorsements(NOW))]
+REPORT, SNP = MILAN.evidence(certificate=True).quote, MILAN.verifier()
+REPORTED = SNP.verify(Evidence(tee="snp", quote=REPORT), MILAN.endorsements(), now=NOW)
 CLAIMS = CHOICES[0][0].verify(Evidence(tee="sgx", quote=QUOTE), CHOICES[0][1], now=NOW)
 
 
@@ -84,12 +89,34 @@ def quote(raw: bytes) -> None:
 
 def verifier(raw: bytes) -> None:
     """The production verifier on a genuine quote with edits, each of five bytes: where, and which two bytes there."""
-    altered = bytearray(QUOTE)
-    for at in range(0, len(raw) - 4, 5):
-        where = int.from_bytes(raw[at : at + 3], "big") % len(altered)
-        altered[where : where + 2] = raw[at + 3 : at + 5]
-    claims = verify_any(Evidence(tee="sgx", quote=bytes(altered)), CHOICES, now=NOW)
+    claims = verify_any(Evidence(tee="sgx", quote=_edited(QUOTE, raw)), CHOICES, now=NOW)
     assert claims == CLAIMS, "an altered quote proves something else"
+
+
+def snp_verifier(raw: bytes) -> None:
+    """The production verifier on a genuine SEV-SNP report with its chip's certificate, edited likewise."""
+    evidence = Evidence(tee="snp", quote=_edited(REPORT, raw))
+    assert SNP.verify(evidence, MILAN.endorsements(), now=NOW) == REPORTED, "an altered report proves something else"
+
+
+def _edited(genuine: bytes, edits: bytes) -> bytes:
+    altered = bytearray(genuine)
+    for at in range(0, len(edits) - 4, 5):
+        where = int.from_bytes(edits[at : at + 3], "big") % len(altered)
+        altered[where : where + 2] = edits[at + 3 : at + 5]
+    return bytes(altered)
+
+
+def snp_report(raw: bytes) -> None:
+    """SEV-SNP reports and the host's table of certificates, taken apart: every byte belongs to a field."""
+    with contextlib.suppress(errors.EvidenceError):
+        found = read_table(raw)
+        assert read_table(certificate_table(found)) == found
+    report = parse_report(raw)
+    assert b"".join(f.raw for f in report.fields) == report.raw
+    assert describe(report.fields)
+    assert raw.startswith(report.raw)
+    _ = (report.signer, report.family, report.debug, report.tcb("launch_tcb"))
 
 
 def endorsements(raw: bytes) -> None:
@@ -99,13 +126,16 @@ def endorsements(raw: bytes) -> None:
         anchor = TrustAnchor.from_json(value)
         assert TrustAnchor.from_json(anchor.to_json()) == anchor
         return
-    found = Endorsements.from_json(value)
-    assert Endorsements.from_json(found.to_json()) == found
+    found = read_endorsements(value)
+    assert read_endorsements(found.to_json()) == found
     _ = (found.tee, found.digest)
-    start, end = found.window()
-    assert start.tzinfo is not None
-    assert end.tzinfo is not None
-    DCAPVerifier(PKI.anchor()).verify(Evidence(tee="sgx", quote=QUOTE), found, now=NOW)
+    for _name, start, end in found.parts():
+        assert start.tzinfo is not None
+        assert end.tzinfo is not None
+    if found.tee == "snp":
+        SNP.verify(Evidence(tee="snp", quote=REPORT), found, now=NOW)
+    else:
+        CHOICES[0][0].verify(Evidence(tee="sgx", quote=QUOTE), found, now=NOW)
 
 
 def sealed_header(raw: bytes) -> None:
@@ -323,6 +353,8 @@ _ATTEST = (errors.AttestationError,)
 TARGETS: dict[str, Target] = {
     "quote": Target(quote, (errors.EvidenceError,)),
     "verifier": Target(verifier, _ATTEST),
+    "snp_report": Target(snp_report, (errors.EvidenceError,)),
+    "snp_verifier": Target(snp_verifier, _ATTEST),
     "endorsements": Target(endorsements, (errors.InputError, *_ATTEST), json=True),
     "sealed_header": Target(sealed_header, (errors.IntegrityError,)),
     "sealed_file": Target(sealed_file, (errors.IntegrityError, errors.DeniedError)),

@@ -113,7 +113,11 @@ class DCAPVerifier:
                 judged.quote.raw, collateral, seconds, dcap_qvl.QuotePolicy.claims_only(seconds)
             )
         except ValueError as exc:
-            raise _classified(str(exc), judged) from exc
+            try:
+                refusal = _classified(str(exc), judged)
+            except _UNREADABLE:  # what explains a refusal is unsigned yet, so it has any form
+                refusal = EndorsementError(f"endorsements: {exc}")
+            raise refusal from exc
         proven = json.loads(result.to_json())
         if not isinstance(proven, dict):
             raise VerificationError("dcap-qvl answered something that is not an object")
@@ -221,8 +225,10 @@ def _issuers(endorsements: Endorsements) -> tuple[bytes, ...]:
 
 def _pem_certificates(text: str) -> list[x509.Certificate]:
     try:
-        return x509.load_pem_x509_certificates(text.encode("utf-8"))
-    except (ValueError, x509.InvalidVersion):
+        found = x509.load_pem_x509_certificates(text.encode("utf-8"))
+        _ = [(c.subject, c.public_key(), c.not_valid_after_utc) for c in found]  # so that they can be read later
+        return found
+    except _UNREADABLE:
         return []
 
 

@@ -1,0 +1,64 @@
+"""Fuzz the running owner API by its own OpenAPI document: `python -m fuzz.api`, for FUZZ_SECONDS (60).
+
+The service is the real one, with its store and keys in a folder of its own, served without TLS on the loopback
+interface; every request comes from its administrator and is about things that are there. Schemathesis makes requests
+that fit the document, and others. No answer may be a server error, and each has to be one that the document describes.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from tests.fakes.service_parts import document, make_house
+
+from strongroom.service.app import PEER
+
+CHECKS = (
+    "not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance",
+    "unsupported_method",
+)  # fmt: skip
+
+
+def main() -> int:
+    """Serve, fuzz, stop; return schemathesis' own status."""
+    with tempfile.TemporaryDirectory() as folder:
+        house = make_house(Path(folder))
+        dataset = house.dataset()["dataset"]
+        house.guest(document(house.owner, dataset)).attested().resource(house.owner)  # leaves request 1
+        known = {"key": "sales", "version": "1", "number": "1", "dataset": dataset, "owner": house.add_owner("spare")}
+        lines = [f'{name} = "{value}"' for name, value in known.items()]
+        (Path(folder) / "schemathesis.toml").write_text("[parameters]\n" + "\n".join(lines) + "\n")
+
+        async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+            await house.owners({**scope, PEER: house.owner}, receive, send)
+
+        sock = socket.create_server(("127.0.0.1", 0))
+        config = uvicorn.Config(app, log_level="critical", lifespan="off")
+        server = uvicorn.Server(config)
+        threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True).start()
+        started = time.monotonic()
+        here = f"http://127.0.0.1:{sock.getsockname()[1]}"
+        command = [
+            str(Path(sys.executable).with_name("schemathesis")), "run", f"{here}/openapi.json", "--url", here,
+            "--checks", ",".join(CHECKS), "--no-color",
+            "--max-time", os.environ.get("FUZZ_SECONDS", "60"), "--warnings", "off", "--continue-on-failure",
+        ]  # fmt: skip
+        done = subprocess.run(command, check=False, cwd=folder)
+        server.should_exit = True
+        verified = len(house.records())
+    print(f"owner API: {'no finding' if done.returncode == 0 else 'FINDING'}, {verified} audit records, "
+          f"{time.monotonic() - started:.0f} s")  # fmt: skip
+    return done.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
