@@ -1,6 +1,7 @@
 # ruff: noqa: E501  # tables
 """Bundles for SGX: which jobs, which files, how large; manifests that Gramine and Occlum take, equal for equal jobs."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from tests.fakes.gramine_schema import refusals
 
-from strongroom.errors import InputError, UnavailableError
+from strongroom.errors import InputError, UnavailableError, VerificationError
 from strongroom.jobs.differences import read_build
 from strongroom.jobs.enclaves.gramine import GramineEnclave
 from strongroom.jobs.enclaves.occlum import OcclumEnclave
@@ -253,3 +254,46 @@ def test_spark_over_loopback_is_encrypted_there_alone(jobs: dict[str, JobSpec]) 
     assert "spark.network.crypto.enabled=true" in argv
     assert "-XX:ActiveProcessorCount=2" in argv
     assert not any("network.crypto" in word for word in planned(replace(jobs["spark"], enclave="sim")).command.argv)
+
+
+SIGN = """#!{python}
+import datetime, hashlib, os, sys
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from strongroom.attest.sigstruct import Sigstruct
+assert "PYTHONPATH" not in os.environ and os.environ["HOME"]
+words = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+assert os.stat(words["-k"]).st_mode & 0o777 == 0o600
+key = load_pem_private_key(open(words["-k"], "rb").read(), None)
+text = open(words["-m"], "rb").read()
+fields = Sigstruct(measurement=hashlib.sha256(text).digest(), attributes=bytes(16), attribute_mask=bytes(16),
+                   signed_on=datetime.date(2026, 1, 1))
+open(words["-s"], "wb").write(fields.signed(key, on=fields.signed_on).to_bytes())
+open(words["-o"], "wb").write(text)
+"""
+
+
+def test_where_gramine_is_its_tools_expand_and_measure(
+    jobs: dict[str, JobSpec], runtimes: FewFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "gramine-manifest").write_text("#!/bin/sh\nsed 's#{{ gramine.runtimedir() }}#/gramine#' \"$1\" > \"$2\"\n")
+    (tools / "gramine-sgx-sign").write_text(SIGN.format(python=sys.executable))
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", "/somewhere")
+    bundle = build(jobs["python"], runtimes, tmp_path)
+    expanded = (bundle.folder / "job.manifest").read_bytes()
+    assert (bundle.remaining, bundle.measurement) == ((), hashlib.sha256(expanded).hexdigest())
+    assert b"{{" not in expanded
+    assert build(jobs["python"], runtimes, tmp_path).measurement == bundle.measurement
+    signed = bytearray((bundle.folder / "job.sig").read_bytes())
+    signed[960] ^= 1  # the measurement that somebody else would like to have allowed
+    (bundle.folder / "job.sig").write_bytes(signed)
+    with pytest.raises(VerificationError, match="the signature does not hold"):
+        build(jobs["python"], runtimes, tmp_path).measurement  # noqa: B018
+    (tools / "gramine-manifest").write_text("#!/bin/sh\necho unknown key: sgx.foo >&2\nexit 1\n")
+    changed = replace(jobs["python"], sgx=Sgx(svn=1))
+    with pytest.raises(InputError, match="gramine-manifest fails: unknown key: sgx"):
+        build(changed, runtimes, tmp_path)
