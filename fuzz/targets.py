@@ -28,6 +28,7 @@ from strongroom.attest.policies import AppraisalContext, job_digest
 from strongroom.attest.quote import describe, parse_quote, trimmed
 from strongroom.attest.simulated.pki import SimulatedPKI
 from strongroom.attest.simulated.quoting import SimulatedQuotingEnclave
+from strongroom.attest.snp import REPORT_BYTES, certificate_table, parse_report, read_table
 from strongroom.attest.verifiers import verify_any
 from strongroom.attest.verifiers.dcap import DCAPVerifier
 from strongroom.crypto import column_keys, header, jose, x509
@@ -75,6 +76,17 @@ def quote(raw: bytes) -> None:
     assert len(found.report_data) == 64
     assert len(found.measurement) in (32, 48)
     _ = (found.signer, found.config_id, found.debug, found.root_der)
+
+
+def snp_report(raw: bytes) -> None:
+    """SEV-SNP reports and the certificate table behind one."""
+    with contextlib.suppress(errors.EvidenceError):
+        found = read_table(raw)
+        assert read_table(certificate_table(found)) == found
+    report = parse_report(raw)
+    assert b"".join(f.raw for f in report.fields) == raw[:REPORT_BYTES]
+    assert len(raw) == REPORT_BYTES + (72 - 24 + len(report.certificate) if report.certificate else 0)
+    _ = (report.signer, report.debug, str(report.tcb("reported_tcb")), describe(report.fields))
 
 
 def verifier(raw: bytes) -> None:
@@ -291,6 +303,7 @@ def answer(raw: bytes) -> None:
 _ATTEST = (errors.AttestationError,)
 TARGETS: dict[str, Target] = {
     "quote": Target(quote, (errors.EvidenceError,)),
+    "snp_report": Target(snp_report, (errors.EvidenceError,)),
     "verifier": Target(verifier, _ATTEST),
     "endorsements": Target(endorsements, (errors.InputError, *_ATTEST), json=True),
     "sealed_header": Target(sealed_header, (errors.IntegrityError,)),
