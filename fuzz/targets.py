@@ -35,7 +35,7 @@ from strongroom.attest.quote import describe, parse_quote, trimmed
 from strongroom.attest.sigstruct import Sigstruct
 from strongroom.attest.simulated.pki import SimulatedPKI
 from strongroom.attest.simulated.quoting import SimulatedQuotingEnclave
-from strongroom.attest.snp import certificate_table, parse_report, read_table
+from strongroom.attest.snp import REPORT_BYTES, certificate_table, parse_report, read_table
 from strongroom.attest.verifiers import verify_any
 from strongroom.attest.verifiers.dcap import DCAPVerifier
 from strongroom.crypto import column_keys, header, jose, x509
@@ -87,6 +87,17 @@ def quote(raw: bytes) -> None:
     _ = (found.signer, found.config_id, found.debug, found.root_der)
 
 
+def snp_report(raw: bytes) -> None:
+    """SEV-SNP reports and the certificate table behind one."""
+    with contextlib.suppress(errors.EvidenceError):
+        found = read_table(raw)
+        assert read_table(certificate_table(found)) == found
+    report = parse_report(raw)
+    assert b"".join(f.raw for f in report.fields) == raw[:REPORT_BYTES]
+    assert len(raw) == REPORT_BYTES + (72 - 24 + len(report.certificate) if report.certificate else 0)
+    _ = (report.signer, report.debug, str(report.tcb("reported_tcb")), describe(report.fields))
+
+
 def verifier(raw: bytes) -> None:
     """The production verifier on a genuine quote with edits, each of five bytes: where, and which two bytes there."""
     claims = verify_any(Evidence(tee="sgx", quote=_edited(QUOTE, raw)), CHOICES, now=NOW)
@@ -105,18 +116,6 @@ def _edited(genuine: bytes, edits: bytes) -> bytes:
         where = int.from_bytes(edits[at : at + 3], "big") % len(altered)
         altered[where : where + 2] = edits[at + 3 : at + 5]
     return bytes(altered)
-
-
-def snp_report(raw: bytes) -> None:
-    """SEV-SNP reports and the host's table of certificates, taken apart: every byte belongs to a field."""
-    with contextlib.suppress(errors.EvidenceError):
-        found = read_table(raw)
-        assert read_table(certificate_table(found)) == found
-    report = parse_report(raw)
-    assert b"".join(f.raw for f in report.fields) == report.raw
-    assert describe(report.fields)
-    assert raw.startswith(report.raw)
-    _ = (report.signer, report.family, report.debug, report.tcb("launch_tcb"))
 
 
 def endorsements(raw: bytes) -> None:

@@ -17,6 +17,7 @@ import fcntl
 import json
 import os
 import socket
+import stat
 import struct
 import sys
 import threading
@@ -39,7 +40,7 @@ _CAPABILITIES = (1 << 2) | (1 << 21)  # DAC_READ_SEARCH and SYS_ADMIN: the guest
 _PR_SET_KEEPCAPS, _PR_CAP_AMBIENT, _RAISE = 8, 47, 2
 _CAPABILITY_VERSION_3 = 0x20080522
 _CLONE_NEWNET = 0x40000000
-_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 1, 2, 4, 8
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_BIND = 1, 2, 4, 8, 4096
 _INIT_MODULE = {"x86_64": 175, "aarch64": 105}
 _POWER_OFF = 0x4321FEDC
 _SIOCSIFFLAGS, _SIOCSIFADDR, _SIOCSIFNETMASK = 0x8914, 0x8916, 0x891C
@@ -79,6 +80,7 @@ def _run() -> dict[str, object]:
     launch = parse_json((_HOST / "launch.json").read_bytes(), "launch.json")
     if not isinstance(launch, dict):
         raise InputError("launch.json is not an object")
+    socket.sethostname("enclave")
     _bring_up("lo", "127.0.0.1", "255.0.0.0")  # 3.
     address, mask = str(launch.get("address", "10.0.2.15")), str(launch.get("netmask", "255.255.255.0"))
     for name in sorted(os.listdir("/sys/class/net")):
@@ -106,12 +108,7 @@ def _load_modules() -> None:
 
 def _mount_all(document: dict[str, object]) -> None:
     _mount("sysfs", "/sys", "sysfs", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
-    _mount("devtmpfs", "/dev", "devtmpfs", _MS_NOSUID)
-    for name, target in {"stdin": "0", "stdout": "1", "stderr": "2"}.items():
-        os.symlink(f"/proc/self/fd/{target}", f"/dev/{name}")
-    os.symlink("/proc/self/fd", "/dev/fd")
-    with contextlib.suppress(OSError):  # without it programs see copies of their volumes
-        os.chown("/dev/fuse", _USER, _USER)
+    _make_devices()
     with contextlib.suppress(OSError):  # without it there is no evidence, which the attester says
         _mount("configfs", "/sys/kernel/config", "configfs", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
     sandbox = document.get("sandbox")
@@ -129,8 +126,28 @@ def _mount_all(document: dict[str, object]) -> None:
             os.chmod(place, 0)
 
 
+def _make_devices() -> None:
+    # Those of the sandbox, one by one. The guest unmounts /dev/fuse before the program starts: nothing is under it.
+    _mount("tmpfs", "/dev", "tmpfs", _MS_NOSUID, "size=1m,mode=0755")
+    umask = os.umask(0)
+    for name, minor in {"null": 3, "zero": 5, "full": 7, "random": 8, "urandom": 9}.items():
+        os.mknod(f"/dev/{name}", stat.S_IFCHR | 0o666, os.makedev(1, minor))
+    os.umask(umask)
+    links = {"stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2", "fd": "/proc/self/fd", "ptmx": "pts/ptmx"}
+    for name, target in links.items():
+        os.symlink(target, f"/dev/{name}")
+    os.mkdir("/dev/pts")
+    if os.path.exists("/sys/module/fuse"):  # else programs see copies of their volumes
+        os.mknod("/dev/fuse-node", stat.S_IFCHR | 0o600, os.makedev(10, 229))
+        os.chown("/dev/fuse-node", _USER, _USER)
+        Path("/dev/fuse").touch(0o000)
+        _mount("/dev/fuse-node", "/dev/fuse", "", _MS_BIND)
+        os.unlink("/dev/fuse-node")
+
+
 def _mount(source: str, place: str, kind: str, flags: int, options: str = "") -> None:
-    os.makedirs(place, exist_ok=True)
+    if not os.path.exists(place):
+        os.makedirs(place)
     if _libc.mount(source.encode(), os.fsencode(place), kind.encode(), flags, options.encode()):
         number = ctypes.get_errno()
         raise OSError(number, f"mounting {source} ({kind}): {os.strerror(number)}", place)
