@@ -28,6 +28,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
+from typing import TypeGuard
 
 import dcap_qvl
 from cryptography import x509
@@ -201,14 +202,15 @@ def _signers(endorsements: Endorsements, anchor: TrustAnchor) -> Mapping[str, x5
     for name in ("tcb_info", "qe_identity"):
         given = f"{name}_issuer_chain: expected SGX TCB Signing and root {anchor.fingerprint[:16]}, got "
         chain = _pem_certificates(getattr(endorsements, f"{name}_issuer_chain"))
-        if len(chain) != 2 or _der(chain[1]) != anchor.certificate_der:
-            raise EndorsementError(f"{given}{', '.join(_text(c.subject) for c in chain) or 'nothing'}")
         try:
+            names = [_text(certificate.subject) for certificate in chain]
+            if len(chain) != 2 or _der(chain[1]) != anchor.certificate_der:
+                raise EndorsementError(f"{given}{', '.join(names) or 'nothing'}")
             chain[0].verify_directly_issued_by(chain[1])
         except _UNREADABLE as exc:
             raise EndorsementError(f"{given}a certificate that the root did not sign") from exc
-        if _text(chain[0].subject).removeprefix("Intel ") != "SGX TCB Signing":
-            raise EndorsementError(f"{given}{_text(chain[0].subject)!r:.60}")
+        if names[0].removeprefix("Intel ") != "SGX TCB Signing":
+            raise EndorsementError(f"{given}{names[0]!r:.60}")
         found[name] = chain[0]
     return found
 
@@ -251,7 +253,10 @@ def _classified(message: str, judged: _Judged) -> AttestationError:
     said = message.removeprefix("Verification failed: ")
     low = said.lower()
     if "certificate chain" in low or "certrevoked" in low or "crl" in low:
-        blamed = _withdrawn(judged) or _not_valid(judged)
+        try:
+            blamed = _withdrawn(judged) or _not_valid(judged)
+        except _UNREADABLE as exc:
+            blamed = EndorsementError(f"endorsements: not readable: {type(exc).__name__}")
         if blamed is not None:
             return blamed
     if any(word in low for word in _EVIDENCE_WORDS):
@@ -296,18 +301,25 @@ def _got(low: str, judged: _Judged) -> str:
     document = _tcb_info(judged.endorsements)
     if "revoked" in low:
         levels = document.get("tcbLevels")
-        revoked = [v for v in levels if isinstance(v, dict)] if isinstance(levels, list) else []
-        named = {str(a) for v in revoked if v.get("tcbStatus") == "Revoked" for a in v.get("advisoryIDs") or ()}
+        revoked = [v.get("advisoryIDs") for v in levels if v.get("tcbStatus") == "Revoked"] if _objects(levels) else []
+        named = {str(a) for ids in revoked if isinstance(ids, list) for a in ids}
         return f"; advisories: {', '.join(sorted(named)) or 'none named'}"
     if not any(word in low for word in ("fmspc", "tcb level", "tee_tcb_svn2", "tdx module")):
         return ""
-    pck = dcap_qvl.parse_pck_extension_from_pem(judged.quote["auth.cert_data"])
+    try:
+        pck = dcap_qvl.parse_pck_extension_from_pem(judged.quote["auth.cert_data"])
+    except ValueError:
+        return ""
     text = f": expected a level for FMSPC {document.get('fmspc')}, got FMSPC {pck.fmspc.hex().upper()}, "
     text += f"CPUSVN {pck.cpu_svn.hex()}, PCESVN {pck.pce_svn}"
     if judged.quote.tee == "tdx":
         svn = judged.quote["body.tee_tcb_svn"]
         text += f", TEE_TCB_SVN {svn.hex()} (module TDX_{svn[1]:02X})"
     return text
+
+
+def _objects(value: object) -> TypeGuard[list[dict[str, object]]]:
+    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
 
 
 def _claims(quote: Quote, chain: _Chain, proven: Mapping[str, object], anchor: TrustAnchor, now: datetime) -> Claims:
@@ -369,7 +381,7 @@ def _date(level: Mapping[str, object]) -> datetime:
     text = str(level.get("tcbDate"))
     try:
         return datetime.fromisoformat(text).astimezone(UTC)
-    except ValueError as exc:
+    except (ValueError, OverflowError) as exc:
         raise EndorsementError(f"endorsements: a TCB level's date is not readable: {text!r:.40}") from exc
 
 
