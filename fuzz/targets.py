@@ -19,13 +19,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from tests.fakes.snp_parts import MILAN
 
 from strongroom import errors
 from strongroom._encoding import b64u_decode, canonical_json, check_bounds, parse_json, sha256_id
 from strongroom._secret import SecretBytes
-from strongroom.attest import appraisal, binding, handshake, patterns, ratls, result
+from strongroom.attest import appraisal, binding, handshake, patterns, ratls, reference, result
 from strongroom.attest.appraisal import AppraisalContext, job_digest
 from strongroom.attest.endorsement_snp import read_endorsements
 from strongroom.attest.endorsements import TrustAnchor
@@ -71,7 +72,7 @@ class Target:
     """One row: what is called, what it may raise, and whether its bytes are JSON (for mutations that keep them so)."""
 
     run: Callable[[bytes], None]
-    refusals: tuple[type[errors.StrongroomError], ...]
+    refusals: tuple[type[Exception], ...]
     json: bool = False
 
 
@@ -268,6 +269,18 @@ def token(raw: bytes) -> None:
     assert result.verify_ear(text, [KEY.public_key()], NOW)["eat_nonce"] == "nonce"
 
 
+def reference_values(raw: bytes) -> None:
+    """Reference values: a signed file, or a statement that a trusted signer signed without looking."""
+    if b"payloadType" not in raw:
+        signature = KEY.sign(reference._signed(raw), ec.ECDSA(hashes.SHA256()))
+        parts = {"payload": reference._b64(raw), "signatures": [{"keyid": "x", "sig": reference._b64(signature)}]}
+        raw = canonical_json({**parts, "payloadType": reference._PAYLOAD})
+    found = reference.open_reference(raw, [KEY.public_key()])
+    assert found.job == job_digest(found.document)
+    again = reference.open_reference(reference.sign_reference(found, KEY), [KEY.public_key()])
+    assert (again.values, again.document) == (found.values, found.document)
+
+
 def audit_log(raw: bytes) -> None:
     """Exported audit records: what verifies is the log that was written."""
     records = parse_json(raw, "the audit log")
@@ -368,6 +381,7 @@ TARGETS: dict[str, Target] = {
     "init_data": Target(init_data, (errors.InputError,)),
     "job_document": Target(job_document, (errors.InputError,), json=True),
     "token": Target(token, (errors.VerificationError, errors.InputError)),
+    "reference_values": Target(reference_values, (errors.InputError, errors.VerificationError), json=True),
     "audit_log": Target(audit_log, (errors.IntegrityError, errors.InputError), json=True),
     "certificate": Target(certificate, (errors.InputError,)),
     "ra_tls": Target(ra_tls, _ATTEST),

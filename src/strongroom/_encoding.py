@@ -23,10 +23,14 @@ def canonical_json(value: object) -> bytes:
     """Return the RFC 8785 bytes of `value`.
 
     Raises:
-        InputError: A float, a too large integer, a non-string key or another type.
+        InputError: A float, a too large integer, a non-string key, another type, a text that UTF-8 cannot carry, or too
+            deep a nesting.
     """
-    _check(value)
-    return json.dumps(_sorted(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode("utf-8")
+    try:
+        _check(value)
+        return json.dumps(_sorted(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode("utf-8")
+    except (UnicodeEncodeError, RecursionError) as exc:
+        raise InputError(f"no canonical JSON: {type(exc).__name__}") from exc
 
 
 def _check(value: object) -> None:

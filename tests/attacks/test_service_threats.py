@@ -601,7 +601,7 @@ def test_T64_unattested_caller_learns_only_the_code(house: House) -> None:
     request["tee-evidence"]["primary_evidence"] = {"quote": "AAAA"}  # type: ignore[index]
     _denied(guest.send(request), "evidence")
     (house.folder / "service" / "endorsements" / "broken.json").write_text("{")
-    _denied(guest.attest(), "integrity")
+    _denied(guest.attest(), "endorsement")
     monkey: Any = RuntimeError(f"boom {house.folder}")
 
     def explode(*_args: object, **_more: object) -> None:

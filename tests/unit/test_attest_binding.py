@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from strongroom._encoding import canonical_json
 from strongroom.attest.binding import (
     config_id,
     init_data_digest,
@@ -132,3 +133,9 @@ def test_config_id_is_padded() -> None:
     assert config_id(b"\1" * 32, 48) == b"\1" * 32 + bytes(16)
     with pytest.raises(InputError):
         config_id(bytes(65))
+
+
+@pytest.mark.parametrize("value", ["\ud800", {"\udfff": 1}, [[["\udc80"]]]])
+def test_canonical_json_has_only_what_utf8_carries(value: object) -> None:
+    with pytest.raises(InputError, match="canonical JSON"):
+        canonical_json(value)
