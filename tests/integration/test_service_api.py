@@ -85,7 +85,7 @@ BODIES: dict[str, Callable[[], dict[str, Any]]] = {
     "add_owner": lambda: {"name": "third", "certificate": owner_pem("third")},
     "list_owners": dict,
     "revoke_owner": dict,
-    "trust_root": lambda: {"fingerprint": "ab" * 32, "settings": {"minimum_tcb": "3.0.8.115"}},
+    "trust_root": lambda: {"fingerprint": "ab" * 32, "settings": {"minimum_tcb": "3.0.8.115"}, "own_root": True},
     "set_lease": lambda: {"lease_s": 120},
     "rotate_root": lambda: {"kind": "keyfile"},
 }

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from strongroom.attest.evidence import Evidence
     from strongroom.attest.snp import SNPReport
 
-__all__ = ["command"]
+__all__ = ["anchor_option", "command", "read_anchor"]
 
 _SOON_DAYS = 7
-_ANCHOR = click.option(
+anchor_option = click.option(
     "--anchor", "anchor_file", type=click.Path(path_type=Path), help="Certificate of a root beside Intel's and AMD's."
 )
 
@@ -48,7 +48,7 @@ def command() -> None:
 @click.option("--edition", type=int, help="Intel's tcbEvaluationDataNumber, instead of --update.")
 @click.option("--renew", is_flag=True, help="Even if those at hand hold for more than a week.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write a bundle to carry to another machine instead.")
-@_ANCHOR
+@anchor_option
 def fetch(
     evidence: Path,
     source: str | None,
@@ -96,7 +96,7 @@ def fetch(
             update=cast(Literal["standard", "early"], update),
             edition=edition,
         )
-    anchor = anchor_of(found, _anchor(anchor_file))
+    anchor = anchor_of(found, read_anchor(anchor_file))
     claims = verifier_for(anchor, found, settings).verify(proof, found, now=now)
     target = out or folder / file_name(found)
     write_bundle(target, anchor, [found])
@@ -109,7 +109,7 @@ def fetch(
 
 @command.command("import", epilog=epilog("strongroom attest endorsements import bundle.json"))
 @click.argument("bundle", type=click.Path(path_type=Path))
-@_ANCHOR
+@anchor_option
 def import_(bundle: Path, anchor_file: Path | None) -> None:
     """Take the endorsements in BUNDLE, fetched elsewhere, into this workspace's trust service."""
     from strongroom.attest.endorsement_files import anchor_of, file_name, read_bundle, write_bundle
@@ -118,7 +118,7 @@ def import_(bundle: Path, anchor_file: Path | None) -> None:
     now = datetime.now(UTC)
     _, found = read_bundle(bundle)
     for endorsements in found:
-        anchor = anchor_of(endorsements, _anchor(anchor_file))
+        anchor = anchor_of(endorsements, read_anchor(anchor_file))
         check_window(endorsements.parts(), now)
         write_bundle(_folder() / file_name(endorsements), anchor, [endorsements])
         output.say(f"took in {file_name(endorsements)}; root {anchor.fingerprint}")
@@ -181,7 +181,7 @@ def _holds(
     if min(end for _, _, end in known.parts()) < now + timedelta(days=_SOON_DAYS):
         return False
     try:
-        anchor = anchor_of(known, _anchor(anchor_file))
+        anchor = anchor_of(known, read_anchor(anchor_file))
         verifier_for(anchor, known, settings).verify(evidence, known, now=now)
     except AttestationError:
         return False
@@ -208,7 +208,8 @@ def _line(report: SNPReport) -> str:
     return "Turin" if report.turin else "Milan" if report.number("cpuid_model") < 16 else "Genoa"
 
 
-def _anchor(path: Path | None) -> TrustAnchor | None:
+def read_anchor(path: Path | None) -> TrustAnchor | None:
+    """Return the hardware root whose certificate is in `path`, for commands with `anchor_option`."""
     from cryptography.hazmat.primitives.serialization import Encoding
 
     from strongroom.attest.endorsements import TrustAnchor

@@ -13,6 +13,7 @@ import click
 
 from strongroom.cli import output
 from strongroom.cli.common import epilog, json_option, owner, workspace
+from strongroom.cli.endorsements import anchor_option, read_anchor
 from strongroom.client.workspace import Workspace
 from strongroom.errors import InputError, UnavailableError
 
@@ -160,14 +161,20 @@ def lease(seconds: int) -> None:
 @click.option("--minimum-tcb", default="", help="AMD: lowest bootloader.tee.snp.microcode, with fmc. first for Turin.")
 @click.option("--minimum-abi", default="", help="AMD: lowest firmware interface that a guest's policy must ask for.")
 @click.option("--no-smt", is_flag=True, help="AMD: refuse guests that may share a core's threads with others.")
-def trust(bundle: Path, minimum_tcb: str, minimum_abi: str, no_smt: bool) -> None:
-    """Believe evidence under the root in BUNDLE from now on (`strongroom attest endorsements fetch` writes one)."""
-    from strongroom.attest.endorsement_files import MAKERS, read_bundle
+@anchor_option
+def trust(bundle: Path, minimum_tcb: str, minimum_abi: str, no_smt: bool, anchor_file: Path | None) -> None:
+    """Believe evidence under the root in BUNDLE from now on (`strongroom attest endorsements fetch` writes one).
+
+    The root is Intel's or AMD's, whatever BUNDLE says, or the one whose certificate --anchor names.
+    """
+    from strongroom.attest.endorsement_files import MAKERS, anchor_of, read_bundle
     from strongroom.attest.endorsement_snp import SNPEndorsements
 
     anchor, found = read_bundle(bundle)
     if anchor.kind != "hardware":
         raise InputError("a SIMULATED root is trusted by its own workspace's service alone")
+    if not found or any(anchor_of(one, read_anchor(anchor_file)) != anchor for one in found):
+        raise InputError(f"{bundle}: expected endorsements under the root that it names, got none or another's")
     if any(isinstance(one, SNPEndorsements) for one in found) and not minimum_tcb:
         raise InputError(
             "AMD publishes no signed list of current versions, so the floor is yours to name: --minimum-tcb",
@@ -175,7 +182,8 @@ def trust(bundle: Path, minimum_tcb: str, minimum_abi: str, no_smt: bool) -> Non
         )
     settings = {"minimum_tcb": minimum_tcb, "minimum_abi": minimum_abi, "smt": "refused" if no_smt else ""}
     given = {name: value for name, value in settings.items() if value}
-    owner().call("PUT", "/v1/anchors", {"fingerprint": anchor.fingerprint, "settings": given})
+    own = anchor.fingerprint not in MAKERS
+    owner().call("PUT", "/v1/anchors", {"fingerprint": anchor.fingerprint, "settings": given, "own_root": own})
     output.say(f"evidence under {MAKERS.get(anchor.fingerprint, 'the root')} {anchor.fingerprint[:16]} is believed")
 
 

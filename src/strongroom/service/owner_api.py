@@ -14,6 +14,7 @@ from typing import TypeVar
 import sqlalchemy as sa
 
 from strongroom import __version__
+from strongroom.attest.endorsement_files import MAKERS
 from strongroom.attest.verifiers.choose import snp_rules
 from strongroom.crypto import jose
 from strongroom.errors import DeniedError, InputError
@@ -335,6 +336,8 @@ class OwnerAPI:
     def trust_root(self, call: Call) -> dict[str, object]:
         """Believe evidence under a maker's root."""
         body = _body(call, messages.TrustRoot)
+        if body.own_root == (body.fingerprint in MAKERS):
+            raise InputError(f"root: expected Intel's or AMD's, or own_root, got {body.fingerprint[:16]}")
         settings: dict[str, str] = {str(name): value for name, value in body.settings.items()}
         snp_rules(settings)
         anchor = {"kind": "hardware", "fingerprint": body.fingerprint, **settings}
