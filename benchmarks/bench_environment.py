@@ -38,7 +38,8 @@ def run(quick: bool) -> dict[str, object]:
                 runs["trusted"].append(_timed(folder, trusted))
                 runs["usual packages"].append(_timed(folder, ("run", "--", "python", "-c", "pass")))
         finally:
-            os.kill(workspace.pid() or 0, 15)
+            if (service := workspace.pid()) is not None:
+                os.kill(service, 15)
     seconds = {name: round(statistics.median(times), 3) for name, times in runs.items()}
     return {
         "files": len(sizes),

@@ -61,7 +61,8 @@ def run(quick: bool) -> dict[str, object]:
             service = max(_rss_mb(p) for p in _children(workspace.pid() or 0) or [workspace.pid() or 0])
             guest = _guest_rss(strongroom, folder)
         finally:
-            os.kill(workspace.pid() or 0, 15)
+            if (service := workspace.pid()) is not None:
+                os.kill(service, 15)
     return {
         "rounds": rounds,
         "plain_ms": round(statistics.median(plain_s) * 1000),

@@ -70,7 +70,8 @@ def run(quick: bool) -> dict[str, object]:
                 "--master", "local-cluster[2,1,1024]", "pump.py", "64" if quick else "2048",
             )  # fmt: skip
         finally:
-            os.kill(workspace.pid() or 0, 15)
+            if (service := workspace.pid()) is not None:
+                os.kill(service, 15)
     best: dict[str, float] = {}
     for where, speed in re.findall(r"^(between|inside) ([0-9.]+) GB/s", said, re.MULTILINE):
         best[where] = max(float(speed), best.get(where, 0.0))

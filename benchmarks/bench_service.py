@@ -74,7 +74,8 @@ def run(quick: bool) -> dict[str, object]:
             guests = {n: _load(session, owner.owner, n, quick) for n in (1, 8, 64)}
             return {"guests": guests}
         finally:
-            os.kill(workspace.pid() or 0, 15)
+            if (service := workspace.pid()) is not None:
+                os.kill(service, 15)
 
 
 def _load(session: object, owner: str, guests: int, quick: bool) -> dict[str, float]:

@@ -48,7 +48,8 @@ def run(quick: bool) -> dict[str, object]:
                 plain.append(min(_plain(folder, rounds)))
                 trusted.append(min(_trusted(folder, rounds)))
         finally:
-            os.kill(workspace.pid() or 0, 15)
+            if (service := workspace.pid()) is not None:
+                os.kill(service, 15)
     return {
         "scale": scale,
         "plain_s": round(statistics.median(plain), 2),

@@ -78,7 +78,8 @@ def run(quick: bool) -> dict[str, object]:
                 sides["trusted"].append(_times(said))
             arrow = _arrow(folder, workspace)
         finally:
-            os.kill(workspace.pid() or 0, 15)
+            if (service := workspace.pid()) is not None:
+                os.kill(service, 15)
     middle = {
         side: {name: round(statistics.median(f[name] for f in found), 3) for name in found[0]}
         for side, found in sides.items()

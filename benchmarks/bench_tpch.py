@@ -70,7 +70,8 @@ def _one(kind: str, scale: float, *, rounds: int, pairs: int) -> dict[str, objec
                 )  # fmt: skip
                 wall["trusted"].append(time.perf_counter() - started)
         finally:
-            os.kill(workspace.pid() or 0, 15)
+            if (service := workspace.pid()) is not None:
+                os.kill(service, 15)
     queries = {
         side: {q: round(statistics.median(t[q] for t in times), 3) for q in times[0]} for side, times in runs.items()
     }

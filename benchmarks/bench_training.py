@@ -42,7 +42,8 @@ def run(quick: bool) -> dict[str, object]:
                 "two": _two(folder, packages, pairs, epochs),
             }
         finally:
-            os.kill(workspace.pid() or 0, 15)
+            if (service := workspace.pid()) is not None:
+                os.kill(service, 15)
 
 
 def _prepare(folder: Path) -> Path:

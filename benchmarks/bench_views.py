@@ -88,7 +88,8 @@ def run(quick: bool) -> dict[str, object]:
                         found["gocryptfs"].append(_plainly(folder, mount / "plain", mount / f"out-{number}", size))
                 found["trusted"].append(_trusted(folder, f"sealed-out-{number}", size))
         finally:
-            os.kill(workspace.pid() or 0, 15)
+            if (service := workspace.pid()) is not None:
+                os.kill(service, 15)
     medians = {
         side: {what: statistics.median(one[what] for one in runs) for what in runs[0]}
         for side, runs in found.items()
