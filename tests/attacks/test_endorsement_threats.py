@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from cryptography.hazmat.primitives.serialization import Encoding
-from tests.fakes.attest_parts import Platform
+from tests.fakes.attest_parts import NOW, Platform
+from tests.fakes.quote_parts import PKI, case, crl
 from tests.fakes.service_parts import House, make_house
-from tests.fakes.snp_parts import MILAN
+from tests.fakes.snp_parts import DER, MILAN, Maker
 
-from strongroom.attest.endorsement_files import write_bundle
+from strongroom.attest.endorsement_files import file_name, write_bundle
 from strongroom.attest.endorsements import INTEL_ROOT, TrustAnchor
+from strongroom.attest.evidence import Evidence
+from strongroom.attest.verifiers import verify_any
+from strongroom.cli import endorsements as endorsement_commands
 from strongroom.cli import service as service_commands
-from strongroom.errors import EndorsementError, InputError
+from strongroom.errors import EndorsementError, InputError, UnavailableError
 
 
 @pytest.fixture
@@ -76,3 +81,153 @@ def test_T261_a_bundle_does_not_choose_whom_the_service_believes(
     write_bundle(bundle, MILAN.anchor, [MILAN.endorsements()])
     assert "is believed" in _command(house, monkeypatch, *words)
     assert house.service.anchors[-1]["fingerprint"] == MILAN.anchor.fingerprint
+
+
+@pytest.mark.parametrize("later", [0, 1])
+def test_T262_an_older_revocation_list_hides_nothing_beside_a_newer_one(later: int) -> None:
+    intel = case("sgx3")
+    revoked = crl(PKI.platform_ca, PKI.platform_key, days=0, revoked=PKI.pck.serial_number)
+    new, old = (
+        intel.endorsed(pck_crl=value).endorsements
+        for value in (revoked, crl(PKI.platform_ca, PKI.platform_key, days=-20))
+    )
+    evidence, verifier = Evidence(tee="sgx", quote=intel.quote), Platform().verifier
+    verify_any(evidence, [(verifier, old)], now=NOW)
+    both = [(verifier, old), (verifier, new)]
+    with pytest.raises(EndorsementError, match="revoked: SGX PCK Certificate"):
+        verify_any(evidence, both[::-1] if later else both, now=NOW)
+    newer = case("sgx3", tcb_eval_number=2, tcb_status="OutOfDate").endorsements
+    found = [(verifier, one) for one in ((newer, intel.endorsements) if later else (intel.endorsements, newer))]
+    assert verify_any(evidence, found, now=NOW).tcb_status == "OutOfDate"
+    forged = replace(newer, tcb_info=newer.tcb_info.replace("OutOfDate", "Revoked"))
+    assert verify_any(evidence, [(verifier, forged), (verifier, intel.endorsements)], now=NOW).tcb_status == "UpToDate"
+
+    stale = MILAN.endorsements(crl=MILAN.crl(now=NOW - timedelta(days=20)))
+    amd = [stale, MILAN.endorsements(crl=MILAN.crl([MILAN.ask.serial_number]))]
+    choices = [(MILAN.verifier(), one) for one in (amd[::-1] if later else amd)]
+    verify_any(MILAN.evidence(), [(MILAN.verifier(), stale)], now=NOW)
+    with pytest.raises(EndorsementError, match="revoked: SEV-Milan"):
+        verify_any(MILAN.evidence(), choices, now=NOW)
+
+
+def test_T262_a_service_remembers_the_newest_endorsements_that_it_has_seen(house: House) -> None:
+    now = datetime.now(UTC)
+    job, _ = house.ready()
+    house.guest(job).attested()
+    house.endorse(now=now, tcb_eval_number=5)
+    house.guest(job).attested()
+    for step, accepted in (
+        ({"now": now - timedelta(hours=3), "tcb_eval_number": 5}, False),
+        ({"now": now + timedelta(minutes=1), "tcb_eval_number": 4}, False),
+        ({"now": now + timedelta(minutes=1), "tcb_eval_number": 5}, True),
+    ):
+        house.endorse(**step)
+        for one in (house, house := house.reopened()):
+            assert (one.guest(job).attest().status == 200) is accepted, step
+    refused = [reason for d in house.decisions() for reason in d.get("details", {}).get("reasons", [])]
+    assert any("expected edition 5 of" in reason and "got edition 4 of" in reason for reason in refused), refused
+    # A claim to be newer that the maker did not sign withdraws nothing.
+    folder = house.folder / "service" / "endorsements"
+    forged = house.platform.pki.endorsements(now + timedelta(days=1), tcb_eval_number=9)
+    for change in ({"tcb_info_signature": bytes(64)}, {"pck_crl": forged.root_ca_crl}):
+        write_bundle(folder / "a.json", house.platform.pki.anchor(), [replace(forged, **change)])  # type: ignore[arg-type]
+        house.guest(job).attested()
+
+
+def test_T262_import_takes_nothing_older_or_unsigned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = datetime.now(UTC)
+    maker, bundle, root = Maker(now=now), tmp_path / "b.json", tmp_path / "ark.pem"
+    root.write_bytes(maker.ark.public_bytes(Encoding.PEM))
+    monkeypatch.setattr(endorsement_commands, "_folder", lambda: tmp_path / "known")
+
+    def take(**changes: bytes) -> None:
+        write_bundle(bundle, maker.anchor, [maker.endorsements(**changes)])
+        words = ["import", str(bundle), "--anchor", str(root)]
+        done = CliRunner().invoke(endorsement_commands.command, words, standalone_mode=False)
+        if done.exception:
+            raise done.exception
+
+    take()
+    for changes, reason in (
+        ({"crl": maker.crl(now=now - timedelta(days=3))}, "crl: expected that of"),
+        ({"crl": maker.crl(now=now + timedelta(hours=1), key=1)}, "expected a list signed by"),
+        ({"ask": Maker(root_key=1).ask.public_bytes(DER)}, "not signed under its root"),
+    ):
+        with pytest.raises(EndorsementError, match=reason):
+            take(**changes)
+    take(crl=maker.crl(now=now + timedelta(hours=1)))
+
+
+def test_T263_one_bad_file_or_key_stops_no_other(house: House) -> None:
+    job, _ = house.ready()
+    folder = house.folder / "service" / "endorsements"
+    for number, text in enumerate(("", "{}", "[" * 100_000, '{"anchor": 1, "endorsements": []}')):
+        (folder / f"0{number}.json").write_text(text)
+    (folder / "0-link.json").symlink_to(folder / "nowhere")
+    (folder / "0-folder.json").mkdir()
+    house.guest(job).attested()
+    reads = []
+    house.guest_api._endorsements._service.renewed = reads.append  # type: ignore[method-assign,assignment]
+    house.guest(job).attested()
+    assert not reads, "unreadable files are not read again for every request"
+
+    genuine = MILAN.key()
+    for decoy in (MILAN.key(signer=0).public_bytes(DER), b"0\0", genuine.public_bytes(DER)[:-1]):
+        keys = replace(MILAN.endorsements(), keys=(decoy, genuine.public_bytes(DER)))
+        assert verify_any(MILAN.evidence(), [(MILAN.verifier(), keys)], now=NOW).tee == "snp"
+    other = replace(Maker(product="Genoa").endorsements(), ask=b"0\0")
+    choices = [(Maker(product="Genoa").verifier(), other), (MILAN.verifier(), MILAN.endorsements())]
+    assert verify_any(MILAN.evidence(certificate=True), choices, now=NOW).tee == "snp"
+
+
+def test_T263_every_family_under_a_root_has_its_own_endorsements() -> None:
+    mine, verifier = case("sgx3"), Platform().verifier
+    other = mine.document("tcb_info", lambda d: d.update(fmspc="00906ED50000")).endorsements
+    evidence = Evidence(tee="sgx", quote=mine.quote)
+    for found in ((other, mine.endorsements), (mine.endorsements, other)):
+        assert verify_any(evidence, [(verifier, one) for one in found], now=NOW).fmspc == "53494d000000"
+    assert file_name(other) == "sgx-00906ed50000-platform.json"
+
+
+def test_T264_trust_is_taken_back_at_once_and_only_as_one_step(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, _ = house.ready()
+    guest, root = house.guest(job).attested(), house.service.anchors[0]["fingerprint"]
+    assert guest.resource(house.owner).status == 200
+    before, lease = list(house.service.anchors), house.service.lease_s
+    with monkeypatch.context() as broken:
+        broken.setattr(house.service.parts.audit, "append", _full_disk)
+        for method, path, body in (
+            ("PUT", "/v1/anchors", {"fingerprint": INTEL_ROOT.fingerprint}),
+            ("DELETE", f"/v1/anchors/{root}", None),
+            ("PUT", "/v1/lease", {"lease_s": 121}),
+        ):
+            assert house.as_owner()(method, path, body).status >= 500
+    assert (house.service.anchors, house.service.lease_s) == (before, lease)
+    house.as_owner()("PUT", "/v1/anchors", {"fingerprint": INTEL_ROOT.fingerprint})
+    assert guest.resource(house.owner).status == 200, "trust in another root does not concern it"
+    assert root[:16] in _command(house, monkeypatch, "distrust", root[:8])
+    assert guest.resource(house.owner).code == "denied"
+    assert house.guest(job).attest().code == "endorsement"
+    assert house.reopened().guest(job).attest().code == "endorsement"
+
+
+def test_T264_other_settings_are_said_and_end_sessions(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, root = tmp_path / "b.json", tmp_path / "ark.pem"
+    write_bundle(bundle, MILAN.anchor, [MILAN.endorsements()])
+    root.write_bytes(MILAN.ark.public_bytes(Encoding.PEM))
+
+    def trust(floor: str, *more: str) -> str:
+        words = ("trust", str(bundle), "--anchor", str(root), "--minimum-tcb", floor, *more)
+        return _command(house, monkeypatch, *words)
+
+    assert "WARNING" not in trust("4.0.20.209", "--no-smt")
+    assert "WARNING" not in trust("4.0.21.209", "--no-smt")
+    said = trust("4.0.20.209")
+    assert "WARNING: minimum_tcb was 4.0.21.209, is 4.0.20.209" in said
+    assert "WARNING: smt was refused, is not set" in said
+
+
+def _full_disk(*_: object, **__: object) -> None:
+    raise UnavailableError("the disk is full")

@@ -52,7 +52,8 @@ def _prepared(house: House, owner: str | None = None, *, waiting: bool = True) -
             step = {"epoch": 0, "manifest": None, "new_manifest": HELD, "versions": [2]}
             sets.hold(tx, owner or house.owner, dataset, **step, document=job, now=datetime.now(UTC))  # type: ignore[arg-type]
     third = house.as_owner()("POST", "/v1/owners", {"name": "spare", "certificate": owner_pem("spare")}).json["owner"]
-    return {"key": "sales", "version": "1", "number": str(request), "dataset": dataset, "owner": third}
+    values = {"key": "sales", "version": "1", "number": str(request), "dataset": dataset, "owner": third}
+    return {**values, "fingerprint": house.service.anchors[0]["fingerprint"]}
 
 
 HELD = "sha256:" + "4" * 64
@@ -85,6 +86,7 @@ BODIES: dict[str, Callable[[], dict[str, Any]]] = {
     "add_owner": lambda: {"name": "third", "certificate": owner_pem("third")},
     "list_owners": dict,
     "revoke_owner": dict,
+    "distrust_root": dict,
     "trust_root": lambda: {"fingerprint": "ab" * 32, "settings": {"minimum_tcb": "3.0.8.115"}, "own_root": True},
     "set_lease": lambda: {"lease_s": 120},
     "rotate_root": lambda: {"kind": "keyfile"},
@@ -119,6 +121,7 @@ CHECKS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "add_owner": lambda a: a["name"] == "third",
     "list_owners": lambda a: [(o["name"], o["revoked"]) for o in a["owners"]] == [("first", False), ("spare", False)],
     "revoke_owner": lambda a: a["name"] == "spare",
+    "distrust_root": lambda a: len(a["fingerprint"]) == 64,
     "trust_root": lambda a: (a["kind"], a["fingerprint"], a["minimum_tcb"]) == ("hardware", "ab" * 32, "3.0.8.115"),
     "set_lease": lambda a: a == {"lease_s": 120},
     "rotate_root": lambda a: a["handout"] == [],
@@ -148,7 +151,7 @@ def test_each_route_does_its_work(house: House, route: messages.Route) -> None:
 @pytest.mark.parametrize("route", messages.ROUTES, ids=lambda r: r.name)
 def test_unknown_fields_and_strangers_are_refused(house: House, route: messages.Route) -> None:
     values = {"key": "sales", "version": "1", "number": "1", "dataset": "0" * 32, "owner": "0" * 64}
-    path = route.path.format(**values)
+    path = route.path.format(**values, fingerprint="0" * 64)
     before = len(house.records())
     answer = house.as_owner()(route.method, path, {**BODIES[route.name](), "extra": 1})
     assert (answer.status, answer.code) == (400, "input")
@@ -292,7 +295,8 @@ def test_a_refused_job_waits_for_its_owner_and_is_then_allowed(house: House) -> 
 def test_the_guests_door_opens_nothing_of_the_owners(house: House) -> None:
     stranger = Client(house.guests, house.owner)  # even with an owner's certificate
     for route in messages.ROUTES:
-        path = route.path.format(key="sales", version="1", number="1", dataset="0" * 32, owner="0" * 64)
+        names = {"key": "sales", "version": "1", "number": "1", "dataset": "0" * 32}
+        path = route.path.format(**names, owner="0" * 64, fingerprint="0" * 64)
         assert stranger(route.method, path, BODIES[route.name]()).status == 404
     assert stranger("GET", "/openapi.json").status == 404
     guest = house.as_owner()

@@ -13,7 +13,7 @@ from strongroom.cli.spark import _properties
 WITHOUT_JSON = {
     "cluster deploy", "cluster start", "cluster stop", "cluster undeploy", "service lease",  # say, not data
     "service start", "service stop", "service run", "service unlock", "service refresh-endorsements",  # say, not data
-    "service trust", "attest endorsements fetch", "attest endorsements import",  # say, not data
+    "service distrust", "service trust", "attest endorsements fetch", "attest endorsements import",  # say, not data
     "policy clear", "policy dismiss", "audit export", "attest quote", "key export", "env lock",  # files, values, talk
     "job show", "service openapi",  # JSON already
     "demo",  # a story

@@ -26,6 +26,7 @@ from strongroom.attest.endorsements import Endorsements
 from strongroom.attest.snp import SNPReport
 from strongroom.attest.verifiers.snp import key_of
 from strongroom.crypto.tls import web_context
+from strongroom.crypto.x509 import UNREADABLE
 from strongroom.errors import EndorsementError, InputError, UnavailableError
 
 __all__ = ["AMD_KDS", "INTEL_PCS", "MakerService", "fetch_intel", "fetch_snp"]
@@ -81,15 +82,19 @@ class MakerService:
         return body, chain
 
     def _exchange(self, target: str) -> tuple[int, dict[str, str], bytes]:
-        url = urlsplit(self.base)
+        try:
+            url = urlsplit(self.base)
+            port = url.port
+        except ValueError as exc:
+            raise InputError(f"{self.base!r} is not the https:// address of a service: {exc}") from exc
         local = url.hostname in ("127.0.0.1", "::1", "localhost")
         if url.scheme not in ("https", "http") or not url.hostname or (url.scheme == "http" and not local):
             raise InputError(f"{self.base!r} is not the https:// address of a service")
         if url.scheme == "https":
             context = web_context(self.ca_pem)
-            connection = http.client.HTTPSConnection(url.hostname, url.port, timeout=30, context=context)
+            connection = http.client.HTTPSConnection(url.hostname, port, timeout=30, context=context)
         else:
-            connection = http.client.HTTPConnection(url.hostname, url.port, timeout=30)  # type: ignore[assignment]
+            connection = http.client.HTTPConnection(url.hostname, port, timeout=30)  # type: ignore[assignment]
         try:
             connection.request("GET", url.path.rstrip("/") + target, headers={"Accept-Encoding": "identity"})
             answer = connection.getresponse()
@@ -175,7 +180,7 @@ def fetch_snp(
     pem, _ = service.get(f"{at}/cert_chain")
     try:
         ask, ark = (c.public_bytes(Encoding.DER) for c in x509.load_pem_x509_certificates(pem))
-    except ValueError as exc:
+    except UNREADABLE as exc:
         raise EndorsementError(f"{service.base}{at}/cert_chain is not two certificates in PEM") from exc
     crl = _crl("crl", service.get(f"{at}/crl")[0])
     keys = known.keys if known is not None and known.ark == ark else ()
@@ -221,5 +226,5 @@ def _crl(name: str, raw: bytes) -> bytes:
         else:
             crl = x509.load_der_x509_crl(binascii.unhexlify(raw.strip().strip(b'"')))
         return crl.public_bytes(Encoding.DER)
-    except (ValueError, x509.InvalidVersion) as exc:
+    except UNREADABLE as exc:
         raise EndorsementError(f"the service's answer for {name} is not a revocation list") from exc

@@ -19,9 +19,19 @@ from cryptography.x509.oid import NameOID
 from strongroom._encoding import parse_json
 from strongroom.attest.endorsement_snp import AMD_ROOTS, AnyEndorsements, SNPEndorsements, read_endorsements
 from strongroom.attest.endorsements import INTEL_ROOT, TrustAnchor
+from strongroom.crypto.x509 import UNREADABLE
 from strongroom.errors import EndorsementError, InputError
 
-__all__ = ["MAKERS", "anchor_of", "file_name", "read_bundle", "title", "write_bundle"]
+__all__ = [
+    "MAKERS",
+    "anchor_of",
+    "file_name",
+    "read_bundle",
+    "read_folder",
+    "stamp_of",
+    "title",
+    "write_bundle",
+]
 
 MAKERS = {INTEL_ROOT.fingerprint: "Intel", **{value: f"AMD {line}" for line, value in AMD_ROOTS.items()}}
 """The makers' roots by fingerprint."""
@@ -51,6 +61,32 @@ def read_bundle(path: Path) -> tuple[TrustAnchor, list[AnyEndorsements]]:
         ) from exc
 
 
+def read_folder(folder: Path) -> tuple[list[tuple[TrustAnchor, AnyEndorsements]], list[str]]:
+    """Return what the files in `folder` hold, and why some are not readable: one stands in no other's way."""
+    found: list[tuple[TrustAnchor, AnyEndorsements]] = []
+    refused = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            anchor, endorsements = read_bundle(path)
+        except EndorsementError as exc:
+            refused.append(str(exc))
+            continue
+        found += [(anchor, one) for one in endorsements]
+    return found, refused
+
+
+def stamp_of(folder: Path) -> tuple[tuple[str, int], ...]:
+    """Return something that changes when the files in `folder` do."""
+
+    def changed(path: Path) -> int:
+        try:
+            return path.stat().st_mtime_ns
+        except OSError:  # gone since, or a link to nowhere
+            return 0
+
+    return tuple((path.name, changed(path)) for path in sorted(folder.glob("*.json")))
+
+
 def write_bundle(path: Path, anchor: TrustAnchor, endorsements: Sequence[AnyEndorsements]) -> None:
     """Write a file that `read_bundle` reads; nobody sees half of it."""
     document = {"anchor": anchor.to_json(), "endorsements": [value.to_json() for value in endorsements]}
@@ -72,7 +108,7 @@ def anchor_of(endorsements: AnyEndorsements, given: TrustAnchor | None = None) -
         else:
             chain = x509.load_pem_x509_certificates(endorsements.pck_crl_issuer_chain.encode())
             root = chain[-1].public_bytes(Encoding.DER)
-    except ValueError as exc:
+    except (*UNREADABLE, IndexError) as exc:
         raise EndorsementError("endorsements: the issuer chain of pck_crl is not readable") from exc
     anchor = TrustAnchor(kind="hardware", certificate_der=root)
     if anchor.fingerprint not in MAKERS and (given is None or given.certificate_der != root):
@@ -84,16 +120,21 @@ def anchor_of(endorsements: AnyEndorsements, given: TrustAnchor | None = None) -
 
 
 def title(endorsements: AnyEndorsements) -> str:
-    """Return what `endorsements` are for: `sgx 00906ed50000`, or `snp SEV-Milan`."""
+    """Return what `endorsements` are for: `sgx 00906ed50000` (with `platform` for that CA), or `snp SEV-Milan`."""
     if isinstance(endorsements, SNPEndorsements):
         try:
             subject = x509.load_der_x509_certificate(endorsements.ask).subject
             names = [str(name.value) for name in subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
-        except ValueError as exc:
+        except UNREADABLE as exc:
             raise EndorsementError("endorsements: ask is not a certificate") from exc
         return f"snp {names[0] if names else ''}"
-    document = parse_json(endorsements.tcb_info, "tcb_info")
-    return f"{endorsements.tee} {str(document.get('fmspc', '')).lower() if isinstance(document, dict) else ''}"
+    try:
+        document = parse_json(endorsements.tcb_info, "tcb_info")
+        issuer = x509.load_pem_x509_certificates(endorsements.pck_crl_issuer_chain.encode())[0].subject
+    except (*UNREADABLE, InputError, IndexError) as exc:
+        raise EndorsementError("endorsements: tcb_info or the issuer chain of pck_crl is not readable") from exc
+    family = str(document.get("fmspc", "")).lower() if isinstance(document, dict) else ""
+    return f"{endorsements.tee} {family}{' platform' if 'Platform CA' in issuer.rfc4514_string() else ''}"
 
 
 def file_name(endorsements: AnyEndorsements) -> str:

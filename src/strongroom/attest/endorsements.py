@@ -19,6 +19,7 @@ from typing import Literal, cast
 from cryptography import x509
 
 from strongroom._encoding import canonical_json, parse_json
+from strongroom.crypto.x509 import UNREADABLE
 from strongroom.errors import EndorsementError, InputError
 
 __all__ = ["INTEL_ROOT", "Endorsements", "TrustAnchor", "check_window", "crl_dates"]
@@ -69,7 +70,7 @@ class TrustAnchor:
         try:
             der = base64.b64decode(text, validate=True)
             x509.load_der_x509_certificate(der)
-        except (ValueError, x509.InvalidVersion) as exc:
+        except UNREADABLE as exc:
             raise InputError("the trust anchor's certificate is not base64 DER") from exc
         return cls(kind=cast(RootKind, kind), certificate_der=der)
 
@@ -163,7 +164,7 @@ def crl_dates(name: str, der: bytes) -> tuple[datetime, datetime]:
     try:
         crl = x509.load_der_x509_crl(der)
         return crl.last_update_utc, crl.next_update_utc or crl.last_update_utc
-    except (ValueError, x509.InvalidVersion) as exc:
+    except UNREADABLE as exc:
         raise EndorsementError(
             f"endorsements: the revocation list {name} is not readable", hint="fetch the endorsements anew"
         ) from exc

@@ -11,7 +11,7 @@ import click
 
 from strongroom.cli import output
 from strongroom.cli.common import epilog, json_option, workspace
-from strongroom.errors import InputError
+from strongroom.errors import EndorsementError, InputError
 
 if TYPE_CHECKING:
     from strongroom.attest.endorsement_snp import AnyEndorsements, SNPEndorsements
@@ -78,7 +78,7 @@ def fetch(
         settings = {"minimum_tcb": str(report.tcb("reported_tcb"))}
     else:
         tee, fmspc, ca = _platform(raw)
-        known = _known(folder, f"{tee}-{fmspc}.json")
+        known = _known(folder, f"{tee}-{fmspc}{'-platform' if ca == 'platform' else ''}.json")
     proof = Evidence(tee=tee, quote=raw)
     wanted = renew or out or edition is not None or update == "early"
     if known is not None and not wanted and _holds(known, anchor_file, proof, settings, now):
@@ -98,6 +98,7 @@ def fetch(
         )
     anchor = anchor_of(found, read_anchor(anchor_file))
     claims = verifier_for(anchor, found, settings).verify(proof, found, now=now)
+    found = _no_older(anchor, found)
     target = out or folder / file_name(found)
     write_bundle(target, anchor, [found])
     output.say(f"wrote {target}: {evidence} verifies with it, TCB status {claims.tcb_status} {claims.tcb}".rstrip())
@@ -117,9 +118,12 @@ def import_(bundle: Path, anchor_file: Path | None) -> None:
 
     now = datetime.now(UTC)
     _, found = read_bundle(bundle)
-    for endorsements in found:
-        anchor = anchor_of(endorsements, read_anchor(anchor_file))
-        check_window(endorsements.parts(), now)
+    if not found:
+        raise InputError(f"{bundle} has no endorsements")
+    for one in found:
+        anchor = anchor_of(one, read_anchor(anchor_file))
+        check_window(one.parts(), now)
+        endorsements = _no_older(anchor, one)
         write_bundle(_folder() / file_name(endorsements), anchor, [endorsements])
         output.say(f"took in {file_name(endorsements)}; root {anchor.fingerprint}")
         _say_end(endorsements, now)
@@ -168,7 +172,23 @@ def _folder() -> Path:
 def _known(folder: Path, name: str) -> AnyEndorsements | None:
     from strongroom.attest.endorsement_files import read_bundle
 
-    return read_bundle(folder / name)[1][0] if (folder / name).exists() else None
+    try:
+        return next(iter(read_bundle(folder / name)[1]), None)
+    except EndorsementError:  # it is replaced
+        return None
+
+
+def _no_older(anchor: TrustAnchor, endorsements: AnyEndorsements) -> AnyEndorsements:
+    # Proven to be the maker's, and no older than what is at hand; the service remembers more, and refuses on its own.
+    from strongroom.attest.endorsement_files import read_folder
+    from strongroom.attest.verifiers.newest import Mark, newest
+
+    seen: dict[str, Mark] = {}
+    newest(read_folder(_folder())[0], seen)
+    [found] = newest([(anchor, endorsements)], seen)
+    if isinstance(found, EndorsementError):
+        raise found
+    return found
 
 
 def _holds(

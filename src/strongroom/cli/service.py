@@ -182,9 +182,36 @@ def trust(bundle: Path, minimum_tcb: str, minimum_abi: str, no_smt: bool, anchor
         )
     settings = {"minimum_tcb": minimum_tcb, "minimum_abi": minimum_abi, "smt": "refused" if no_smt else ""}
     given = {name: value for name, value in settings.items() if value}
-    own = anchor.fingerprint not in MAKERS
-    owner().call("PUT", "/v1/anchors", {"fingerprint": anchor.fingerprint, "settings": given, "own_root": own})
+    client, own = owner(), anchor.fingerprint not in MAKERS
+    anchors = cast(list[dict[str, str]], client.call("GET", "/v1/status")["anchors"])
+    client.call("PUT", "/v1/anchors", {"fingerprint": anchor.fingerprint, "settings": given, "own_root": own})
     output.say(f"evidence under {MAKERS.get(anchor.fingerprint, 'the root')} {anchor.fingerprint[:16]} is believed")
+    before = next((a for a in anchors if a["fingerprint"] == anchor.fingerprint), {})
+    for name in (name for name in settings if name in before):
+        was, now = before[name], given.get(name, "")
+        if not now or (name != "smt" and not _no_lower(now, was)):
+            output.say(f"WARNING: {name} was {was}, is {now or 'not set'}")
+
+
+def _no_lower(now: str, was: str) -> bool:
+    new, old = ([int(number) for number in text.split(".")] for text in (now, was))
+    return len(new) == len(old) and all(a >= b for a, b in zip(new, old, strict=True))
+
+
+@command.command("distrust", epilog=epilog("strongroom service distrust 44a0196b2b99f889"))
+@click.argument("root")
+def distrust(root: str) -> None:
+    """Believe nothing under ROOT any more: its fingerprint, or how it begins, as `strongroom service status` shows it.
+
+    Jobs that attested under it get no more keys. What they hold, they keep until their lease ends.
+    """
+    client = owner()
+    anchors = cast(list[dict[str, str]], client.call("GET", "/v1/status")["anchors"])
+    found = [a["fingerprint"] for a in anchors if a["fingerprint"].startswith(root.lower())]
+    if len(found) != 1 or len(root) < 8:
+        raise InputError(f"{root} names {len(found)} of the trusted roots", hint="8 digits or more of its fingerprint")
+    client.call("DELETE", f"/v1/anchors/{found[0]}")
+    output.say(f"evidence under {found[0][:16]} is not believed any more")
 
 
 @command.command("openapi", epilog=epilog("strongroom service openapi > openapi.json"))

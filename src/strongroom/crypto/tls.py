@@ -62,8 +62,14 @@ def web_context(trusted_pem: str = "") -> ssl.SSLContext:
     """Return a client context for a public web server: the system's store, or only `trusted_pem`; TLS 1.2 is allowed.
 
     For what is signed apart from the connection, such as makers' endorsements.
+
+    Raises:
+        InputError: `trusted_pem` is not certificates in PEM.
     """
-    context = ssl.create_default_context(cadata=trusted_pem or None)
+    try:
+        context = ssl.create_default_context(cadata=trusted_pem or None)
+    except (ssl.SSLError, ValueError) as exc:
+        raise InputError("a trusted certificate is not readable PEM") from exc
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context
 

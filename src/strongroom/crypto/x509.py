@@ -19,6 +19,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from strongroom.errors import InputError
 
 __all__ = [
+    "UNREADABLE",
     "certificate_from_pem",
     "certificate_pem",
     "check_self_signed",
@@ -33,6 +34,12 @@ __all__ = [
     "spki_id",
     "uris",
 ]
+
+UNREADABLE = (
+    InvalidSignature, UnsupportedAlgorithm, x509.DuplicateExtension, x509.ExtensionNotFound, x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType, TypeError, ValueError,
+)  # fmt: skip
+"""What `cryptography` raises for certificates and revocation lists whose bytes a stranger chose."""
 
 _CLOCK_SKEW = timedelta(minutes=5)
 

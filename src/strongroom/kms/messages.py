@@ -237,6 +237,13 @@ ROUTES: tuple[Route, ...] = (
     Route(method="GET", path="/v1/owners", name="list_owners", summary="Registered owners", admin=True),
     Route(method="DELETE", path="/v1/owners/{owner}", name="revoke_owner", summary="Revoke an owner", admin=True),
     Route(method="PUT", path="/v1/anchors", name="trust_root", summary="Trust a root", body=TrustRoot, admin=True),
+    Route(
+        method="DELETE",
+        path="/v1/anchors/{fingerprint}",
+        name="distrust_root",
+        summary="Trust a root no more",
+        admin=True,
+    ),
     Route(method="PUT", path="/v1/lease", name="set_lease", summary="Set guests' lease", body=SetLease, admin=True),
     Route(
         method="POST",

@@ -12,10 +12,9 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import TypeGuard
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -23,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from strongroom._encoding import canonical_json, check_bounds, parse_json
 from strongroom.attest.binding import JOB_FILE, MAX_JOB_BYTES, init_data_digest
 from strongroom.attest.claims import Claims, check_init_data, check_report_data
-from strongroom.attest.endorsement_files import read_bundle
+from strongroom.attest.endorsement_files import read_folder, stamp_of
 from strongroom.attest.endorsement_snp import AnyEndorsements
 from strongroom.attest.endorsements import TrustAnchor
 from strongroom.attest.handshake import AttestRequest, AuthRequest, Challenge
@@ -36,7 +35,6 @@ from strongroom.errors import (
     DeniedError,
     EndorsementError,
     InputError,
-    IntegrityError,
     StrongroomError,
     UnavailableError,
 )
@@ -80,11 +78,11 @@ class GuestAPI:
         self._service = service
         self._uptime = uptime or (lambda: time.clock_gettime(time.CLOCK_BOOTTIME))
         self._waiting: OrderedDict[str, _Waiting] = OrderedDict()
-        self._guests: OrderedDict[str, Guest] = OrderedDict()
+        self._guests: OrderedDict[str, tuple[Guest, dict[str, str]]] = OrderedDict()  # with the root as trusted then
         self._held: dict[str, int] = {}  # session -> characters of init data
         self._lock = threading.Lock()
         self._strangers = HourlyLimit(STRANGERS_RECORDED)
-        self._endorsements = _EndorsementFiles(service.folder / "endorsements")
+        self._endorsements = _EndorsementFiles(service)
 
     def auth(self, body: object) -> tuple[str, dict[str, object]]:
         """Begin a session: return its id and the challenge."""
@@ -141,7 +139,8 @@ class GuestAPI:
         if waiting is None or waiting.until < self._uptime() or waiting.nonce != request.nonce:
             raise DeniedError(_NO_NONCE, hint="begin again with /auth")
         key = request.tee_key()
-        claims = verify_any(request.read_evidence(waiting.tee), self._choices(), now=now)  # 2.
+        anchors = self._service.anchors
+        claims = verify_any(request.read_evidence(waiting.tee), self._choices(anchors), now=now)  # 2.
         check_report_data(claims, request.report_data())  # 3.
         if request.init_data is None:
             raise DeniedError("the guest sent no init data")
@@ -158,7 +157,7 @@ class GuestAPI:
             expires_at=self._uptime() + self._service.lease_s,
         )
         with self._lock:
-            self._guests[session] = guest
+            self._guests[session] = guest, _trusted(anchors, claims)
             self._held[session] = len(request.init_data)
             while len(self._guests) > MAX_SESSIONS:
                 self._held.pop(self._guests.popitem(last=False)[0])
@@ -193,7 +192,11 @@ class GuestAPI:
             DeniedError: There is none; recorded under the admin.
         """
         with self._lock:
-            guest = self._guests.get(session)
+            guest, trusted = self._guests.get(session, (None, {}))
+            if guest is not None and _trusted(self._service.anchors, guest.claims) != trusted:
+                guest = None  # what it has shown was judged by a trust that was taken back
+                self._held.pop(session)
+                del self._guests[session]
         if guest is None:
             refusal = DeniedError("this session has not attested", hint="begin again with /auth")
             self._note("session", refusal, now)
@@ -265,15 +268,16 @@ class GuestAPI:
             return {"held": True}
         return {"head": head, "signed": self._service.parts.datasets.signed(head)}
 
-    def _choices(self) -> list[tuple[AnchoredVerifier, AnyEndorsements]]:
+    def _choices(self, anchors: Sequence[Mapping[str, str]]) -> list[tuple[AnchoredVerifier, AnyEndorsements]]:
         choices: list[tuple[AnchoredVerifier, AnyEndorsements]] = []
-        for anchor, endorsements in self._endorsements.current():
-            for trusted in self._service.anchors:
+        for anchor, endorsements in self._endorsements.current(anchors):
+            for trusted in anchors:
                 if (anchor.fingerprint, anchor.kind) == (trusted["fingerprint"], trusted["kind"]):
                     choices.append((verifier_for(anchor, endorsements, trusted), endorsements))
         if not choices:
+            why = "".join(f"; {reason}" for reason in self._endorsements.refused)
             raise EndorsementError(
-                "the trust service has no endorsements for any root it trusts",
+                f"the trust service has no endorsements for any root it trusts{why}",
                 hint="`strongroom attest endorsements fetch`; SIMULATED: `strongroom service refresh-endorsements`",
             )
         return choices
@@ -282,31 +286,39 @@ class GuestAPI:
         uptime = self._uptime()
         while self._waiting and next(iter(self._waiting.values())).until < uptime:
             self._waiting.popitem(last=False)
-        while self._guests and next(iter(self._guests.values())).expires_at < uptime:
+        while self._guests and next(iter(self._guests.values()))[0].expires_at < uptime:
             self._held.pop(self._guests.popitem(last=False)[0])
 
 
 class _EndorsementFiles:
-    """Endorsements as files, `{"anchor": ..., "endorsements": [...]}`, read again when the folder changes.
+    """Endorsements as files, `{"anchor": ..., "endorsements": [...]}`, read again when folder or trust changes.
 
-    The files are the host's word: the chain in them ends in an anchor that the database names, or they are not used.
+    The files are the host's word: the chain in them ends in an anchor that the database names, every part is signed
+    under it, and none is older than one that was seen before, or they are not used. What is refused stops no other.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._stamp: tuple[tuple[str, int], ...] = ()
+    def __init__(self, service: TrustService) -> None:
+        self._service = service
+        self._stamp: object = None
         self._found: list[tuple[TrustAnchor, AnyEndorsements]] = []
+        self.refused: list[str] = []
 
-    def current(self) -> list[tuple[TrustAnchor, AnyEndorsements]]:
-        paths = sorted(self._folder.glob("*.json"))
-        stamp = tuple((path.name, path.stat().st_mtime_ns) for path in paths)
+    def current(self, anchors: Sequence[Mapping[str, str]]) -> list[tuple[TrustAnchor, AnyEndorsements]]:
+        folder = self._service.folder / "endorsements"
+        trusted = frozenset((a["fingerprint"], a["kind"]) for a in anchors)
+        stamp = (trusted, stamp_of(folder))
         if stamp != self._stamp:
-            try:
-                self._found = [(anchor, one) for anchor, found in map(read_bundle, paths) for one in found]
-            except EndorsementError as exc:  # no guest's fault, who is told the code alone
-                raise IntegrityError(str(exc), hint=exc.hint) from exc
-            self._stamp = stamp
+            found, refused = read_folder(folder)
+            found = [(anchor, one) for anchor, one in found if (anchor.fingerprint, anchor.kind) in trusted]
+            self._found, more = self._service.renewed(found)
+            self.refused, self._stamp = refused + more, stamp
+            for reason in self.refused:
+                _log.warning("endorsements are not used reason=%s", reason)
         return self._found
+
+
+def _trusted(anchors: Sequence[Mapping[str, str]], claims: Claims) -> dict[str, str]:
+    return next((dict(a) for a in anchors if a["fingerprint"] == claims.root_fingerprint), {})
 
 
 def _job_document(text: str) -> dict[str, object]:

@@ -331,6 +331,7 @@ class OwnerAPI:
         with self._service.store.transaction() as tx:
             self._service.set_lease(tx, body.lease_s)
             self._append(tx, call, "set-lease", f"{body.lease_s} s")
+        self._service.follow()
         return {"lease_s": body.lease_s}
 
     def trust_root(self, call: Call) -> dict[str, object]:
@@ -344,7 +345,17 @@ class OwnerAPI:
         with self._service.store.transaction() as tx:
             self._service.trust(tx, anchor)
             self._append(tx, call, "trust-root", body.fingerprint, dict(anchor))
+        self._service.follow()
         return {**anchor}
+
+    def distrust_root(self, call: Call) -> dict[str, object]:
+        """Believe nothing under a root any more; guests that attested under it have to attest again."""
+        fingerprint = call.path["fingerprint"]
+        with self._service.store.transaction() as tx:
+            self._service.distrust(tx, fingerprint)
+            self._append(tx, call, "distrust-root", fingerprint)
+        self._service.follow()
+        return {"fingerprint": fingerprint}
 
     def rotate_root(self, call: Call) -> dict[str, object]:
         """Rotate the root key."""

@@ -16,9 +16,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from strongroom._secret import SecretBytes
 from strongroom._unix import flush_folder
+from strongroom.attest.endorsement_snp import AnyEndorsements
+from strongroom.attest.endorsements import TrustAnchor
+from strongroom.attest.verifiers.newest import Mark, newest
 from strongroom.crypto import x509
 from strongroom.crypto.tls import SERVICE_NAME
-from strongroom.errors import InputError, IntegrityError, StrongroomError, UnavailableError
+from strongroom.errors import EndorsementError, InputError, IntegrityError, StrongroomError, UnavailableError
 from strongroom.kms.audit import AuditLog
 from strongroom.kms.broker import Broker
 from strongroom.kms.ca import WorkloadCA
@@ -39,6 +42,7 @@ LEAF_DAYS = 30
 _IDENTITY_CONTEXT = b"strongroom-service-identity-v1"
 _CA_CONTEXT = b"strongroom-workload-ca-v1"
 _LEASE = "lease-s"
+_SEEN = "endorsements-seen"
 _LOCKED_LEAF = "locked-leaf.pem"
 _PEM_END = "-----END PRIVATE KEY-----"
 
@@ -73,8 +77,9 @@ class TrustService:
             self.root_name = _text(tx, "root")
             self.identity_pem = _text(tx, "identity-certificate")
             self.admin = _text(tx, "admin")
-            self.anchors: list[dict[str, str]] = json.loads(_text(tx, "anchors"))
-            self.lease_s = int(get_meta(tx, _LEASE) or MAX_LEASE_S)
+        self.anchors: list[dict[str, str]] = []
+        self.lease_s = MAX_LEASE_S
+        self.follow()
 
     @classmethod
     def create(
@@ -172,17 +177,49 @@ class TrustService:
             broker=Broker(self.store, keys, policies, datasets, audit, WorkloadCA(ca, now=now)),
         )
 
-    def set_lease(self, tx: sa.Connection, lease_s: int) -> None:
+    def follow(self) -> None:
+        """Follow what is on disk of anchors and lease; whoever changed them calls it once the change is."""
+        with self._lock, self.store.transaction() as tx:
+            self.anchors = json.loads(_text(tx, "anchors"))
+            self.lease_s = int(get_meta(tx, _LEASE) or MAX_LEASE_S)
+
+    @staticmethod
+    def set_lease(tx: sa.Connection, lease_s: int) -> None:
         """Give guests that attest from now on a lease of `lease_s`; leases that run stay as they are."""
         set_meta(tx, _LEASE, str(lease_s).encode())
-        self.lease_s = lease_s
 
-    def trust(self, tx: sa.Connection, anchor: Mapping[str, str]) -> None:
+    @staticmethod
+    def trust(tx: sa.Connection, anchor: Mapping[str, str]) -> None:
         """Believe evidence under the hardware root `anchor` from now on, or under other settings than before."""
-        others = [a for a in self.anchors if a["fingerprint"] != anchor["fingerprint"]]
-        anchors = [*others, dict(anchor)]
-        set_meta(tx, "anchors", json.dumps(anchors).encode())
-        self.anchors = anchors
+        others = [a for a in json.loads(_text(tx, "anchors")) if a["fingerprint"] != anchor["fingerprint"]]
+        set_meta(tx, "anchors", json.dumps([*others, dict(anchor)]).encode())
+
+    @staticmethod
+    def distrust(tx: sa.Connection, fingerprint: str) -> None:
+        """Believe nothing under a root any more, and forget which of its endorsements were seen.
+
+        Raises:
+            InputError: It is not trusted.
+        """
+        anchors = json.loads(_text(tx, "anchors"))
+        others = [a for a in anchors if a["fingerprint"] != fingerprint]
+        if others == anchors:
+            raise InputError(f"the root {fingerprint[:16]} is not trusted")
+        set_meta(tx, "anchors", json.dumps(others).encode())
+        seen = {k: v for k, v in json.loads(get_meta(tx, _SEEN) or b"{}").items() if not k.startswith(fingerprint)}
+        set_meta(tx, _SEEN, json.dumps(seen).encode())
+
+    def renewed(
+        self, found: Sequence[tuple[TrustAnchor, AnyEndorsements]]
+    ) -> tuple[list[tuple[TrustAnchor, AnyEndorsements]], list[str]]:
+        """Return endorsements that are proven and no older than what was ever seen, and why others are refused."""
+        with self.store.transaction() as tx:
+            seen: dict[str, Mark] = {k: (v[0], v[1]) for k, v in json.loads(get_meta(tx, _SEEN) or b"{}").items()}
+            before, judged = dict(seen), newest(found, seen)
+            if seen != before:
+                set_meta(tx, _SEEN, json.dumps(seen).encode())
+        good = [(a, one) for (a, _), one in zip(found, judged, strict=True) if not isinstance(one, EndorsementError)]
+        return good, [str(one) for one in judged if isinstance(one, EndorsementError)]
 
     def prepare_root(self, kind: str, options: Mapping[str, str]) -> tuple[str, list[str]]:
         """Make a root key for a later `rotate_root`; return its name and what people must keep."""

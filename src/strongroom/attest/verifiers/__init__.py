@@ -12,8 +12,10 @@ from strongroom.attest.endorsement_snp import AnyEndorsements, SNPEndorsements
 from strongroom.attest.endorsements import TrustAnchor
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.quote import parse_quote
+from strongroom.attest.verifiers.dcap import covers_platform
+from strongroom.attest.verifiers.newest import newest
 from strongroom.attest.verifiers.snp import covers
-from strongroom.errors import VerificationError
+from strongroom.errors import EndorsementError, VerificationError
 
 __all__ = ["AnchoredVerifier", "Verifier", "verify_any"]
 
@@ -47,25 +49,29 @@ def verify_any(
     """Return the claims of `evidence` under the one choice whose root the quote names.
 
     The quote only selects; the selected verifier then proves the chain up to its own root. Several endorsements under
-    one root (SGX and TDX have their own) are told apart by the TEE that their TCB info names. An SNP report names no
-    root: its choice is the product line whose intermediate is over the key's certificate.
+    one root are told apart by the TEE and family that their TCB info names, and by the CA of their revocation list. An
+    SNP report names no root: its choice is the product line whose intermediate is over the key's certificate. Of every
+    part of endorsements the newest among `choices` counts (`newest`).
 
     Raises:
         EvidenceError: The bytes are not a quote.
         EndorsementError: No endorsements for this TEE under the root.
         VerificationError: No choice has this root, or verification fails.
     """
+    renewed = newest([(verifier.anchor, endorsements) for verifier, endorsements in choices])
+    pairs = list(zip(choices, renewed, strict=True))
+    # What is not proven comes last, as it is: its verifier says what is wrong with it.
+    choices = [(v, new) for (v, _), new in pairs if not isinstance(new, EndorsementError)]
+    choices += [choice for choice, new in pairs if isinstance(new, EndorsementError)]
     if evidence.tee == "snp":
         return _verify_snp(evidence, choices, now)
-    named = hashlib.sha256(parse_quote(evidence.quote).root_der).hexdigest()
+    quote = parse_quote(evidence.quote)
+    named = hashlib.sha256(quote.root_der).hexdigest()
     under_root = [(v, e) for v, e in choices if v.anchor.fingerprint == named]
     if not under_root:
         known = ", ".join(sorted({v.anchor.fingerprint[:16] for v, _ in choices})) or "none"
         raise VerificationError(f"root: expected one of {known}, got {named[:16]}", hint="the root is not trusted here")
-    for verifier, endorsements in under_root:
-        if endorsements.tee == evidence.tee:
-            return verifier.verify(evidence, endorsements, now=now)
-    verifier, endorsements = under_root[0]
+    verifier, endorsements = max(under_root, key=lambda choice: covers_platform(choice[1], quote))
     return verifier.verify(evidence, endorsements, now=now)
 
 

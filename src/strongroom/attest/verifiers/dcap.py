@@ -32,7 +32,6 @@ from typing import TypeGuard
 
 import dcap_qvl
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
@@ -43,9 +42,10 @@ from strongroom.attest.endorsements import Endorsements, TrustAnchor, check_wind
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.markers import SIMULATED_FMSPC, SIMULATED_NAME
 from strongroom.attest.quote import Quote, parse_quote
+from strongroom.crypto.x509 import UNREADABLE
 from strongroom.errors import AttestationError, EndorsementError, EvidenceError, InputError, VerificationError
 
-__all__ = ["DCAPVerifier"]
+__all__ = ["DCAPVerifier", "covers_platform", "tcb_signers"]
 
 # What dcap-qvl 0.7 says, by the part that it blames. Anything unknown counts as a failed verification.
 _ENDORSEMENT_WORDS = (
@@ -86,7 +86,7 @@ class DCAPVerifier:
             if not isinstance(endorsements, Endorsements):
                 raise EndorsementError("endorsements: expected Intel's, got AMD's")
             check_window(_parts(endorsements), now)
-            signers = _signers(endorsements, self.anchor)
+            signers = tcb_signers(endorsements, self.anchor)
             _check_crl_issuers(endorsements, quote)
             # 5. dcap-qvl proves the rest.
             proven = self._proven(_Judged(quote, chain, signers, endorsements, now))
@@ -116,7 +116,7 @@ class DCAPVerifier:
         except ValueError as exc:
             try:
                 refusal = _classified(str(exc), judged)
-            except _UNREADABLE:  # what explains a refusal is unsigned yet, so it has any form
+            except UNREADABLE:  # what explains a refusal is unsigned yet, so it has any form
                 refusal = EndorsementError(f"endorsements: {exc}")
             raise refusal from exc
         proven = json.loads(result.to_json())
@@ -148,7 +148,7 @@ def _certified(ders: tuple[bytes, ...]) -> _Chain:
         leaf = x509.load_der_x509_certificate(ders[0])
         leaf.verify_directly_issued_by(issuer)
         subject = _text(leaf.subject)
-    except _UNREADABLE as exc:
+    except UNREADABLE as exc:
         raise VerificationError("chain: a certificate is not readable or not signed by the next") from exc
     if subject.removeprefix("Intel ") != "SGX PCK Certificate":
         raise VerificationError(f"leaf: expected subject SGX PCK Certificate, got {subject!r:.60}")
@@ -163,14 +163,8 @@ def _authority(ders: tuple[bytes, ...]) -> tuple[x509.Certificate, x509.Certific
         issuer, root = map(x509.load_der_x509_certificate, ders)
         issuer.verify_directly_issued_by(root)
         return issuer, root, issuer.extensions.get_extension_for_class(x509.KeyUsage).value.key_cert_sign
-    except _UNREADABLE as exc:
+    except UNREADABLE as exc:
         raise VerificationError("chain: a certificate is not readable or not signed by the next") from exc
-
-
-_UNREADABLE = (
-    InvalidSignature, UnsupportedAlgorithm, x509.InvalidVersion, x509.ExtensionNotFound, x509.DuplicateExtension,
-    TypeError, ValueError,
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +190,12 @@ def _tcb_info(endorsements: Endorsements) -> Mapping[str, object]:
 
 
 @lru_cache(maxsize=16)
-def _signers(endorsements: Endorsements, anchor: TrustAnchor) -> Mapping[str, x509.Certificate]:
+def tcb_signers(endorsements: Endorsements, anchor: TrustAnchor) -> Mapping[str, x509.Certificate]:
+    """Return the certificates over TCB info and QE identity, by part; their own signatures are not checked.
+
+    Raises:
+        EndorsementError: They are not SGX TCB Signing's directly under `anchor`.
+    """
     _tcb_info(endorsements)
     found = {}
     for name in ("tcb_info", "qe_identity"):
@@ -207,7 +206,7 @@ def _signers(endorsements: Endorsements, anchor: TrustAnchor) -> Mapping[str, x5
             if len(chain) != 2 or _der(chain[1]) != anchor.certificate_der:
                 raise EndorsementError(f"{given}{', '.join(names) or 'nothing'}")
             chain[0].verify_directly_issued_by(chain[1])
-        except _UNREADABLE as exc:
+        except UNREADABLE as exc:
             raise EndorsementError(f"{given}a certificate that the root did not sign") from exc
         if names[0].removeprefix("Intel ") != "SGX TCB Signing":
             raise EndorsementError(f"{given}{names[0]!r:.60}")
@@ -220,6 +219,18 @@ def _check_crl_issuers(endorsements: Endorsements, quote: Quote) -> None:
         raise EndorsementError("pck_crl_issuer_chain: expected the issuers of the PCK certificate, got others")
 
 
+def covers_platform(endorsements: AnyEndorsements, quote: Quote) -> tuple[bool, bool, bool]:
+    """Return whether `endorsements` are of the TEE, platform family and CA of `quote`. Only for choosing."""
+    if not isinstance(endorsements, Endorsements):
+        return False, False, False
+    try:
+        fmspc = dcap_qvl.parse_pck_extension_from_pem(quote["auth.cert_data"]).fmspc.hex()
+        family = str(_tcb_info(endorsements).get("fmspc")).lower() == fmspc
+    except (ValueError, EndorsementError):
+        family = False
+    return endorsements.tee == quote.tee, family, _issuers(endorsements) == quote.pck_chain[1:]
+
+
 @lru_cache(maxsize=16)
 def _issuers(endorsements: Endorsements) -> tuple[bytes, ...]:
     return tuple(map(_der, _pem_certificates(endorsements.pck_crl_issuer_chain)))
@@ -230,7 +241,7 @@ def _pem_certificates(text: str) -> list[x509.Certificate]:
         found = x509.load_pem_x509_certificates(text.encode("utf-8"))
         _ = [(c.subject, c.public_key(), c.not_valid_after_utc) for c in found]  # so that they can be read later
         return found
-    except _UNREADABLE:
+    except UNREADABLE:
         return []
 
 
