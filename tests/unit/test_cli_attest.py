@@ -20,7 +20,7 @@ from tests.fakes.second_verifier import STATUSES
 from tests.fakes.snp_parts import Maker
 
 from strongroom.attest import ratls
-from strongroom.attest.endorsement_files import MAKERS
+from strongroom.attest.endorsement_files import MAKERS, write_bundle
 from strongroom.attest.endorsements import TrustAnchor
 from strongroom.cli.attest import command
 from strongroom.errors import InputError
@@ -33,6 +33,9 @@ def test_a_certificate_is_explained_and_its_key_checked(tmp_path: Path, monkeypa
     endorsements = [pki.endorsements(now).to_json()]
     known.write_text(json.dumps({"anchor": pki.anchor().to_json(), "endorsements": endorsements}))
     (tmp_path / ".strongroom" / "workspace.toml").write_text('identity = "i"\nowner = "o"\nname = "n"\n')
+    seed = tmp_path / ".strongroom" / "simulated" / "seed"
+    seed.parent.mkdir()
+    seed.write_bytes(b"one".ljust(32, b"."))
     monkeypatch.setenv("STRONGROOM_WORKSPACE", str(tmp_path))
 
     key, other = ec.generate_private_key(ec.SECP384R1()), ec.generate_private_key(ec.SECP384R1())
@@ -187,3 +190,24 @@ def test_what_cannot_be_judged_is_refused_with_the_reason(tmp_path: Path, monkey
         assert [c["check"] for c in failed] == [check], name
         assert got in page, name
         assert value["hint"], name
+
+
+@pytest.mark.parametrize("kind", ["hardware", "simulated"])
+def test_T261_show_believes_no_root_that_only_a_file_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any
+) -> None:
+    _workspace(tmp_path, monkeypatch)
+    folder, quote = tmp_path / ".strongroom" / "service" / "endorsements", tmp_path / "q"
+    write_bundle(folder / "own.json", replace(PKI.anchor(), kind=kind), [PKI.endorsements(datetime.now(UTC))])
+    quote.write_bytes(case("sgx3").quote)
+
+    def show() -> tuple[int, dict[str, Any]]:
+        done = CliRunner().invoke(command, ["show", str(quote), "--json"], standalone_mode=False)
+        assert done.exception is None, done.exception
+        return done.return_value, {c["check"]: c for c in json.loads(done.stdout)["checks"]}
+
+    status, checks = show()
+    assert (status, set(checks)) == (1, {"length", "verification"})
+    assert f"expected one of none, got {PKI.anchor().fingerprint[:16]}" in checks["verification"]["detail"]
+    monkeypatch.setattr("strongroom.cli.verdicts._known_roots", lambda _: {(PKI.anchor().fingerprint, kind)})
+    assert show()[0] == 0

@@ -15,20 +15,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import click
 
 from strongroom.attest import ratls
 from strongroom.attest.appraisal import AppraisalContext, Finding, Policy, check_pins_code, findings, policy_from_json
 from strongroom.attest.claims import Claims, check_init_data
-from strongroom.attest.endorsement_files import MAKERS, read_bundle
+from strongroom.attest.endorsement_files import MAKERS, read_bundle, read_folder
 from strongroom.attest.endorsement_snp import AnyEndorsements
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.verifiers import AnchoredVerifier, verify_any
 from strongroom.attest.verifiers.choose import verifier_for
 from strongroom.cli import output
-from strongroom.cli.common import epilog, json_option, workspace
+from strongroom.cli.common import epilog, json_option, owner, workspace
 from strongroom.errors import AttestationError, InputError
+
+if TYPE_CHECKING:
+    from strongroom.client.workspace import Workspace
 
 __all__ = ["Verdict", "judged", "read_evidence", "read_policy", "trusted_choices", "verify"]
 
@@ -229,21 +233,41 @@ def read_evidence(path: Path) -> tuple[str, bytes, bytes]:
 def trusted_choices(bundle: Path | None, settings: dict[str, str]) -> _Choices:
     """Return verifiers with the endorsements in `bundle`, or in the workspace's trust service.
 
+    What the service's folder holds under roots that nobody here trusts is passed over, and what is not readable.
+
     Raises:
-        InputError: A hardware root that is no maker's own.
-        EndorsementError: Not readable.
+        InputError: A hardware root in `bundle` that is no maker's own.
+        EndorsementError: `bundle` is not readable.
     """
-    folder = workspace().service_folder / "endorsements" if bundle is None else None
-    choices: list[tuple[AnchoredVerifier, AnyEndorsements]] = []
-    for path in [bundle] if bundle else sorted(folder.glob("*.json")) if folder else []:
-        anchor, found = read_bundle(path)
+    if bundle is None:
+        here = workspace()
+        known = _known_roots(here)
+        folder = read_folder(here.service_folder / "endorsements")[0]
+        found = [(anchor, one) for anchor, one in folder if (anchor.fingerprint, anchor.kind) in known]
+    else:
+        anchor, endorsements = read_bundle(bundle)
         if anchor.kind == "hardware" and anchor.fingerprint not in MAKERS:
             raise InputError(
-                f"{path}: root: expected Intel's, AMD's or a simulated one, got {anchor.fingerprint[:16]}",
+                f"{bundle}: root: expected Intel's, AMD's or a simulated one, got {anchor.fingerprint[:16]}",
                 hint="a file cannot make its own root a hardware maker's",
             )
-        choices += [(verifier_for(anchor, one, settings), one) for one in found]
-    return choices
+        found = [(anchor, one) for one in endorsements]
+    return [(verifier_for(anchor, one, settings), one) for anchor, one in found]
+
+
+def _known_roots(here: Workspace) -> set[tuple[str, str]]:
+    # The makers', the simulated platform's of this workspace, and what its service trusts beside.
+    from strongroom.attest.simulated.pki import SimulatedPKI
+    from strongroom.attest.simulated.platform import load_seed
+
+    known = {(fingerprint, "hardware") for fingerprint in MAKERS}
+    if here.seed.exists():
+        anchor = SimulatedPKI.create(load_seed(here.seed), now=datetime.now(UTC)).anchor()
+        known.add((anchor.fingerprint, anchor.kind))
+    if here.embedded and here.is_running():
+        anchors = cast(list[dict[str, str]], owner().call("GET", "/v1/status")["anchors"])
+        known |= {(a["fingerprint"], a["kind"]) for a in anchors}
+    return known
 
 
 @click.command(
