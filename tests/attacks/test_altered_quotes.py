@@ -21,7 +21,7 @@ from tests.fakes.quote_parts import FORMATS, PKI, PLATFORM, Case, case, crl, pat
 
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.simulated.pki import raw_signature
-from strongroom.errors import AttestationError, EndorsementError
+from strongroom.errors import AttestationError, EndorsementError, VerificationError
 
 OTHER = make_pki("two")
 EVIDENCE, ENDORSEMENT, VERIFICATION = "evidence", "endorsement", "verification"
@@ -331,3 +331,14 @@ def _second(given: Case) -> tuple[str, str]:
     with pytest.raises(second_verifier.Refused) as caught:
         second_verifier.verify(*_arguments(given))
     return caught.value.family, caught.value.check
+
+
+@pytest.mark.parametrize(("launched", "runs", "accepted"), [(4, 4, True), (3, 4, True), (4, 3, False)])
+def test_T233_a_tdx_module_is_replaced_by_a_newer_one_alone(launched: int, runs: int, accepted: bool) -> None:
+    # Both are of a level that is UpToDate; Intel's library leaves this order to its caller.
+    given = TDX15.body(0, bytes([launched])).body(584, bytes([runs]))
+    if accepted:
+        return _product(given)
+    with pytest.raises(VerificationError, match=r"tdx_module: expected .*SVN 4, to run, got TDX_\d\d with SVN 3"):
+        _product(given)
+    return None

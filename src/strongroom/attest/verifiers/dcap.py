@@ -13,7 +13,7 @@ refuses (tests/attacks/test_altered_quotes.py compares with a second verifier):
 3. `now` lies in the window of all endorsements;
 4. TCB info (version 3) and QE identity are signed by an "SGX TCB Signing" certificate directly under the anchor, and
    the PCK revocation list names the PCK certificate's issuers;
-5. TCB info is for this PCE (PCEID).
+5. TCB info is for this PCE (PCEID), and the TDX module that runs is no older than the one that was launched.
 
 dcap-qvl 0.7 takes SGX quotes of version 3 only, though Intel's formats 4 and 5 allow them: those are refused.
 
@@ -88,8 +88,9 @@ class DCAPVerifier:
             check_window(_parts(endorsements), now)
             signers = tcb_signers(endorsements, self.anchor)
             _check_crl_issuers(endorsements, quote)
-            # 5. dcap-qvl proves the rest.
+            # 5. dcap-qvl proves the rest. A TDX module of 1.5 may be replaced while domains run, by a newer one alone.
             proven = self._proven(_Judged(quote, chain, signers, endorsements, now))
+            _check_running_module(quote)
             # 6. Claims are what the signatures cover.
             return _claims(quote, chain, proven, self.anchor, now)
         except EndorsementError as exc:
@@ -212,6 +213,14 @@ def tcb_signers(endorsements: Endorsements, anchor: TrustAnchor) -> Mapping[str,
             raise EndorsementError(f"{given}{names[0]!r:.60}")
         found[name] = chain[0]
     return found
+
+
+def _check_running_module(quote: Quote) -> None:
+    if "body.tee_tcb_svn2" in quote.spans:
+        launched, runs = ((svn[1], svn[0]) for svn in (quote["body.tee_tcb_svn"], quote["body.tee_tcb_svn2"]))
+        if runs < launched:
+            expected, got = (f"TDX_{version:02X} with SVN {svn}" for version, svn in (launched, runs))
+            raise VerificationError(f"tdx_module: expected one no older than launched, {expected}, to run, got {got}")
 
 
 def _check_crl_issuers(endorsements: Endorsements, quote: Quote) -> None:
