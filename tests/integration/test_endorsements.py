@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,8 +17,9 @@ from tests.fakes.maker_services import Makers, serving
 from tests.fakes.snp_parts import MILAN, TURIN, Maker
 
 from strongroom.attest.endorsement_fetch import MakerService, fetch_intel, fetch_snp
-from strongroom.attest.endorsement_files import anchor_of, read_bundle, write_bundle
+from strongroom.attest.endorsement_files import anchor_of, file_name, read_bundle, write_bundle
 from strongroom.attest.snp import parse_report
+from strongroom.attest.verifiers.newest import proven
 from strongroom.cli.endorsements import command
 from strongroom.client.setup import create_workspace
 from strongroom.errors import EndorsementError, InputError, UnavailableError
@@ -69,11 +71,43 @@ def test_what_is_not_an_answer_is_refused(makers: Makers) -> None:
     for text in ("", "12345", "../../etc/pas"):
         with pytest.raises(InputError, match="an FMSPC has 12 hex digits"):
             fetch_intel(service, tee="sgx", fmspc=text, ca="platform")
-    for address in ("http://example.org", "ftp://127.0.0.1", "x"):
+    for address in ("http://example.org", "ftp://127.0.0.1", "x", "https://x:99999", "https://[x"):
         with pytest.raises(InputError, match="is not the https:// address"):
             MakerService(address).get("/")
     with pytest.raises(UnavailableError, match="does not answer"):
         MakerService("http://127.0.0.1:9").get("/")
+
+
+def test_T244_certificates_and_lists_of_any_form_are_refused_in_order(makers: Makers) -> None:
+    # What the X.509 library has errors of its own for: a version that does not exist, an extension twice, odd names.
+    der = MILAN.ark.public_bytes(Encoding.DER)
+    odd = der.replace(bytes.fromhex("a003020102"), bytes.fromhex("a003020107"), 1)
+    pem = f"-----BEGIN CERTIFICATE-----\n{base64.encodebytes(odd).decode()}-----END CERTIFICATE-----\n"
+    intel, amd = makers.intel["sgx", "standard"], MILAN.endorsements()
+    twice = intel.pck_crl.replace(bytes.fromhex("551d14"), bytes.fromhex("551d23"))
+    for words in (
+        lambda: anchor_of(replace(intel, pck_crl_issuer_chain=pem)),
+        lambda: anchor_of(replace(intel, pck_crl_issuer_chain="")),
+        lambda: file_name(replace(intel, pck_crl_issuer_chain=pem)),
+        lambda: file_name(replace(intel, tcb_info="x")),
+        lambda: file_name(replace(amd, ask=odd)),
+        lambda: proven(MILAN.anchor, replace(amd, ask=odd)),
+        lambda: proven(MILAN.anchor, replace(amd, ark=odd)),
+        lambda: proven(PLATFORM.pki.anchor(), replace(intel, pck_crl=twice)),
+        lambda: proven(PLATFORM.pki.anchor(), replace(intel, pck_crl_issuer_chain=pem)),
+        lambda: proven(PLATFORM.pki.anchor(), replace(intel, tcb_info_signature=b"")),
+    ):
+        with pytest.raises(EndorsementError):
+            words()
+
+    class Odd(MakerService):
+        def get(self, path: str, *_: object, **__: object) -> tuple[bytes, str]:
+            return pem.encode() * 2, pem
+
+    with pytest.raises(EndorsementError, match="is not two certificates"):
+        fetch_snp(Odd(""), parse_report(MILAN.report()), "Milan")
+    with pytest.raises(InputError, match="not readable PEM"):
+        MakerService("https://127.0.0.1:9", ca_pem="garbage").get("/")
 
 
 def test_busy_services_are_asked_politely(makers: Makers) -> None:
@@ -163,6 +197,9 @@ def test_commands(makers: Makers, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "attest endorsements fetch" in caught.value.hint
     status, text = run("show", str(bundle))
     assert (status, "EXPIRED" in text) == (1, True)
+    for text in ("{}", json.dumps({"anchor": maker.anchor.to_json(), "endorsements": []})):
+        stored.write_text(text)
+        assert "verifies with it" in run(*fetch, "--anchor", str(root))[1], "what is at hand is replaced"
     bundle.write_text("{}")
     with pytest.raises(EndorsementError, match="are not readable"):
         run("show", str(bundle))
