@@ -270,12 +270,13 @@ class GuestAPI:
 
     def _choices(self, anchors: Sequence[Mapping[str, str]]) -> list[tuple[AnchoredVerifier, AnyEndorsements]]:
         choices: list[tuple[AnchoredVerifier, AnyEndorsements]] = []
-        for anchor, endorsements in self._endorsements.current(anchors):
+        found, refused = self._endorsements.current(anchors)
+        for anchor, endorsements in found:
             for trusted in anchors:
                 if (anchor.fingerprint, anchor.kind) == (trusted["fingerprint"], trusted["kind"]):
                     choices.append((verifier_for(anchor, endorsements, trusted), endorsements))
         if not choices:
-            why = "".join(f"; {reason}" for reason in self._endorsements.refused)
+            why = "".join(f"; {reason}" for reason in refused)
             raise EndorsementError(
                 f"the trust service has no endorsements for any root it trusts{why}",
                 hint="`strongroom attest endorsements fetch`; SIMULATED: `strongroom service refresh-endorsements`",
@@ -299,22 +300,25 @@ class _EndorsementFiles:
 
     def __init__(self, service: TrustService) -> None:
         self._service = service
-        self._stamp: object = None
-        self._found: list[tuple[TrustAnchor, AnyEndorsements]] = []
-        self.refused: list[str] = []
+        self._known: tuple[object, list[tuple[TrustAnchor, AnyEndorsements]], list[str]] = (None, [], [])
 
-    def current(self, anchors: Sequence[Mapping[str, str]]) -> list[tuple[TrustAnchor, AnyEndorsements]]:
+    def current(
+        self, anchors: Sequence[Mapping[str, str]]
+    ) -> tuple[list[tuple[TrustAnchor, AnyEndorsements]], list[str]]:
+        """Return what may be used under `anchors`, and why the rest may not."""
         folder = self._service.folder / "endorsements"
         trusted = frozenset((a["fingerprint"], a["kind"]) for a in anchors)
         stamp = (trusted, stamp_of(folder))
-        if stamp != self._stamp:
+        before, found, refused = self._known
+        if stamp != before:
             found, refused = read_folder(folder)
             found = [(anchor, one) for anchor, one in found if (anchor.fingerprint, anchor.kind) in trusted]
-            self._found, more = self._service.renewed(found)
-            self.refused, self._stamp = refused + more, stamp
-            for reason in self.refused:
+            found, more = self._service.renewed(found)
+            refused += more
+            self._known = (stamp, found, refused)
+            for reason in refused:
                 _log.warning("endorsements are not used reason=%s", reason)
-        return self._found
+        return found, refused
 
 
 def _trusted(anchors: Sequence[Mapping[str, str]], claims: Claims) -> dict[str, str]:

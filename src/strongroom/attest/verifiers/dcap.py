@@ -275,7 +275,7 @@ def _classified(message: str, judged: _Judged) -> AttestationError:
     if "certificate chain" in low or "certrevoked" in low or "crl" in low:
         try:
             blamed = _withdrawn(judged) or _not_valid(judged)
-        except _UNREADABLE as exc:
+        except UNREADABLE as exc:
             blamed = EndorsementError(f"endorsements: not readable: {type(exc).__name__}")
         if blamed is not None:
             return blamed
