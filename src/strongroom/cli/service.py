@@ -185,17 +185,19 @@ def trust(bundle: Path, minimum_tcb: str, minimum_abi: str, no_smt: bool, anchor
     client, own = owner(), anchor.fingerprint not in MAKERS
     anchors = cast(list[dict[str, str]], client.call("GET", "/v1/status")["anchors"])
     client.call("PUT", "/v1/anchors", {"fingerprint": anchor.fingerprint, "settings": given, "own_root": own})
+    before = next((a for a in anchors if a["fingerprint"] == anchor.fingerprint), given)
+    for name in sorted((before.keys() | given.keys()) - {"kind", "fingerprint"}):
+        if (was := before.get(name, "not set")) != (now := given.get(name, "not set")):
+            output.say(f"WARNING: {name} was {was}, is {now}")
     output.say(f"evidence under {MAKERS.get(anchor.fingerprint, 'the root')} {anchor.fingerprint[:16]} is believed")
-    before = next((a for a in anchors if a["fingerprint"] == anchor.fingerprint), {})
-    for name in (name for name in settings if name in before):
-        was, now = before[name], given.get(name, "")
-        if not now or (name != "smt" and not _no_lower(now, was)):
-            output.say(f"WARNING: {name} was {was}, is {now or 'not set'}")
 
 
-def _no_lower(now: str, was: str) -> bool:
-    new, old = ([int(number) for number in text.split(".")] for text in (now, was))
-    return len(new) == len(old) and all(a >= b for a, b in zip(new, old, strict=True))
+@command.command("openapi", epilog=epilog("strongroom service openapi > openapi.json"))
+def openapi() -> None:
+    """Print the owner API as an OpenAPI document."""
+    from strongroom.service.openapi import openapi as document
+
+    output.data(document(), True, [])
 
 
 @command.command("distrust", epilog=epilog("strongroom service distrust 44a0196b2b99f889"))
@@ -212,14 +214,6 @@ def distrust(root: str) -> None:
         raise InputError(f"{root} names {len(found)} of the trusted roots", hint="8 digits or more of its fingerprint")
     client.call("DELETE", f"/v1/anchors/{found[0]}")
     output.say(f"evidence under {found[0][:16]} is not believed any more")
-
-
-@command.command("openapi", epilog=epilog("strongroom service openapi > openapi.json"))
-def openapi() -> None:
-    """Print the owner API as an OpenAPI document."""
-    from strongroom.service.openapi import openapi as document
-
-    output.data(document(), True, [])
 
 
 @command.command("refresh-endorsements", epilog=epilog("strongroom service refresh-endorsements"))
