@@ -36,10 +36,10 @@ Mark = tuple[int, float]
 
 @dataclass(frozen=True, slots=True)
 class Proven:
-    """Endorsements whose parts are all signed under their root.
+    """Endorsements whose parts are all signed under their root; keys of chips are judged one by one elsewhere.
 
     Attributes:
-        endorsements: Without keys of others.
+        endorsements: What is proven.
         marks: How new each part is, by root and what it is for.
         fields: The fields of `endorsements` that make up each part.
     """
@@ -112,8 +112,6 @@ def proven(anchor: TrustAnchor, endorsements: AnyEndorsements) -> Proven:
         marks[key] = (edition, issued[name])
         parts = (name,) if "crl" in name else (name, f"{name}_signature", f"{name}_issuer_chain")
         fields[key] = {part: getattr(endorsements, part) for part in parts}
-    if isinstance(endorsements, SNPEndorsements) and (keys := _keys(endorsements)) != endorsements.keys:
-        endorsements = replace(endorsements, keys=keys)
     return Proven(endorsements, marks, fields)
 
 
@@ -123,20 +121,6 @@ def _snp(anchor: TrustAnchor, endorsements: SNPEndorsements) -> dict[str, tuple[
     ask.verify_directly_issued_by(ark)
     _check_list("crl", endorsements.crl, ark)
     return {"crl": ("", 0)}
-
-
-def _keys(endorsements: SNPEndorsements) -> tuple[bytes, ...]:
-    # One that is not the intermediate's must not stand in the way of those that are.
-    ask, kept = x509.load_der_x509_certificate(endorsements.ask), []
-    for der in endorsements.keys:
-        try:
-            leaf = x509.load_der_x509_certificate(der)
-            leaf.verify_directly_issued_by(ask)
-            _ = leaf.extensions
-        except UNREADABLE:
-            continue
-        kept.append(der)
-    return tuple(kept)
 
 
 def _intel(anchor: TrustAnchor, endorsements: Endorsements) -> dict[str, tuple[str, int]]:
