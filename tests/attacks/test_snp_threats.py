@@ -1,4 +1,4 @@
-"""One test per threat to SEV-SNP evidence and to endorsements (docs/threat-model.md, T240 to T246)."""
+"""One test per threat to SEV-SNP evidence and to endorsements (docs/threat-model.md, T240 to T246, T265 on)."""
 
 from __future__ import annotations
 
@@ -6,18 +6,29 @@ import hashlib
 import socket
 from dataclasses import replace
 from datetime import timedelta
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
+from click.testing import CliRunner
 from tests.fakes.attest_parts import JOB, MEASUREMENT, NOW, Platform
 from tests.fakes.snp_parts import CHIP, DER, MILAN, TURIN, Maker, raw_tcb
 
-from strongroom.attest.appraisal import AllOf, AppraisalContext, Measurement, appraise
+from strongroom.attest.appraisal import AllOf, AppraisalContext, Measurement, SnpMeasurement, appraise
 from strongroom.attest.binding import expected_register, init_data_digest, job_init_data
 from strongroom.attest.claims import check_init_data
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.snp import TCB, certificate_table
 from strongroom.attest.verifiers import verify_any
-from strongroom.errors import AppraisalError, AttestationError, EndorsementError, EvidenceError, VerificationError
+from strongroom.cli.policy import command
+from strongroom.errors import (
+    AppraisalError,
+    AttestationError,
+    EndorsementError,
+    EvidenceError,
+    InputError,
+    VerificationError,
+)
 
 CHOICES = [(MILAN.verifier(), MILAN.endorsements()), (TURIN.verifier(), TURIN.endorsements())]
 
@@ -43,12 +54,35 @@ def test_T241_old_firmware_is_not_up_to_date() -> None:
     # The host chose an older version to report, loaded one when the guest was launched, or may still go back to one.
     old = TCB(bootloader=4, tee=0, snp=3, microcode=209)
     keys = MILAN.endorsements("vcek", MILAN.key(), Maker(tcb=old).key())
-    policy = AllOf((Measurement(("c3" * 48,)),))
+    policy = AllOf((SnpMeasurement(("c3" * 48,)),))
     appraise(policy, AppraisalContext(claims=MILAN.verifier().verify(MILAN.evidence(), keys, now=NOW)))
     for at in (0x180, 0x1E0, 0x1F0):
         claims = MILAN.verifier().verify(MILAN.evidence(changes={at: raw_tcb(old)}), keys, now=NOW)
         with pytest.raises(AppraisalError, match="tcb_status: expected UpToDate, got OutOfDate"):
             appraise(policy, AppraisalContext(claims=claims))
+
+
+def test_T265_digest_of_a_launch_without_the_kernels_hashes() -> None:
+    claims = MILAN.verifier().verify(MILAN.evidence(), MILAN.endorsements(), now=NOW)
+    assert "kernel-hashes=on" in claims.limits[0]
+    with pytest.raises(AppraisalError, match=r"tee: expected sgx .snp where snp_measurement names the launch digest"):
+        appraise(AllOf((Measurement((claims.measurement.hex(),)),)), AppraisalContext(claims=claims))
+    # Nor does an approval take what the evidence says for what the owner computed.
+    kind = {
+        "measurement": claims.measurement.hex(),
+        "claims": claims.to_json(),
+        "job_document": {},
+        "job": "",
+        "key": "",
+    }
+    for words in ([], ["--snp-measurement", "00" * 48]):
+        with (
+            patch("strongroom.cli.policy.owner", lambda: SimpleNamespace(call=lambda *_: kind)),
+            pytest.raises(
+                InputError, match=r"the launch digest that you computed, got .*covers: launch digest: firmware"
+            ),
+        ):
+            CliRunner().invoke(command, ["approve", "3", *words], standalone_mode=False, catch_exceptions=False)
 
 
 def test_T242_a_guest_that_others_may_enter_or_that_did_not_ask() -> None:
@@ -62,7 +96,7 @@ def test_T242_a_guest_that_others_may_enter_or_that_did_not_ask() -> None:
             verify_any(MILAN.evidence(changes={at: value}), CHOICES, now=NOW)
     claims = verify_any(MILAN.evidence(changes={0x30: b"\2"}), CHOICES, now=NOW)
     with pytest.raises(AppraisalError, match="vmpl: expected 0, got 2"):
-        appraise(AllOf((Measurement(("c3" * 48,)),)), AppraisalContext(claims=claims))
+        appraise(AllOf((SnpMeasurement(("c3" * 48,)),)), AppraisalContext(claims=claims))
 
 
 def test_T243_root_of_ones_own_and_revoked_intermediate() -> None:

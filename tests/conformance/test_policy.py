@@ -20,6 +20,7 @@ from strongroom.attest.appraisal import (
     NotDebug,
     Policy,
     Signer,
+    SnpMeasurement,
     TcbStatus,
     TdxMeasurements,
     UnsafeAcceptSimulated,
@@ -55,6 +56,7 @@ BAD: dict[str, Policy] = {
     "minimum_evaluation": MinimumEvaluation(2),
     "machine": Machine(("00" * 16,)),
     "tdx_measurements": TdxMeasurements(rtmr3=("00" * 48,)),
+    "snp_measurement": SnpMeasurement((MEASUREMENT.hex(),)),
     "job_digest": JobDigest(("sha256:" + "00" * 32,)),
     "job_digest_free": JobDigest((job_digest(JOB, FREE),), (FreeArgument(2, r"\d{4}"),)),
     "all_of": AllOf((Measurement((MEASUREMENT.hex(),)), Signer(("00" * 32,)))),
@@ -107,8 +109,11 @@ def test_a_waiver_beside_it_admits_the_simulated_root(name: str, caplog: pytest.
 
 
 TDX = TdxMeasurements(rtmr1=("01" * 48, "02" * 48), rtmr3=("03" * 48,))
+SNP = SnpMeasurement(("01" * 48, "02" * 48))
 
 
-@pytest.mark.parametrize("policy", [TDX, *GOOD.values(), UnsafeAcceptSimulated()], ids=["tdx", *GOOD, "waiver"])
+@pytest.mark.parametrize(
+    "policy", [TDX, SNP, *GOOD.values(), UnsafeAcceptSimulated()], ids=["tdx", "snp", *GOOD, "waiver"]
+)
 def test_json_round_trip(policy: Policy) -> None:
     assert policy_from_json(policy_to_json(policy)) == policy

@@ -51,7 +51,7 @@ def trust(house: House, floor: str) -> None:
 
 def test_snp_guest_gets_its_key(house: House) -> None:
     job, _ = house.ready()
-    policy = policy_to_json(allowance(job, MEASUREMENT.hex(), simulated=False))
+    policy = policy_to_json(allowance(job, {"snp_measurement": MEASUREMENT.hex()}, simulated=False))
     revision = house.as_owner()("GET", "/v1/keys/sales/policy").json["revision"]
     body = {"policy": dict.fromkeys(("read", "write"), policy), "revision": revision}
     assert house.as_owner()("PUT", "/v1/keys/sales/policy", body).status == 200

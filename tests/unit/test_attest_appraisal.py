@@ -20,6 +20,7 @@ from strongroom.attest.appraisal import (
     Policy,
     Reference,
     Signer,
+    SnpMeasurement,
     TcbStatus,
     TdxMeasurements,
     UnsafeAcceptSimulated,
@@ -204,7 +205,7 @@ def _tdx(**changes: str | None) -> TdxMeasurements:
     ],
 )
 def test_T166_tdx_is_accepted_only_where_every_register_is_named(policy: Policy) -> None:
-    assert "tee: expected sgx or snp (tdx where" in _reasons(policy, TDX)[0]
+    assert "tee: expected sgx (snp where snp_measurement names the launch digest, tdx where" in _reasons(policy, TDX)[0]
 
 
 @pytest.mark.parametrize("register", REGISTERS)
@@ -216,7 +217,7 @@ def test_T230_a_register_that_is_not_named_or_differs(register: str) -> None:
         f"{register}: expected {'99' * 48}, got {REGISTERS[register]}"
     ]
     part = _tdx(**{register: None})
-    assert _reasons(part, TDX)[0].startswith("tee: expected sgx or snp")
+    assert _reasons(part, TDX)[0].startswith("tee: expected sgx ")
     with pytest.raises(InputError, match="names no code"):
         check_pins_code(part)
     # What a complete check admits, it admits of TDX alone, with everything else as strict as ever.
@@ -227,13 +228,34 @@ def test_T230_a_register_that_is_not_named_or_differs(register: str) -> None:
 
 def test_snp_is_accepted_by_launch_digest_at_level_0_and_has_no_svn_of_sgx() -> None:
     snp = replace(TDX.claims, tee="snp", rtmrs=(), vmpl=0, chip_id=b"\x07" * 64, ppid=b"", piid=b"")
-    policy = AllOf((Measurement((MRTD,)), Machine(("07" * 64,))))
+    policy = AllOf((SnpMeasurement((MRTD,)), Machine(("07" * 64,))))
     appraise(policy, AppraisalContext(claims=snp))
+    appraise(AnyOf((GOOD, policy)), AppraisalContext(claims=snp))
+    check_pins_code(policy)
     for vmpl in (1, None):
         reasons = _reasons(policy, AppraisalContext(claims=replace(snp, vmpl=vmpl)))
         assert reasons == [f"vmpl: expected 0, got {vmpl}"]
     signed = AllOf((Signer(("aa" * 48,)), MinimumSvn(0, product=0)))
-    assert [r.split(":")[0] for r in _reasons(signed, AppraisalContext(claims=snp))] == ["minimum_svn", "product"]
+    assert [r.split(":")[0] for r in _reasons(signed, AppraisalContext(claims=snp))] == [
+        "tee", "minimum_svn", "product",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Measurement((MRTD,)),
+        AllOf((Measurement((MRTD,)), JobDigest((job_digest(JOB),)))),
+        AllOf((AnyOf((SnpMeasurement((MRTD,)), GOOD)), JobDigest((job_digest(JOB),)))),
+        AllOf((_tdx(), Measurement((MRTD,)))),
+    ],
+)
+def test_T265_a_launch_digest_is_judged_by_snp_measurement_alone(policy: Policy) -> None:
+    snp = AppraisalContext(claims=replace(TDX.claims, tee="snp", rtmrs=(), vmpl=0), job=JOB)
+    assert any(reason.startswith("tee: expected sgx") for reason in _reasons(policy, snp))
+    # And it judges nothing else: what is as long in TDX is no launch digest.
+    for other in (TDX, AppraisalContext(claims=Platform().claims(), job=JOB)):
+        assert any(r.startswith("snp_measurement: expected") for r in _reasons(SnpMeasurement((MRTD,)), other))
 
 
 def test_T231_advisories_grace_edition_and_machine() -> None:
@@ -251,6 +273,7 @@ def test_T231_advisories_grace_edition_and_machine() -> None:
     appraise(known, context)
     too_old = "grace: expected at most 789 days after the TCB's date, got 790 days after 2024-01-01"
     assert _reasons(replace(known, grace_days=789), context) == [too_old]
+
     # The date of a part that is up to date does not count.
     def late(document: dict[str, Any]) -> object:
         return document["tcbLevels"][0].update(tcbDate="2020-01-01T00:00:00Z")

@@ -4,14 +4,16 @@ import base64
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from typing import cast
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from securesystemslib.dsse import Envelope
 from securesystemslib.signer import SSlibKey
 
-from strongroom.attest.policies import TDX_REGISTERS, job_digest
+from strongroom.attest.policies import TDX_REGISTERS, Reference, SnpMeasurement, job_digest
 from strongroom.attest.reference import PREDICATE, ReferenceValues, open_reference, sign_reference
+from strongroom.client.policies import allowance
 from strongroom.crypto import x509
 from strongroom.errors import InputError, StrongroomError, VerificationError
 
@@ -27,7 +29,11 @@ def test_what_is_signed_is_read() -> None:
     assert replace(found, id="", signer="") == VALUES
     assert found.signer == x509.spki_id(KEY.public_key())
     tdx = replace(VALUES, values=dict.fromkeys(TDX_REGISTERS, "cd" * 48), simulated=False)
-    assert open_reference(sign_reference(tdx, KEY), [KEY.public_key()]).values == tdx.values
+    snp = replace(VALUES, values={"snp_measurement": "cd" * 48}, simulated=False)
+    for more in (tdx, snp):
+        assert open_reference(sign_reference(more, KEY), [KEY.public_key()]).values == more.values
+    (code, *_) = cast(Reference, allowance(JOB, snp.values, simulated=False, reference=replace(snp, id="i"))).policies
+    assert code == SnpMeasurement(("cd" * 48,))
 
 
 def test_another_implementation_reads_it() -> None:
@@ -62,10 +68,12 @@ def test_the_signature_helper_is_right() -> None:
     [
         (lambda s: s["predicate"]["document"].update(arguments=["b"]), "the subject is not the job"),
         (lambda s: s["subject"].append(s["subject"][0]), "the subject is not the job"),
-        (lambda s: s["predicate"]["values"].clear(), "expected a measurement"),
-        (lambda s: s["predicate"]["values"].update(rtmr0="ab" * 48), "expected a measurement"),
-        (lambda s: s["predicate"].update(values={"mrtd": "ab" * 48}), "expected a measurement"),
-        (lambda s: s["predicate"]["values"].update(measurement="AB" * 32), "not 32 or 48 bytes"),
+        (lambda s: s["predicate"]["values"].clear(), "expected measurement or"),
+        (lambda s: s["predicate"]["values"].update(rtmr0="ab" * 48), "expected measurement or"),
+        (lambda s: s["predicate"].update(values={"mrtd": "ab" * 48}), "expected measurement or"),
+        (lambda s: s["predicate"]["values"].update(measurement="AB" * 32), "not 32 bytes"),
+        (lambda s: s["predicate"]["values"].update(measurement="ab" * 48), "not 32 bytes"),
+        (lambda s: s["predicate"].update(values={"snp_measurement": "ab" * 32}), "not 48 bytes"),
         (lambda s: s["predicate"].update(simulated="no"), "simulated"),
         (lambda s: s.update(predicateType="https://slsa.dev/provenance/v1"), "expected tag:strongroom"),
         (lambda s: s.pop("predicate"), "predicate is not an object"),

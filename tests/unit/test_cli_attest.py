@@ -63,7 +63,7 @@ POLICIES = {
         "mrtd": [MEASUREMENT.hex() + "00" * 16],
         **{f"rtmr{i}": ["00" * 48] for i in range(4)},
     },
-    "snp": {"kind": "measurement", "values": ["c3" * 48]},
+    "snp": {"kind": "snp_measurement", "values": ["c3" * 48]},
 }
 JOB_POLICY = {"kind": "job_digest", "values": ["sha256:" + "00" * 32]}
 WAIVER = {"kind": "unsafe_accept_simulated"}

@@ -5,8 +5,8 @@ Rules:
 1. A policy that checks nothing denies: an empty `AllOf`, an empty `AnyOf`, a waiver alone.
 2. Hardware, a production enclave and an up-to-date platform without advisories are required in every branch, for SNP
    at VMPL 0. Only `UnsafeAcceptSimulated` in an enclosing `AllOf` admits a simulated root, only `TcbStatus` another
-   status or advisories by name, only a `TdxMeasurements` that names MRTD and every RTMR admits TDX, and nothing a debug
-   enclave.
+   status or advisories by name, only an `SnpMeasurement` admits SNP, only a `TdxMeasurements` that names MRTD and every
+   RTMR admits TDX, and nothing a debug enclave.
 3. A refusal carries every reason, each as `check: expected X, got Y`.
 4. JSON is strict: unknown kinds and fields, wrong types, depth over 8 or more than 4096 checks and free arguments are
    errors.
@@ -35,6 +35,7 @@ from strongroom.attest.policies import (
     NotDebug,
     Reference,
     Signer,
+    SnpMeasurement,
     TcbStatus,
     TdxMeasurements,
     UnsafeAcceptSimulated,
@@ -57,6 +58,7 @@ __all__ = [
     "Policy",
     "Reference",
     "Signer",
+    "SnpMeasurement",
     "TcbStatus",
     "TdxMeasurements",
     "UnsafeAcceptSimulated",
@@ -115,8 +117,8 @@ def references(policy: Policy, context: AppraisalContext) -> list[str]:
 def check_pins_code(policy: Policy) -> None:
     """Return only if every branch of `policy` that can accept names the code: what may run is never the host's choice.
 
-    Code is named by `measurement`, by `signer` with `minimum_svn` and its product, or by `tdx_measurements` with all
-    its registers.
+    Code is named by `measurement` (SGX), by `signer` with `minimum_svn` and its product (SGX), by `snp_measurement`, or
+    by `tdx_measurements` with all its registers.
 
     Raises:
         InputError: Some branch accepts code that nobody named.
@@ -124,7 +126,7 @@ def check_pins_code(policy: Policy) -> None:
     if "code" not in _pinned(policy):
         raise InputError(
             "policy: a branch that can accept names no code: expected measurement, signer and minimum_svn with "
-            "product, or tdx_measurements with mrtd and rtmr0 to rtmr3, beside the other checks",
+            "product, snp_measurement, or tdx_measurements with mrtd and rtmr0 to rtmr3, beside the other checks",
             hint="`strongroom policy set --allow JOB` writes a whole policy",
         )
 
@@ -137,7 +139,7 @@ def _pinned(policy: Policy) -> frozenset[str]:
             found = _CODE  # never accepts
         case AnyOf():
             found = frozenset.intersection(*(_pinned(inner) for inner in policy.policies))
-        case Measurement() | TdxMeasurements(complete=True):
+        case Measurement() | SnpMeasurement() | TdxMeasurements(complete=True):
             found = frozenset({"code"})
         case Signer():
             found = frozenset({"signer"})
@@ -168,7 +170,7 @@ def policy_to_json(policy: Policy) -> dict[str, object]:
         case Reference():
             inner = [policy_to_json(p) for p in policy.policies]
             rest = {"id": policy.id, "signer": policy.signer, "policies": inner}
-        case Measurement() | Signer() | Machine():
+        case Measurement() | SnpMeasurement() | Signer() | Machine():
             rest = {"values": list(policy.values)}
         case TdxMeasurements():
             rest = {name: list(values) for name, values in policy.named.items()}
@@ -297,6 +299,11 @@ _KINDS: dict[str, tuple[set[str], set[str], _Build]] = {
     "any_of": ({"policies"}, _NONE, lambda r, v, d: AnyOf(r.inner(v, d))),
     "reference": ({"id", "signer", "policies"}, _NONE, _reference),
     "measurement": ({"values"}, _NONE, lambda _r, v, _d: Measurement(_texts(v, "values", _HEX.fullmatch))),
+    "snp_measurement": (
+        {"values"},
+        _NONE,
+        lambda _r, v, _d: SnpMeasurement(_texts(v, "values", _HEX48.fullmatch)),
+    ),
     "signer": ({"values"}, _NONE, lambda _r, v, _d: Signer(_texts(v, "values", _HEX.fullmatch))),
     "job_digest": (
         {"values"},

@@ -14,6 +14,11 @@ from strongroom.attest.claims import Claims
 
 __all__ = ["AppraisalContext", "Finding", "Policy", "Scope", "listed", "one_of", "platform_findings"]
 
+_HOW = {
+    "snp": "snp_measurement names the launch digest",
+    "tdx": "tdx_measurements names mrtd and rtmr0 to rtmr3",
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppraisalContext:
@@ -52,21 +57,23 @@ class Scope:
     Attributes:
         simulated: `UnsafeAcceptSimulated` is among them.
         tcb_status: A `TcbStatus` is among them and judges status and advisories.
-        tdx: A complete `TdxMeasurements` is among them and judges all that TDX measures.
+        tees: Whose code is judged: beside SGX's, SNP's by an `SnpMeasurement`, TDX's by a complete `TdxMeasurements`.
     """
 
     simulated: bool = False
     tcb_status: bool = False
-    tdx: bool = False
+    tees: tuple[str, ...] = ("sgx",)
 
     def findings(self, claims: Claims) -> list[Finding]:
         """Return what every branch of every policy compares."""
-        admits, tees = self.simulated, ("sgx", "snp", "tdx") if self.tdx else ("sgx", "snp")
-        hint = "" if self.tdx else " (tdx where tdx_measurements names mrtd and rtmr0 to rtmr3)"
+        admits, hints = self.simulated, [f"{tee} where {how}" for tee, how in _HOW.items() if tee not in self.tees]
+        tees = listed(self.tees) + (f" ({', '.join(hints)})" if hints else "")
         root = f"simulated ({claims.root_fingerprint[:16]})" if claims.simulated else "hardware"
         kind = f"a {'debug' if claims.debug else 'production'} enclave"
         found = [
-            Finding("tee", listed(tees) + hint, claims.tee, claims.tee in tees),
+            Finding(
+                "tee", listed(self.tees) + f" ({', '.join(hints)})" * bool(hints), claims.tee, claims.tee in self.tees
+            ),
             Finding("root", "hardware" + " or simulated" * admits, root, admits or not claims.simulated),
             Finding("debug", "a production enclave", kind, not claims.debug),
         ]

@@ -30,6 +30,7 @@ __all__ = [
     "NotDebug",
     "Reference",
     "Signer",
+    "SnpMeasurement",
     "TcbStatus",
     "TdxMeasurements",
     "UnsafeAcceptSimulated",
@@ -53,7 +54,7 @@ TDX_REGISTERS = ("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3")
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """MRENCLAVE of SGX, or the launch digest of SNP, is one of `values`, hex."""
+    """MRENCLAVE of SGX is one of `values`, hex. What SNP and TDX measure has checks of its own."""
 
     values: tuple[str, ...]
     kind: ClassVar[str] = "measurement"
@@ -62,6 +63,26 @@ class Measurement:
         """Return every comparison that decides, passed or not."""
         got = context.claims.measurement.hex()
         return [*scope.findings(context.claims), one_of("measurement", self.values, got)]
+
+
+@dataclass(frozen=True, slots=True)
+class SnpMeasurement:
+    """The launch digest of SNP is one of `values`, hex, which the owner computed with kernel and what it starts with.
+
+    No report says what its digest covers. If the firmware has no hashes of kernel, first file system and command line
+    (QEMU: kernel-hashes=on), it covers the firmware alone, and the host chooses what runs. So a digest that somebody's
+    evidence showed names no code; one that a build computed from all of them does, and only this check admits SNP.
+    """
+
+    values: tuple[str, ...]
+    kind: ClassVar[str] = "snp_measurement"
+
+    def judge(self, context: AppraisalContext, scope: Scope) -> list[Finding]:
+        """Return every comparison that decides, passed or not."""
+        claims = context.claims
+        found = _admitting(scope, (self,)).findings(claims)
+        got = claims.measurement.hex() if claims.tee == "snp" else ""
+        return [*found, one_of("snp_measurement", self.values, got)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +114,7 @@ class TdxMeasurements:
     def judge(self, context: AppraisalContext, scope: Scope) -> list[Finding]:
         """Return every comparison that decides, passed or not."""
         claims = context.claims
-        found = replace(scope, tdx=scope.tdx or self.complete).findings(claims)
+        found = _admitting(scope, (self,)).findings(claims)
         if claims.tee != "tdx":
             return [*found, Finding("tdx_measurements", "tdx", claims.tee)]
         got = dict(zip(TDX_REGISTERS, (claims.measurement, *claims.rtmrs), strict=True))
@@ -248,7 +269,7 @@ class JobDigest:
 class AllOf:
     """Every policy holds.
 
-    `UnsafeAcceptSimulated`, `TcbStatus` and a complete `TdxMeasurements` directly inside apply to all of them.
+    `UnsafeAcceptSimulated`, `TcbStatus`, `SnpMeasurement` and a complete `TdxMeasurements` right inside apply to all.
     """
 
     policies: tuple[Policy, ...]
@@ -257,10 +278,10 @@ class AllOf:
     def judge(self, context: AppraisalContext, scope: Scope) -> list[Finding]:
         """Return every comparison that decides, passed or not."""
         checks = [p for p in self.policies if not isinstance(p, UnsafeAcceptSimulated)]
-        inner = Scope(
+        inner = replace(
+            _admitting(scope, checks),
             simulated=scope.simulated or len(checks) < len(self.policies),
             tcb_status=scope.tcb_status or any(isinstance(p, TcbStatus) for p in checks),
-            tdx=scope.tdx or any(isinstance(p, TdxMeasurements) and p.complete for p in checks),
         )
         if not checks:
             return [Finding("all_of", "at least one check", "none")]
@@ -321,3 +342,10 @@ def job_digest(job: Mapping[str, object], free: Sequence[FreeArgument] = ()) -> 
             raise InputError(f"argument {argument.index}: expected {argument.pattern!r}, got {shown}")
         replaced[argument.index] = {"free": argument.pattern}
     return sha256_id(job_init_data({**job, "arguments": replaced}).encode("utf-8"))
+
+
+def _admitting(scope: Scope, checks: Sequence[Policy]) -> Scope:
+    snp = any(isinstance(p, SnpMeasurement) for p in checks)
+    tdx = any(isinstance(p, TdxMeasurements) and p.complete for p in checks)
+    more = [tee for tee, named in (("snp", snp), ("tdx", tdx)) if named and tee not in scope.tees]
+    return replace(scope, tees=(*scope.tees, *more))

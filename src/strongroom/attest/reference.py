@@ -29,7 +29,8 @@ PREDICATE = "tag:strongroom,2026:reference-values/v1"
 _STATEMENT = "https://in-toto.io/Statement/v1"
 _PAYLOAD = "application/vnd.in-toto+json"
 _MAX_BYTES = 1 << 22
-_VALUE = re.compile(r"[0-9a-f]{64}|[0-9a-f]{96}")
+_VALUES = {frozenset({"measurement"}): 32, frozenset({"snp_measurement"}): 48, frozenset(TDX_REGISTERS): 48}
+"""What one kind of enclave measures, by name, and the size of each value in bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +41,8 @@ class ReferenceValues:
         name: Of the job, for people.
         job: Its digest, `sha256:<hex>`.
         document: The job document, whose digest is `job`.
-        values: "measurement" (SGX, SNP), or "mrtd" and "rtmr0" to "rtmr3" (TDX) -> hex.
+        values: "measurement" (SGX), "snp_measurement" (SNP: the launch digest, computed with kernel, first file system
+            and command line), or "mrtd" and "rtmr0" to "rtmr3" (TDX) -> hex.
         simulated: Evidence for them is signed by a simulated platform.
         id: `sha256:<hex>` of the statement; a decision names it.
         signer: SPKI id of the key that signed it.
@@ -109,12 +111,12 @@ def _signer(payload: bytes, signatures: object, signers: Sequence[ec.EllipticCur
 def _read(statement: Mapping[str, Any], identity: str, signer: str) -> ReferenceValues:
     predicate = _object(statement.get("predicate"), "predicate")
     document, values = (_object(predicate.get(name), name) for name in ("document", "values"))
-    if set(values) not in ({"measurement"}, set(TDX_REGISTERS)):
-        raise InputError(
-            f"reference values: expected a measurement, or {', '.join(TDX_REGISTERS)}; got {sorted(values)}"
-        )
-    if not all(isinstance(v, str) and _VALUE.fullmatch(v) for v in values.values()):
-        raise InputError("reference values: a value is not 32 or 48 bytes in hex")
+    size = _VALUES.get(frozenset(values))
+    if size is None:
+        forms = " or ".join(" and ".join(sorted(names)) for names in _VALUES)
+        raise InputError(f"reference values: expected {forms}, got {sorted(values)}")
+    if not all(isinstance(v, str) and re.fullmatch(f"[0-9a-f]{{{2 * size}}}", v) for v in values.values()):
+        raise InputError(f"reference values: a value of {', '.join(sorted(values))} is not {size} bytes in hex")
     subjects = statement.get("subject")
     job = job_digest(document)
     named = {"sha256": job.removeprefix("sha256:")}

@@ -157,7 +157,7 @@ def _approve(here: Workspace, plan: LaunchPlan, bundle: Bundle, unsafe_accept_si
     allow_job(
         OwnerClient(here),
         plan.document,
-        bundle.measurement,
+        bundle.values,
         job=plan.job,
         unsafe_accept_simulated=bundle.simulated,
     )
@@ -267,7 +267,7 @@ def sign(job_file: Path, out: Path | None, as_json: bool) -> None:
         name=plan.spec.name,
         job=plan.job,
         document=plan.document,
-        values={"measurement": bundle.measurement},
+        values=bundle.values,
         simulated=bundle.simulated,
     )
     target = out or job_file.with_suffix(".reference.json")

@@ -67,7 +67,7 @@ def set_(
     added = allow_job(
         client,
         plan.document,
-        measurement,
+        bundle.values,
         job=plan.job,
         unsafe_accept_simulated=bundle.simulated and unsafe_accept_simulated,
         free=[_free(f) for f in free],
@@ -112,7 +112,7 @@ def import_(key: str, file: Path, signers: tuple[Path, ...], unsafe_accept_simul
     added = allow_job(
         owner(),
         found.document,
-        found.values.get("measurement") or found.values,
+        found.values,
         job=found.job,
         unsafe_accept_simulated=found.simulated and unsafe_accept_simulated,
         reference=found,
@@ -261,14 +261,26 @@ def _job(document: dict[str, Any], names: Petnames) -> list[str]:
     "approve", epilog=epilog("strongroom policy request 3", "strongroom policy approve 3 --unsafe-accept-simulated")
 )
 @click.argument("number", type=int)
+@click.option(
+    "--snp-measurement",
+    metavar="HEX",
+    help="SEV-SNP: the launch digest that you computed, with kernel, first file system and command line in it.",
+)
 @unsafe_option
 @json_option
-def approve(number: int, unsafe_accept_simulated: bool, as_json: bool) -> None:
+def approve(number: int, snp_measurement: str | None, unsafe_accept_simulated: bool, as_json: bool) -> None:
     """Allow the job of a pending request: exactly this job in exactly this enclave."""
     client = owner()
     found = client.call("GET", f"/v1/requests/{number}")
     claims = cast(dict[str, Any], found["claims"])
     _check_simulated(bool(claims["simulated"]), unsafe_accept_simulated)
+    if claims.get("tee") == "snp" and snp_measurement != claims["measurement"]:
+        # Taken from the evidence, it would let whoever launched the VM choose the kernel.
+        raise InputError(
+            f"snp_measurement: expected the launch digest that you computed, got {snp_measurement or 'none'}; the "
+            f"evidence says {claims['measurement']}, which covers: {'; '.join(claims.get('limits', []))}",
+            hint="`strongroom job build` of the same job computes it; repeat with --snp-measurement HEX",
+        )
     added = allow_job(
         client,
         cast(dict[str, object], found["job_document"]),

@@ -46,7 +46,7 @@ _WANTED = {
 _PLATFORM = "have the platform updated, or let the policy allow this status and these advisories by name (tcb_status)"
 _HINTS = {
     "root": "this is for trials alone, or let the policy say unsafe_accept_simulated",
-    "policy": "name the code: measurement, signer with minimum_svn and product, or tdx_measurements",
+    "policy": "name the code: measurement, signer with minimum_svn and product, snp_measurement, or tdx_measurements",
     **dict.fromkeys(("tcb_status", "advisories", "grace"), _PLATFORM),
     "minimum_evaluation": "fetch newer endorsements (`strongroom attest endorsements fetch`)",
     "job_digest": "name the job with --job, and compare it with the one that the policy allows",

@@ -14,6 +14,7 @@ from strongroom.attest.appraisal import (
     NotDebug,
     Policy,
     Reference,
+    SnpMeasurement,
     TcbStatus,
     TdxMeasurements,
     UnsafeAcceptSimulated,
@@ -41,16 +42,20 @@ def allowance(
 
     Args:
         document: The job document.
-        measurement: Hex; for TDX its registers by name.
+        measurement: Of SGX, hex. By name for SNP (`snp_measurement`: the launch digest, computed with kernel, first
+            file system and command line) and for TDX (its registers).
         simulated: Accept the simulated root; without it a simulated quote is refused.
         free: Arguments that may differ by pattern.
         reference: Where document and measurement come from; decisions name it.
     """
     code: Policy
-    if isinstance(measurement, str):
-        code = Measurement((measurement,))
+    named = {"measurement": measurement} if isinstance(measurement, str) else measurement
+    if "measurement" in named:
+        code = Measurement((named["measurement"],))
+    elif "snp_measurement" in named:
+        code = SnpMeasurement((named["snp_measurement"],))
     else:
-        code = TdxMeasurements(**{name: (value,) for name, value in measurement.items()})
+        code = TdxMeasurements(**{name: (value,) for name, value in named.items()})
     checks: list[Policy] = [code, JobDigest((job_digest(document, free),), tuple(free)), TcbStatus(), NotDebug()]
     checks += [UnsafeAcceptSimulated()] if simulated else []
     return Reference(reference.id, reference.signer, tuple(checks)) if reference else AllOf(tuple(checks))
@@ -60,7 +65,7 @@ def measured(claims: Mapping[str, object]) -> str | dict[str, str]:
     """Return what a request's claims say of the code, as `allowance` takes it."""
     own = str(claims["measurement"])
     if claims.get("tee") != "tdx":
-        return own
+        return {"snp_measurement": own} if claims.get("tee") == "snp" else own
     return dict(zip(TDX_REGISTERS, [own, *cast(list[str], claims["rtmrs"])], strict=True))
 
 
@@ -101,7 +106,7 @@ def allow_job(
     if not any(chosen.values()):
         raise InputError(f"the job does not use {', '.join(keys) or 'a key of yours'}")
     branch = allowance(document, measurement, simulated=unsafe_accept_simulated, free=free, reference=reference)
-    shown = measurement if isinstance(measurement, str) else measurement["mrtd"]
+    shown = measurement if isinstance(measurement, str) else next(iter(measurement.values()))
     for key, wanted in chosen.items():
         found = client.call("GET", f"/v1/keys/{key}/policy")
         policy = found["policy"]

@@ -106,6 +106,11 @@ class Bundle:
         """The measurement in hex, computed when it is asked for: a run does not need it, a policy does."""
         return self.measure()
 
+    @property
+    def values(self) -> dict[str, str]:
+        """The measurement by its name in policies: SGX's, or the launch digest that builds compute with the kernel."""
+        return {"measurement" if len(self.measurement) == 64 else "snp_measurement": self.measurement}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
