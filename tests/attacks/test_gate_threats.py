@@ -271,6 +271,19 @@ def test_T169_unforeseen_errors_are_recorded_as_denied(
     assert record["details"]["reasons"] == ["unexpected error: RecursionError"]
 
 
+def test_T266_unforeseen_errors_at_evidence_are_recorded_as_denied(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def explode(*_args: object, **_more: object) -> None:
+        raise RecursionError("with a secret in it")
+
+    monkeypatch.setattr("strongroom.service.guest_api.verify_any", explode)
+    assert house.guest({}).attest().status == 500
+    record = house.decisions()[-1]
+    assert (record["action"], record["allowed"], record["actor"]) == ("attest", False, "stranger")
+    assert record["details"]["reasons"] == ["unexpected error: RecursionError"]
+
+
 def test_T61_strangers_are_turned_away_before_their_body_is_read(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     from strongroom.service import app
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import socket
+import ssl
 from dataclasses import replace
 from datetime import timedelta
 from types import SimpleNamespace
@@ -11,9 +12,12 @@ from unittest.mock import patch
 
 import pytest
 from click.testing import CliRunner
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from tests.fakes.attest_parts import JOB, MEASUREMENT, NOW, Platform
-from tests.fakes.snp_parts import CHIP, DER, MILAN, TURIN, Maker, raw_tcb
+from tests.fakes.snp_parts import CHIP, DER, MILAN, TURIN, Maker, _builder, raw_tcb
 
+from strongroom.attest import ratls
 from strongroom.attest.appraisal import AllOf, AppraisalContext, Measurement, SnpMeasurement, appraise
 from strongroom.attest.binding import expected_register, init_data_digest, job_init_data
 from strongroom.attest.claims import check_init_data
@@ -21,6 +25,7 @@ from strongroom.attest.evidence import Evidence
 from strongroom.attest.snp import TCB, certificate_table
 from strongroom.attest.verifiers import verify_any
 from strongroom.cli.policy import command
+from strongroom.crypto.x509 import certificate_from_pem, uris
 from strongroom.errors import (
     AppraisalError,
     AttestationError,
@@ -83,6 +88,24 @@ def test_T265_digest_of_a_launch_without_the_kernels_hashes() -> None:
             ),
         ):
             CliRunner().invoke(command, ["approve", "3", *words], standalone_mode=False, catch_exceptions=False)
+
+
+# A SubjectAltName of a kind that `cryptography` does not know, at which it raises an error under none of its families.
+ODD_NAME = x509.UnrecognizedExtension(x509.ObjectIdentifier("2.5.29.17"), bytes.fromhex("3004a3023000"))
+
+
+def _oddly_named() -> x509.CertificateBuilder:
+    return _builder("SEV-VCEK", "SEV-Milan", MILAN.chip_key.public_key(), 5, 9).add_extension(ODD_NAME, critical=False)
+
+
+def test_T266_certificate_that_the_library_fails_at() -> None:
+    der = _oddly_named().sign(MILAN.chip_key, hashes.SHA384()).public_bytes(DER)
+    with pytest.raises(EndorsementError, match="certificate of the key is not readable"):
+        verify_any(Evidence(tee="snp", quote=MILAN.report() + certificate_table({"vcek": der})), CHOICES, now=NOW)
+    with pytest.raises(EvidenceError, match="UnsupportedGeneralNameType"):
+        ratls.read_certificate(der)
+    with pytest.raises(InputError):
+        uris(certificate_from_pem(ssl.DER_cert_to_PEM_cert(der)))
 
 
 def test_T242_a_guest_that_others_may_enter_or_that_did_not_ask() -> None:

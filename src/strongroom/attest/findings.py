@@ -71,9 +71,7 @@ class Scope:
         root = f"simulated ({claims.root_fingerprint[:16]})" if claims.simulated else "hardware"
         kind = f"a {'debug' if claims.debug else 'production'} enclave"
         found = [
-            Finding(
-                "tee", listed(self.tees) + f" ({', '.join(hints)})" * bool(hints), claims.tee, claims.tee in self.tees
-            ),
+            Finding("tee", tees, claims.tee, claims.tee in self.tees),
             Finding("root", "hardware" + " or simulated" * admits, root, admits or not claims.simulated),
             Finding("debug", "a production enclave", kind, not claims.debug),
         ]

@@ -23,7 +23,6 @@ from datetime import datetime, timedelta
 from typing import TypeVar
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -32,6 +31,7 @@ from strongroom.attest.attesters import Attester
 from strongroom.attest.claims import Claims, check_report_data
 from strongroom.attest.evidence import MAX_EVIDENCE_BYTES, Evidence
 from strongroom.attest.quote import parse_quote
+from strongroom.crypto.x509 import UNREADABLE
 from strongroom.errors import EvidenceError, VerificationError
 
 __all__ = [
@@ -135,7 +135,8 @@ def read_certificate(der: bytes) -> tuple[x509.Certificate, Statement]:
     try:
         certificate = x509.load_der_x509_certificate(der)
         extensions = [(e.oid, e.value) for e in certificate.extensions]
-    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension) as exc:
+        _ = (certificate.not_valid_before_utc, certificate.not_valid_after_utc)
+    except UNREADABLE as exc:
         raise EvidenceError(f"RA-TLS: not a readable certificate: {type(exc).__name__}") from exc
     found = {oid: value.value for oid, value in extensions if isinstance(value, x509.UnrecognizedExtension)}
     if EXTENSION in found:
@@ -173,7 +174,7 @@ def verify_certificate(
     try:
         certificate.verify_directly_issued_by(certificate)
         spki = _spki(certificate.public_key())
-    except (InvalidSignature, UnsupportedAlgorithm, ValueError, TypeError) as exc:
+    except UNREADABLE as exc:
         raise VerificationError("RA-TLS: the certificate is not signed by its own key") from exc
     if statement.claims is None:
         if nonce is not None:

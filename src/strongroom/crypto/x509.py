@@ -86,7 +86,7 @@ def certificate_from_pem(text: str) -> x509.Certificate:
         certificate = x509.load_pem_x509_certificate(text.encode("ascii"))
         _ = (certificate.public_key(), certificate.extensions)  # so that whoever reads them later can
         return certificate
-    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension) as exc:
+    except UNREADABLE as exc:
         raise InputError("the certificate is not readable PEM") from exc
 
 
@@ -184,7 +184,7 @@ def public_key_of_csr(text: str) -> ec.EllipticCurvePublicKey:
         request = x509.load_pem_x509_csr(text.encode("ascii"))
         key = request.public_key()
         signed = request.is_signature_valid
-    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as exc:
+    except UNREADABLE as exc:
         raise InputError("the certificate request is not readable PEM") from exc
     if not signed or not isinstance(key, ec.EllipticCurvePublicKey):
         raise InputError("the certificate request is not signed by its P-256 key")

@@ -125,6 +125,11 @@ class GuestAPI:
         except (AttestationError, DeniedError) as refusal:
             self._note("attest", refusal, now)
             raise
+        except StrongroomError:
+            raise
+        except Exception as exc:  # also the unforeseen: nothing is refused without a record
+            self._note("attest", DeniedError(f"unexpected error: {type(exc).__name__}"), now)
+            raise
 
     def _attest(self, session: str, body: object, *, now: datetime) -> dict[str, object]:
         """Verify evidence and return the attestation result.

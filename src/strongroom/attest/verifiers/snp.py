@@ -31,7 +31,7 @@ from datetime import datetime
 from functools import lru_cache
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
@@ -43,6 +43,7 @@ from strongroom.attest.endorsements import TrustAnchor, check_window
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.markers import SIMULATED_NAME
 from strongroom.attest.snp import TCB, SNPReport, parse_report
+from strongroom.crypto.x509 import UNREADABLE
 from strongroom.errors import EndorsementError, EvidenceError, VerificationError
 
 __all__ = ["SNPRules", "SNPVerifier", "covers", "describe_key", "key_of"]
@@ -195,7 +196,7 @@ def _check_revocation(der: bytes, ark: x509.Certificate, ask: x509.Certificate) 
         crl = x509.load_der_x509_crl(der)
         critical = [e.oid.dotted_string for e in crl.extensions if e.critical]
         revoked = {entry.serial_number for entry in crl}
-    except (ValueError, x509.InvalidVersion, UnsupportedAlgorithm) as exc:
+    except UNREADABLE as exc:
         raise EndorsementError("endorsements: the revocation list crl is not readable", hint=_FETCH) from exc
     if crl.issuer != ark.subject:
         raise EndorsementError("endorsements: the revocation list is another root's", hint=_FETCH)
@@ -316,7 +317,7 @@ def _load(what: str, der: bytes) -> x509.Certificate:
         # Read here, so that nothing below fails on a malformed one.
         _ = (certificate.extensions, certificate.subject, certificate.issuer, certificate.public_key())
         _ = (certificate.not_valid_before_utc, certificate.not_valid_after_utc)
-    except (ValueError, TypeError, x509.InvalidVersion, x509.DuplicateExtension, UnsupportedAlgorithm) as exc:
+    except UNREADABLE as exc:
         raise EndorsementError(f"chain: the certificate of the {what} is not readable", hint=_FETCH) from exc
     return certificate
 
