@@ -77,7 +77,7 @@ def test_real_report_of_a_milan_machine() -> None:
 
 def test_real_report_of_a_turin_machine_parses() -> None:
     report = parse_report(base64.b64decode(REAL["turin"]))
-    assert (report.version, report.family, report.signer) == (5, 26, "vcek")
+    assert (report.version, report.line, report.processor, report.signer) == (5, "Turin", "1a-02-1", "vcek")
     assert str(report.tcb("reported_tcb")) == "0.1.0.2.71"
 
 
@@ -95,6 +95,8 @@ PARSER: dict[str, tuple[Case, str]] = {
     "policy bit 17 clear": (lambda: MILAN.report(changes={8: bytes(8)}), "bit 17 clear"),
     "policy bit 26 set": (lambda: MILAN.report(changes={8: b"\0\0\2\4"}), "reserved bits set"),
     "key information bit 5": (lambda: MILAN.report(changes={0x48: b"\x20"}), "reserved bits of the key information"),
+    "model of Venice": (lambda: TURIN.report(version=3, changes={0x188: b"\x1a\x50"}), "of Milan, .*, got 1a-50-0"),
+    "model beside Milan and Genoa": (lambda: MILAN.report(version=3, changes={0x188: b"\x19\x20"}), "got 19-20-0"),
     "another algorithm": (lambda: MILAN.report(changes={0x34: b"\2"}), "expected signature algorithm 1"),
     "no signer": (lambda: MILAN.report(changes={0x48: b"\x1c"}), "expected VCEK or VLEK as signer, got 7"),
     "a reserved signer": (lambda: MILAN.report(changes={0x48: b"\x08"}), "expected VCEK or VLEK as signer, got 2"),
@@ -189,7 +191,7 @@ VERIFIER: dict[str, tuple[Case, type[AttestationError], str]] = {
     "key of another product": (lambda: _brought(x2=b"\x16\5Genoa"), VerificationError, "product: expected Milan"),
     "Turin's report under Milan": (
         lambda: check(MILAN.evidence(version=3, changes={0x188: b"\x1a", **_turin_tcbs()}, certificate=True)),
-        VerificationError, "expected family 25 for Milan, got 26"),
+        VerificationError, "expected a processor of Milan, got Turin"),
     "masked chip id": (
         lambda: check(MILAN.evidence(changes={0x1A0: bytes(64)}, certificate=True)),
         VerificationError, "chip: the key is for"),

@@ -8,8 +8,9 @@ Rules:
 
 1. A report has exactly 1,184 bytes. What follows is nothing, or a certificate table in its one canonical form that
    holds the signer's certificate alone.
-2. Version 2 has nothing at 0x188; version 3 has family, model and stepping there; version 5 has mitigation vectors at
-   0x1F8 too. Version 4 and any other is refused. What a version reserves is zero.
+2. Version 2 has nothing at 0x188; version 3 has family, model and stepping there, of a processor whose order of TCB
+   versions is known; version 5 has mitigation vectors at 0x1F8 too. Version 4 and any other is refused. What a version
+   reserves is zero.
 3. Guest policy: bit 17 is one and bits 26 to 63 are zero. Key information: bits 5 to 31 are zero.
 4. The signature algorithm is 1 (ECDSA P-384 with SHA-384); r and s fit 48 bytes and are not zero; the rest is zero.
 5. The report names VCEK or VLEK as its signer, and the chip's key is not masked.
@@ -42,7 +43,12 @@ CERTIFICATES: Mapping[str, bytes] = {
 
 _ENTRY = 24
 _MAX_TABLE = 1 << 15
-_TURIN = 0x1A
+_LINES = {
+    "Milan": (0x19, (range(0x10),)),
+    "Genoa": (0x19, (range(0x10, 0x20), range(0xA0, 0xB0))),
+    "Turin": (0x1A, (range(0x12),)),
+}
+"""Product lines: family and models. Genoa's keys are Bergamo's and Siena's too; Venice shares the family of Turin."""
 
 # offset, size, name, how to show it (i: integer, x: hex, -: reserved), meaning
 _HEAD = (
@@ -67,7 +73,7 @@ _HEAD = (
     (0x180, 8, "reported_tcb", "x", "Security versions that the signing key was derived from"),
 )
 _CPUID = (
-    (0x188, 1, "cpuid_family", "i", "Processor family: 25 is Milan and Genoa, 26 Turin"),
+    (0x188, 1, "cpuid_family", "i", "Processor family: 25 is Milan and Genoa, 26 Turin and Venice"),
     (0x189, 1, "cpuid_model", "i", "Processor model"),
     (0x18A, 1, "cpuid_step", "i", "Processor stepping"),
     (0x18B, 21, "reserved2", "-", "Reserved"),
@@ -195,14 +201,32 @@ class SNPReport:
         return ("vcek", "vlek")[self.number("key_info") >> 2 & 7]
 
     @property
-    def family(self) -> int | None:
-        """The processor's family, None in version 2."""
-        return None if self.version == 2 else self.number("cpuid_family")
+    def processor(self) -> str:
+        """Family, model and stepping in hex, for example `19-01-1`; `unnamed` in version 2."""
+        if self.version == 2:
+            return "unnamed"
+        family, model, step = (self.number(f"cpuid_{name}") for name in ("family", "model", "step"))
+        return f"{family:02x}-{model:02x}-{step:x}"
+
+    @property
+    def line(self) -> str | None:
+        """The processor's product line, None in version 2.
+
+        Raises:
+            EvidenceError: A line whose keys and TCB versions are not known.
+        """
+        if self.version == 2:
+            return None
+        family, model = self.number("cpuid_family"), self.number("cpuid_model")
+        for line, (its, models) in _LINES.items():
+            if family == its and any(model in some for some in models):
+                return line
+        raise EvidenceError(f"report: expected a processor of {', '.join(_LINES)}, got {self.processor}")
 
     @property
     def turin(self) -> bool:
         """Whether TCB versions have Turin's order; version 2 is older than Turin."""
-        return self.family == _TURIN
+        return self.line == "Turin"
 
     @property
     def debug(self) -> bool:

@@ -222,10 +222,9 @@ def _platform(raw: bytes) -> tuple[str, str, str]:
 
 
 def _line(report: SNPReport) -> str:
-    # Models of family 25: Milan 0 to 15; Genoa 16 to 31, and Bergamo and Siena, which have its keys, 160 to 175.
-    if report.family is None:
+    if (line := report.line) is None:
         raise InputError("a report of version 2 does not name its product line", hint="--product Milan, or Genoa")
-    return "Turin" if report.turin else "Milan" if report.number("cpuid_model") < 16 else "Genoa"
+    return line
 
 
 def read_anchor(path: Path | None) -> TrustAnchor | None:

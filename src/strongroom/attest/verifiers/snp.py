@@ -13,7 +13,7 @@ Rules:
 3. The revocation list is the root's, holds now, and neither root nor intermediate is in it.
 4. Every certificate holds now.
 5. The key's certificate names product, security versions and chip (VCEK) or provider (VLEK); product and versions are
-   the report's `reported_tcb` and family, the chip is its `chip_id`.
+   the report's processor and `reported_tcb`, the chip is its `chip_id`.
 6. The signature over the report is that key's.
 7. The guest policy allows neither debugging nor a migration agent; no more than the anchor's rules ask.
 
@@ -38,7 +38,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.x509.oid import ExtensionOID, NameOID
 
 from strongroom.attest.claims import Claims
-from strongroom.attest.endorsement_snp import AnyEndorsements, SNPEndorsements
+from strongroom.attest.endorsement_snp import AMD_ROOTS, AnyEndorsements, SNPEndorsements
 from strongroom.attest.endorsements import TrustAnchor, check_window
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.markers import SIMULATED_NAME
@@ -53,7 +53,6 @@ warnings.filterwarnings("ignore", message="Parsed a serial number which wasn't p
 
 _OID = "1.3.6.1.4.1.3704.1."
 _SPL = {"bootloader": "3.1", "tee": "3.2", "snp": "3.3", "microcode": "3.8", "fmc": "3.9"}
-_FAMILIES = {"Milan": 0x19, "Genoa": 0x19, "Turin": 0x1A}
 _PSS = padding.PSS(padding.MGF1(hashes.SHA384()), 48)
 _LIMIT = (
     "launch digest: firmware and first processor state; kernel, first file system and command line if the firmware has "
@@ -177,8 +176,8 @@ def _chain(endorsements: SNPEndorsements, signer: str) -> tuple[x509.Certificate
     ark, ask = _load("root", endorsements.ark), _load("intermediate", endorsements.ask)
     product = _common_name(ark).removeprefix("ARK-")
     expected = {"vcek": f"SEV-{product}", "vlek": f"SEV-VLEK-{product}"}[signer]
-    if product not in _FAMILIES:
-        raise VerificationError(f"root: expected ARK-{' or ARK-'.join(_FAMILIES)}, got {_common_name(ark)!r:.60}")
+    if product not in AMD_ROOTS:
+        raise VerificationError(f"root: expected ARK-{' or ARK-'.join(AMD_ROOTS)}, got {_common_name(ark)!r:.60}")
     if _common_name(ask) != expected:
         raise EndorsementError(
             f"endorsements: expected {expected} over the report's {signer}, got {_common_name(ask)!r:.60}", hint=_FETCH
@@ -247,9 +246,9 @@ def _check_identity(report: SNPReport, leaf: x509.Certificate, product: str) -> 
         raise VerificationError(f"key: expected {expected}, got {name!r:.60}")
     if _product(leaf) != product:
         raise VerificationError(f"product: expected {product}, got {_product(leaf)!r:.60}")
-    family = _FAMILIES.get(product)
-    if report.family not in ((family,) if product == "Turin" else (family, None)):
-        raise VerificationError(f"product: expected family {family} for {product}, got {report.family}")
+    line = report.line
+    if line != product and (line is not None or product == "Turin"):
+        raise VerificationError(f"product: expected a processor of {product}, got {line or 'a report without one'}")
     reported = report.tcb("reported_tcb")
     for part in TCB.PARTS:
         got = getattr(reported, part)
