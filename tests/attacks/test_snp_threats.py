@@ -90,6 +90,35 @@ def test_T265_digest_of_a_launch_without_the_kernels_hashes() -> None:
             CliRunner().invoke(command, ["approve", "3", *words], standalone_mode=False, catch_exceptions=False)
 
 
+def test_T267_platform_or_key_that_the_owner_did_not_choose() -> None:
+    # Memory modules that lie about their size: the firmware did not look, and says so where reports have the bit.
+    policy = AllOf((SnpMeasurement(("c3" * 48,)),))
+    for version, asked, status in ((2, b"\1", "UpToDate"), (3, b"\x21", "UpToDate"), (5, b"\1", "ConfigurationNeeded")):
+        evidence = MILAN.evidence(version=version, changes={0x40: asked})
+        claims = verify_any(evidence, CHOICES, now=NOW)
+        assert (claims.tcb_status, claims.platform_info, "BadRAM" in claims.tcb) == (
+            status, hex(asked[0]), status != "UpToDate",
+        )  # fmt: skip
+    with pytest.raises(AppraisalError, match="tcb_status: expected UpToDate, got ConfigurationNeeded"):
+        appraise(policy, AppraisalContext(claims=claims))
+    # Memory behind CXL.
+    behind = MILAN.evidence(changes={8: b"\0\0\x23"})
+    with pytest.raises(VerificationError, match="policy: expected no CXL"):
+        verify_any(behind, CHOICES, now=NOW)
+    assert MILAN.verifier(cxl=True).verify(behind, MILAN.endorsements(), now=NOW).guest_policy == "0x230000"
+    # A provider's key, for whoever did not name that provider.
+    given = MILAN.endorsements("vlek")
+    claims = MILAN.verifier().verify(MILAN.evidence("vlek"), given, now=NOW)
+    assert (claims.signing_key, claims.provider) == ("vlek", "Tests")
+    for named in ("", "Other"):
+        with pytest.raises(VerificationError, match=r"key: expected a VCEK.*, got a VLEK of 'Tests'"):
+            MILAN.verifier(vlek=named).verify(MILAN.evidence("vlek"), given, now=NOW)
+    nameless = MILAN.endorsements("vlek", MILAN.key("vlek", x5=b"\4\1x"))
+    with pytest.raises(VerificationError, match="got a VLEK of ''"):
+        MILAN.verifier(vlek="").verify(MILAN.evidence("vlek"), nameless, now=NOW)
+    assert verify_any(MILAN.evidence(), CHOICES, now=NOW).signing_key == "vcek"
+
+
 # A SubjectAltName of a kind that `cryptography` does not know, at which it raises an error under none of its families.
 ODD_NAME = x509.UnrecognizedExtension(x509.ObjectIdentifier("2.5.29.17"), bytes.fromhex("3004a3023000"))
 

@@ -157,7 +157,7 @@ class Maker:
         return TrustAnchor(kind="hardware", certificate_der=self.ark.public_bytes(DER))
 
     def verifier(self, **rules: object) -> SNPVerifier:
-        return SNPVerifier(self.anchor, SNPRules(**{"minimum_tcb": self.tcb, **rules}))  # type: ignore[arg-type]
+        return SNPVerifier(self.anchor, SNPRules(**{"minimum_tcb": self.tcb, "vlek": "Tests", **rules}))  # type: ignore[arg-type]
 
     def report(
         self, kind: str = "vcek", *, version: int | None = None, changes: dict[int, bytes] | None = None
@@ -168,6 +168,7 @@ class Maker:
             0x000: (version or (5 if turin else 2)).to_bytes(4, "little"),
             0x008: (0x3001F).to_bytes(8, "little"),
             0x034: b"\1",
+            0x040: b"\x21" if (version or 2) > 2 or turin else b"\1",
             0x048: bytes([0 if kind == "vcek" else 4]),
             0x050: REPORT_DATA,
             0x090: MEASUREMENT,

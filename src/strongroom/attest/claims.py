@@ -30,7 +30,7 @@ class Claims:
         config_id: CONFIGID (64 bytes), MRCONFIGID (48 bytes) or HOSTDATA (32 bytes).
         report_data: 64 bytes.
         debug: The host can read the enclave's memory.
-        tcb_status: The maker's word for the platform, for example "UpToDate"; SNP: "UpToDate" or "OutOfDate".
+        tcb_status: The maker's word for the platform, for example "UpToDate"; SNP: the owner's floor's.
         advisory_ids: Security advisories that apply.
         tcb_date: Day of the TCB level, for example "2024-01-01": the oldest of the parts that are out of date, or of
             all if none is; empty if unknown.
@@ -44,6 +44,11 @@ class Claims:
         vmpl: The privilege level that SNP's report was asked from, else None.
         tcb: SNP's security versions and what is below the owner's floor, for people; else empty.
         limits: What the measurement does not cover, for people.
+        signing_key: SNP: "vcek", the chip's, or "vlek", a cloud provider's; else empty.
+        provider: The provider that a VLEK names, else empty.
+        guest_policy: SNP: what the guest lets the host do, hex; else empty.
+        platform_info: SNP: how the platform is configured, hex; else empty.
+        mitigations: SNP from version 5 on: vectors at launch and now, hex; else empty.
     """
 
     tee: str
@@ -70,6 +75,11 @@ class Claims:
     vmpl: int | None = None
     tcb: str = ""
     limits: tuple[str, ...] = ()
+    signing_key: str = ""
+    provider: str = ""
+    guest_policy: str = ""
+    platform_info: str = ""
+    mitigations: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, object]:
         """Return the claims as JSON-ready values, bytes as hex."""

@@ -161,8 +161,12 @@ def lease(seconds: int) -> None:
 @click.option("--minimum-tcb", default="", help="AMD: lowest bootloader.tee.snp.microcode, with fmc. first for Turin.")
 @click.option("--minimum-abi", default="", help="AMD: lowest firmware interface that a guest's policy must ask for.")
 @click.option("--no-smt", is_flag=True, help="AMD: refuse guests that may share a core's threads with others.")
+@click.option("--cxl", is_flag=True, help="AMD: accept guests whose memory may lie behind CXL.")
+@click.option("--vlek", metavar="PROVIDER", default="", help="AMD: accept that cloud provider's keys (VLEK) too.")
 @anchor_option
-def trust(bundle: Path, minimum_tcb: str, minimum_abi: str, no_smt: bool, anchor_file: Path | None) -> None:
+def trust(
+    bundle: Path, minimum_tcb: str, minimum_abi: str, no_smt: bool, cxl: bool, vlek: str, anchor_file: Path | None
+) -> None:
     """Believe evidence under the root in BUNDLE from now on (`strongroom attest endorsements fetch` writes one).
 
     The root is Intel's or AMD's, whatever BUNDLE says, or the one whose certificate --anchor names.
@@ -181,6 +185,7 @@ def trust(bundle: Path, minimum_tcb: str, minimum_abi: str, no_smt: bool, anchor
             hint="`strongroom attest endorsements show` lists the versions of the machines it has keys for",
         )
     settings = {"minimum_tcb": minimum_tcb, "minimum_abi": minimum_abi, "smt": "refused" if no_smt else ""}
+    settings |= {"cxl": "allowed" if cxl else "", "vlek": vlek}
     given = {name: value for name, value in settings.items() if value}
     client, own = owner(), anchor.fingerprint not in MAKERS
     anchors = cast(list[dict[str, str]], client.call("GET", "/v1/status")["anchors"])

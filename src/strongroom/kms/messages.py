@@ -119,14 +119,16 @@ class Unlock(Body):
 
 
 class TrustRoot(Body):
-    """A maker's root certificate, by its SHA-256; `settings` for AMD's: minimum_tcb, minimum_abi, smt.
+    """A maker's root certificate, by its SHA-256; `settings` for AMD's: minimum_tcb, minimum_abi, smt, cxl, vlek.
 
     `own_root` says that the owner means a root that is no known maker's.
     """
 
     fingerprint: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
     own_root: bool = False
-    settings: dict[Literal["minimum_tcb", "minimum_abi", "smt"], Annotated[str, msgspec.Meta(max_length=40)]] = {}
+    settings: dict[
+        Literal["minimum_tcb", "minimum_abi", "smt", "cxl", "vlek"], Annotated[str, msgspec.Meta(max_length=400)]
+    ] = {}
 
 
 class SetLease(Body):

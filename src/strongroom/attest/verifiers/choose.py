@@ -21,7 +21,7 @@ def verifier_for(anchor: TrustAnchor, endorsements: AnyEndorsements, settings: M
     Args:
         anchor: The root.
         endorsements: Intel's or AMD's.
-        settings: For AMD's: `minimum_tcb`, and `minimum_abi` and `smt` if the owner asks for more.
+        settings: For AMD's: `minimum_tcb`, and `minimum_abi`, `smt`, `cxl` and `vlek` if the owner asks for others.
 
     Raises:
         InputError: A setting in another form.
@@ -39,11 +39,14 @@ def snp_rules(settings: Mapping[str, str]) -> SNPRules | None:
     """
     if not settings.get("minimum_tcb"):
         return None
+    switches = {name: settings.get(name, default) for name, default in (("smt", "allowed"), ("cxl", "refused"))}
     major, dot, minor = settings.get("minimum_abi", "0.0").partition(".")
-    if not dot or not (major + minor).isdecimal() or settings.get("smt", "allowed") not in ("allowed", "refused"):
-        raise InputError("minimum_abi is major.minor, and smt is allowed or refused")
+    if not dot or not (major + minor).isdecimal() or not set(switches.values()) <= {"allowed", "refused"}:
+        raise InputError("minimum_abi is major.minor, and smt and cxl are allowed or refused")
     return SNPRules(
         minimum_tcb=TCB.from_text(settings["minimum_tcb"]),
         minimum_abi=(int(major or 0), int(minor or 0)),
-        smt=settings.get("smt", "allowed") == "allowed",
+        smt=switches["smt"] == "allowed",
+        cxl=switches["cxl"] == "allowed",
+        vlek=settings.get("vlek", ""),
     )

@@ -15,7 +15,10 @@ Rules:
 5. The key's certificate names product, security versions and chip (VCEK) or provider (VLEK); product and versions are
    the report's processor and `reported_tcb`, the chip is its `chip_id`.
 6. The signature over the report is that key's.
-7. The guest policy allows neither debugging nor a migration agent; no more than the anchor's rules ask.
+7. The guest policy allows neither debugging nor a migration agent, nor memory behind CXL unless the owner allows it,
+   and as much as the owner asks. A provider's key counts only if the owner named the provider.
+8. Where the firmware says whether it looked for aliases of memory (from version 3 on) and it did not, the platform is
+   ConfigurationNeeded: its memory modules may lie about their size (BadRAM).
 
 Source: AMD 56860 (firmware ABI), 57230 (certificates and KDS).
 """
@@ -70,11 +73,15 @@ class SNPRules:
             signed list of current versions, so this is the owner's to keep.
         minimum_abi: (major, minor) of the firmware interface that the guest's policy must ask for.
         smt: Whether the guest may share a core's threads with others.
+        cxl: Whether the guest's memory may lie behind CXL, on devices that the processor does not see into.
+        vlek: The provider whose keys (VLEK) count beside those of chips, by its name in them; empty for none.
     """
 
     minimum_tcb: TCB
     minimum_abi: tuple[int, int] = (0, 0)
     smt: bool = True
+    cxl: bool = False
+    vlek: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +123,13 @@ class SNPVerifier:
         _check_validity((ark, ask, leaf), now)  # 4.
         _check_identity(report, leaf, _common_name(ark).removeprefix("ARK-"))  # 5.
         _check_signature(report, leaf)  # 6.
-        _check_policy(report, self.rules)  # 7.
+        provider = _text(leaf, "5")
+        if report.signer == "vlek" and (not provider or provider != self.rules.vlek):  # 7.
+            wanted = f"a VCEK or a VLEK of {self.rules.vlek}" if self.rules.vlek else "a VCEK"
+            raise VerificationError(
+                f"key: expected {wanted}, got a VLEK of {provider!r:.60}", hint="`strongroom service trust` with --vlek"
+            )
+        _check_policy(report, self.rules)
         return self._claims(report, (leaf, ask, ark), self.rules.minimum_tcb)
 
     def _claims(self, report: SNPReport, chain: tuple[x509.Certificate, ...], floor: TCB) -> Claims:
@@ -126,6 +139,10 @@ class SNPVerifier:
             for name in ("reported_tcb", "committed_tcb", "launch_tcb")
             for reason in report.tcb(name).below(floor)
         ]
+        unchecked = report.version > 2 and not report.number("platform_info") >> 5 & 1  # 8.
+        found = [*stale, *(["memory aliases: not looked for (BadRAM)"] if unchecked else [])]
+        status = ("OutOfDate" if stale else "") + ("ConfigurationNeeded" if unchecked else "")
+        vectors = [f"{report.number(f'{when}_mit_vector'):#x}" for when in ("launch", "current") if report.version > 4]
         return Claims(
             tee="snp",
             root="simulated" if simulated else "hardware",
@@ -138,11 +155,16 @@ class SNPVerifier:
             config_id=report["host_data"],
             report_data=report["report_data"],
             debug=report.debug,
-            tcb_status="OutOfDate" if stale else "UpToDate",
+            tcb_status=status or "UpToDate",
             chip_id=report["chip_id"],
             vmpl=report.number("vmpl"),
-            tcb=f"{report.tcb('reported_tcb')}, floor {floor}" + "".join(f"; {r}" for r in stale),
+            tcb=f"{report.tcb('reported_tcb')}, floor {floor}" + "".join(f"; {r}" for r in found),
             limits=(_LIMIT,),
+            signing_key=report.signer,
+            provider=_text(chain[0], "5"),
+            guest_policy=f"{report.number('policy'):#x}",
+            platform_info=f"{report.number('platform_info'):#x}",
+            mitigations=tuple(vectors),
         )
 
 
@@ -291,6 +313,8 @@ def _check_policy(report: SNPReport, rules: SNPRules) -> None:
         raise VerificationError("policy: expected no debugging, got a guest whose memory the host may read (bit 19)")
     if policy >> 18 & 1:
         raise VerificationError("policy: expected no migration agent, got a guest that may be handed to one (bit 18)")
+    if policy >> 21 & 1 and not rules.cxl:
+        raise VerificationError("policy: expected no CXL, got a guest whose memory may lie behind it (bit 21)")
     if policy >> 16 & 1 and not rules.smt:
         raise VerificationError("policy: expected no SMT, got a guest that may share a core (bit 16)")
     asked = (policy >> 8 & 0xFF, policy & 0xFF)
@@ -356,8 +380,13 @@ def _level(leaf: x509.Certificate, suffix: str, part: str) -> int:
 
 
 def _product(leaf: x509.Certificate) -> str:
-    # An IA5String such as Milan-B0; VLEKs have no stepping.
-    raw = _extension(leaf, "2") or b""
+    # Such as Milan-B0; VLEKs have no stepping.
+    return _text(leaf, "2").partition("-")[0]
+
+
+def _text(leaf: x509.Certificate, suffix: str) -> str:
+    # An IA5String.
+    raw = _extension(leaf, suffix) or b""
     if not 2 < len(raw) < 0x80 or raw[:2] != bytes([0x16, len(raw) - 2]):
         return ""
-    return raw[2:].decode("ascii", "replace").partition("-")[0]
+    return raw[2:].decode("ascii", "replace")
