@@ -64,14 +64,14 @@ def test_T261_a_bundle_does_not_choose_whom_the_service_believes(
     ):
         write_bundle(bundle, anchor, found)  # type: ignore[arg-type]
         with pytest.raises(error, match=reason):
-            _command(house, monkeypatch, "trust", str(bundle), "--minimum-tcb", "4.0.20.209")
+            _command(house, monkeypatch, "trust", str(bundle), "--minimum-tcb", "unnamed=4.0.20.209")
     answer = house.as_owner()("PUT", "/v1/anchors", {"fingerprint": own.fingerprint})
     assert (answer.code, "own_root" in answer.json["detail"]) == ("input", True)
     assert house.service.anchors == before
     # Whoever means another root says which one; a bundle under a third is still refused.
     certificate = tmp_path / "ark.pem"
     certificate.write_bytes(MILAN.ark.public_bytes(Encoding.PEM))
-    words = ("trust", str(bundle), "--minimum-tcb", "4.0.20.209", "--anchor", str(certificate))
+    words = ("trust", str(bundle), "--minimum-tcb", "unnamed=4.0.20.209", "--anchor", str(certificate))
     write_bundle(bundle, own, [genuine])
     with pytest.raises(EndorsementError, match="root: expected Intel's or AMD's"):
         _command(house, monkeypatch, *words)

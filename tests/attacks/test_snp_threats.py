@@ -90,6 +90,24 @@ def test_T265_digest_of_a_launch_without_the_kernels_hashes() -> None:
             CliRunner().invoke(command, ["approve", "3", *words], standalone_mode=False, catch_exceptions=False)
 
 
+def test_T268_processor_for_which_the_owner_named_no_floor() -> None:
+    # Microcode is counted per model and stepping: one number for all would let the oldest of another model pass.
+    maker = Maker(product="Genoa", tcb=TCB(bootloader=10, tee=0, snp=23, microcode=30))
+    floors = {"19-11-1": TCB.from_text("10.0.23.30"), "19-a0-2": TCB.from_text("10.0.23.31")}
+    for cpuid, status in ((b"\x19\x11\1", "UpToDate"), (b"\x19\xa0\2", "OutOfDate"), (b"\x19\x11\2", "OutOfDate")):
+        evidence = maker.evidence(version=3, changes={0x188: cpuid})
+        claims = maker.verifier(floors=floors).verify(evidence, maker.endorsements(), now=NOW)
+        assert claims.tcb_status == status, claims.tcb
+    assert "floor of 19-11-2 none; reported_tcb: no floor" in claims.tcb
+    # A report of version 2 names no processor, and one of Turin is not above versions that leave fmc out.
+    assert (
+        maker.verifier(floors=floors).verify(maker.evidence(), maker.endorsements(), now=NOW).tcb_status == "OutOfDate"
+    )
+    short = TURIN.verifier(floors={"1a-02-1": TCB.from_text("0.0.0.0")})
+    claims = short.verify(TURIN.evidence(), TURIN.endorsements(), now=NOW)
+    assert (claims.tcb_status, "fmc is 1, below None" in claims.tcb) == ("OutOfDate", True)
+
+
 def test_T267_platform_or_key_that_the_owner_did_not_choose() -> None:
     # Memory modules that lie about their size: the firmware did not look, and says so where reports have the bit.
     policy = AllOf((SnpMeasurement(("c3" * 48,)),))

@@ -157,7 +157,8 @@ class Maker:
         return TrustAnchor(kind="hardware", certificate_der=self.ark.public_bytes(DER))
 
     def verifier(self, **rules: object) -> SNPVerifier:
-        return SNPVerifier(self.anchor, SNPRules(**{"minimum_tcb": self.tcb, "vlek": "Tests", **rules}))  # type: ignore[arg-type]
+        floors = dict.fromkeys(("unnamed", "19-01-1", "1a-02-1"), self.tcb)
+        return SNPVerifier(self.anchor, SNPRules(**{"floors": floors, "vlek": "Tests", **rules}))  # type: ignore[arg-type]
 
     def report(
         self, kind: str = "vcek", *, version: int | None = None, changes: dict[int, bytes] | None = None

@@ -45,7 +45,7 @@ def house(tmp_path: Path) -> House:
 
 
 def trust(house: House, floor: str) -> None:
-    body = {"fingerprint": MAKER.anchor.fingerprint, "settings": {"minimum_tcb": floor}}
+    body = {"fingerprint": MAKER.anchor.fingerprint, "settings": {"minimum_tcb": floor}, "own_root": True}
     assert house.as_owner()("PUT", "/v1/anchors", body).status == 200
 
 
@@ -60,7 +60,7 @@ def test_snp_guest_gets_its_key(house: House) -> None:
 
     write_bundle(stored, MAKER.anchor, [MAKER.endorsements()])
     assert guest.attest().code == "verification"  # the files are the host's word: no root of AMD's is trusted
-    trust(house, "4.0.20.209")
+    trust(house, "unnamed=4.0.20.209")
     guest.attested()
     assert guest.open(guest.resource(house.owner))["heads"]
 
@@ -68,13 +68,13 @@ def test_snp_guest_gets_its_key(house: House) -> None:
         assert guest.attest(report={at: value}).code == code
     guest.attest(report={0x90: b"another system"})
     assert guest.resource(house.owner).code == "appraisal"
-    trust(house, "4.0.21.209")  # the owner's floor rises: old firmware is not up to date any more
+    trust(house, "unnamed=4.0.21.209")  # the owner's floor rises: old firmware is not up to date any more
     guest.attested()
     assert guest.resource(house.owner).code == "appraisal"
     reasons = [r for d in house.decisions() for r in d.get("details", {}).get("reasons", [])]
     assert any("tcb_status: expected UpToDate, got OutOfDate" in reason for reason in reasons)
     assert [d["subject"] for d in house.decisions() if d["action"] == "trust-root"] == [MAKER.anchor.fingerprint] * 2
-    trust(house, "4.0.20.209")
+    trust(house, "unnamed=4.0.20.209")
 
     simulated = TrustAnchor(kind="simulated", certificate_der=MAKER.anchor.certificate_der)
     write_bundle(stored, simulated, [MAKER.endorsements()])  # trusted as hardware, filed as something else

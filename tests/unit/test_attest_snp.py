@@ -19,6 +19,7 @@ from strongroom.attest.endorsement_snp import AMD_ROOTS, SNPEndorsements, read_e
 from strongroom.attest.endorsements import TrustAnchor
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.snp import TCB, certificate_table, parse_report, read_table
+from strongroom.attest.verifiers.choose import tcb_floors
 from strongroom.attest.verifiers.snp import SNPRules, SNPVerifier
 from strongroom.errors import AttestationError, EndorsementError, EvidenceError, InputError, VerificationError
 
@@ -57,7 +58,7 @@ def test_real_report_of_a_milan_machine() -> None:
     anchor = TrustAnchor(kind="hardware", certificate_der=raw["ark"])
     assert anchor.fingerprint == AMD_ROOTS["Milan"]
     endorsements = SNPEndorsements(ask=raw["ask"], ark=raw["ark"], crl=MILAN.crl(), keys=(raw["vcek"],))
-    verifier = SNPVerifier(anchor, SNPRules(minimum_tcb=TCB.from_text("3.0.8.115")))
+    verifier = SNPVerifier(anchor, SNPRules(floors={"unnamed": TCB.from_text("3.0.8.115")}))
     # AMD's list is not at hand: everything up to it holds, and without it nothing is accepted.
     with pytest.raises(EndorsementError, match="another root"):
         verifier.verify(Evidence(tee="snp", quote=raw["milan"]), endorsements, now=datetime(2024, 1, 1, tzinfo=UTC))
@@ -231,6 +232,23 @@ def test_a_higher_part_does_not_make_up_for_a_lower_one() -> None:
     for text in ("", "1.2.3", "1.2.3.4.5.6", "1.2.3.256", "1.2.3.-4", "1.2.3.04", "1.2.3.x"):
         with pytest.raises(InputError, match="a TCB is"):
             TCB.from_text(text)
+
+
+def test_floors_are_written_per_processor() -> None:
+    floors = tcb_floors("19-01-1=4.0.23.213,unnamed=4.0.22.213,1a-02-1=1.1.0.4.71")
+    assert {name: str(tcb) for name, tcb in floors.items()} == {
+        "19-01-1": "4.0.23.213", "unnamed": "4.0.22.213", "1a-02-1": "1.1.0.4.71",
+    }  # fmt: skip
+    for text, reason in (
+        ("4.0.23.213", "expected PROCESSOR=VERSIONS"),
+        ("19-01=4.0.23.213", "expected PROCESSOR=VERSIONS"),
+        ("19-01-1=4.0.23.213,19-01-1=0.0.0.0", "each processor once"),
+        ("1a-02-1=1.0.4.71", "Turin's versions have fmc"),
+        ("19-01-1=0.4.0.23.213", "Turin's versions have fmc"),
+        ("19-01-1=4.0.23", "a TCB is"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            tcb_floors(text)
 
 
 def test_any_bit_of_the_signed_part_counts() -> None:

@@ -143,7 +143,7 @@ def test_an_snp_report_has_a_verdict_and_is_explained(tmp_path: Path, monkeypatc
         "policies": [WAIVER, POLICIES["snp"], {"kind": "machine", "values": [maker.chip.hex()]}],
     }
     given = [maker.endorsements()]
-    code, page, _ = _verify(tmp_path, quote, policy, anchor, given, "--minimum-tcb", str(maker.tcb))
+    code, page, _ = _verify(tmp_path, quote, policy, anchor, given, "--minimum-tcb", f"unnamed={maker.tcb}")
     assert code == 0, page
     assert "pass  vmpl: 0" in page
     assert _verify(tmp_path, quote, policy, anchor, given)[0] == 1  # nobody said which versions will do

@@ -75,7 +75,7 @@ def fetch(
         tee, report = "snp", parse_report(raw)
         line = product or _line(report)
         known = _known(folder, f"snp-sev-{'vlek-' if report.signer == 'vlek' else ''}{line.lower()}.json")
-        settings = {"minimum_tcb": str(report.tcb("reported_tcb"))}
+        settings = {"minimum_tcb": f"{report.processor}={report.tcb('reported_tcb')}"}
     else:
         tee, fmspc, ca = _platform(raw)
         known = _known(folder, f"{tee}-{fmspc}{'-platform' if ca == 'platform' else ''}.json")

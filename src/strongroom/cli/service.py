@@ -154,18 +154,30 @@ def lease(seconds: int) -> None:
     "trust",
     epilog=epilog(
         "strongroom service trust sgx-00906ed50000.json",
-        "strongroom service trust snp-sev-milan.json --minimum-tcb 4.0.23.213",
+        "strongroom service trust snp-sev-milan.json --minimum-tcb 19-01-1=4.0.23.213",
     ),
 )
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--minimum-tcb", default="", help="AMD: lowest bootloader.tee.snp.microcode, with fmc. first for Turin.")
+@click.option(
+    "--minimum-tcb",
+    "floors",
+    multiple=True,
+    metavar="PROCESSOR=VERSIONS",
+    help="AMD: lowest bootloader.tee.snp.microcode, with fmc. first for Turin, of a processor: family-model-stepping.",
+)
 @click.option("--minimum-abi", default="", help="AMD: lowest firmware interface that a guest's policy must ask for.")
 @click.option("--no-smt", is_flag=True, help="AMD: refuse guests that may share a core's threads with others.")
 @click.option("--cxl", is_flag=True, help="AMD: accept guests whose memory may lie behind CXL.")
 @click.option("--vlek", metavar="PROVIDER", default="", help="AMD: accept that cloud provider's keys (VLEK) too.")
 @anchor_option
 def trust(
-    bundle: Path, minimum_tcb: str, minimum_abi: str, no_smt: bool, cxl: bool, vlek: str, anchor_file: Path | None
+    bundle: Path,
+    floors: tuple[str, ...],
+    minimum_abi: str,
+    no_smt: bool,
+    cxl: bool,
+    vlek: str,
+    anchor_file: Path | None,
 ) -> None:
     """Believe evidence under the root in BUNDLE from now on (`strongroom attest endorsements fetch` writes one).
 
@@ -179,12 +191,12 @@ def trust(
         raise InputError("a SIMULATED root is trusted by its own workspace's service alone")
     if not found or any(anchor_of(one, read_anchor(anchor_file)) != anchor for one in found):
         raise InputError(f"{bundle}: expected endorsements under the root that it names, got none or another's")
-    if any(isinstance(one, SNPEndorsements) for one in found) and not minimum_tcb:
+    if any(isinstance(one, SNPEndorsements) for one in found) and not floors:
         raise InputError(
             "AMD publishes no signed list of current versions, so the floor is yours to name: --minimum-tcb",
             hint="`strongroom attest endorsements show` lists the versions of the machines it has keys for",
         )
-    settings = {"minimum_tcb": minimum_tcb, "minimum_abi": minimum_abi, "smt": "refused" if no_smt else ""}
+    settings = {"minimum_tcb": ",".join(floors), "minimum_abi": minimum_abi, "smt": "refused" if no_smt else ""}
     settings |= {"cxl": "allowed" if cxl else "", "vlek": vlek}
     given = {name: value for name, value in settings.items() if value}
     client, own = owner(), anchor.fingerprint not in MAKERS

@@ -286,7 +286,9 @@ def _known_roots(here: Workspace) -> set[tuple[str, str]]:
     "--endorsements", "bundle", type=click.Path(path_type=Path), help="A bundle; default: the trust service's here."
 )
 @click.option("--job", "job_file", type=click.Path(path_type=Path), help="The job file that the evidence should bind.")
-@click.option("--minimum-tcb", metavar="VERSIONS", help="SEV-SNP: the least security versions to accept.")
+@click.option(
+    "--minimum-tcb", metavar="PROCESSOR=VERSIONS", help="SEV-SNP: as `service trust` takes it; several with commas."
+)
 @json_option
 def verify(
     evidence: Path,

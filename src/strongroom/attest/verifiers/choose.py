@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from strongroom.attest.endorsement_snp import AnyEndorsements, SNPEndorsements
@@ -12,7 +13,9 @@ from strongroom.attest.verifiers.dcap import DCAPVerifier
 from strongroom.attest.verifiers.snp import SNPRules, SNPVerifier
 from strongroom.errors import InputError
 
-__all__ = ["snp_rules", "verifier_for"]
+__all__ = ["snp_rules", "tcb_floors", "verifier_for"]
+
+_PROCESSOR = re.compile(r"unnamed|[0-9a-f]{2}-[0-9a-f]{2}-[0-9a-f]{1,2}")
 
 
 def verifier_for(anchor: TrustAnchor, endorsements: AnyEndorsements, settings: Mapping[str, str]) -> AnchoredVerifier:
@@ -44,9 +47,29 @@ def snp_rules(settings: Mapping[str, str]) -> SNPRules | None:
     if not dot or not (major + minor).isdecimal() or not set(switches.values()) <= {"allowed", "refused"}:
         raise InputError("minimum_abi is major.minor, and smt and cxl are allowed or refused")
     return SNPRules(
-        minimum_tcb=TCB.from_text(settings["minimum_tcb"]),
+        floors=tcb_floors(settings["minimum_tcb"]),
         minimum_abi=(int(major or 0), int(minor or 0)),
         smt=switches["smt"] == "allowed",
         cxl=switches["cxl"] == "allowed",
         vlek=settings.get("vlek", ""),
     )
+
+
+def tcb_floors(text: str) -> dict[str, TCB]:
+    """Return processor -> lowest versions, written `19-01-1=4.0.23.213,19-01-2=4.0.23.56`.
+
+    Raises:
+        InputError: Another form, a processor twice, or versions of another product line.
+    """
+    floors: dict[str, TCB] = {}
+    for part in text.split(","):
+        processor, equals, versions = part.partition("=")
+        if not equals or not _PROCESSOR.fullmatch(processor) or processor in floors:
+            raise InputError(
+                f"minimum_tcb: expected PROCESSOR=VERSIONS for each processor once, got {part!r:.60}",
+                hint="PROCESSOR is family-model-stepping in hex, 19-01-1 for example; version 2 reports are `unnamed`",
+            )
+        floors[processor] = TCB.from_text(versions)
+        if (floors[processor].fmc is None) == processor.startswith("1a-"):
+            raise InputError(f"minimum_tcb: Turin's versions have fmc. before them, and no other's: {part!r:.60}")
+    return floors

@@ -28,7 +28,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -69,15 +69,16 @@ class SNPRules:
     """What an owner asks of every platform under one root, beside what a policy asks of a job.
 
     Attributes:
-        minimum_tcb: A platform whose reported, committed or launch versions are below is OutOfDate. AMD publishes no
-            signed list of current versions, so this is the owner's to keep.
+        floors: Processor (`SNPReport.processor`) -> versions: whose reported, committed or launch versions are below is
+            OutOfDate, and so is one without a floor, since each model and stepping counts its microcode on its own.
+            AMD publishes no signed list of current versions, so this is the owner's to keep.
         minimum_abi: (major, minor) of the firmware interface that the guest's policy must ask for.
         smt: Whether the guest may share a core's threads with others.
         cxl: Whether the guest's memory may lie behind CXL, on devices that the processor does not see into.
         vlek: The provider whose keys (VLEK) count beside those of chips, by its name in them; empty for none.
     """
 
-    minimum_tcb: TCB
+    floors: Mapping[str, TCB]
     minimum_abi: tuple[int, int] = (0, 0)
     smt: bool = True
     cxl: bool = False
@@ -130,14 +131,14 @@ class SNPVerifier:
                 f"key: expected {wanted}, got a VLEK of {provider!r:.60}", hint="`strongroom service trust` with --vlek"
             )
         _check_policy(report, self.rules)
-        return self._claims(report, (leaf, ask, ark), self.rules.minimum_tcb)
+        return self._claims(report, (leaf, ask, ark), self.rules.floors.get(report.processor))
 
-    def _claims(self, report: SNPReport, chain: tuple[x509.Certificate, ...], floor: TCB) -> Claims:
+    def _claims(self, report: SNPReport, chain: tuple[x509.Certificate, ...], floor: TCB | None) -> Claims:
         simulated = self.anchor.kind == "simulated" or any(SIMULATED_NAME in str(c.subject) for c in chain)
         stale = [
             f"{name}: {reason}"
             for name in ("reported_tcb", "committed_tcb", "launch_tcb")
-            for reason in report.tcb(name).below(floor)
+            for reason in (report.tcb(name).below(floor) if floor else ["no floor to compare it with"])
         ]
         unchecked = report.version > 2 and not report.number("platform_info") >> 5 & 1  # 8.
         found = [*stale, *(["memory aliases: not looked for (BadRAM)"] if unchecked else [])]
@@ -158,7 +159,8 @@ class SNPVerifier:
             tcb_status=status or "UpToDate",
             chip_id=report["chip_id"],
             vmpl=report.number("vmpl"),
-            tcb=f"{report.tcb('reported_tcb')}, floor {floor}" + "".join(f"; {r}" for r in found),
+            tcb=f"{report.tcb('reported_tcb')}, floor of {report.processor} {floor or 'none'}"
+            + "".join(f"; {r}" for r in found),
             limits=(_LIMIT,),
             signing_key=report.signer,
             provider=_text(chain[0], "5"),
