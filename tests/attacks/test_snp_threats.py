@@ -23,7 +23,7 @@ from strongroom.attest.binding import expected_register, init_data_digest, job_i
 from strongroom.attest.claims import check_init_data
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.snp import TCB, certificate_table
-from strongroom.attest.verifiers import verify_any
+from strongroom.attest.verifiers import snp, verify_any
 from strongroom.cli.policy import command
 from strongroom.crypto.x509 import certificate_from_pem, uris
 from strongroom.errors import (
@@ -88,6 +88,20 @@ def test_T265_digest_of_a_launch_without_the_kernels_hashes() -> None:
             ),
         ):
             CliRunner().invoke(command, ["approve", "3", *words], standalone_mode=False, catch_exceptions=False)
+
+
+def test_T269_keys_that_stand_in_the_way_of_others_or_cost_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoys = [MILAN.key(x4=hashlib.sha512(bytes([n])).digest()) for n in range(20)]
+    forged = MILAN.key(signer=0)  # says it is the chip's, and is not signed by the intermediate
+    given = MILAN.endorsements("vcek", forged, *decoys, MILAN.key())
+    given = replace(given, keys=(b"not a certificate", *given.keys))
+    loaded, load = [], snp.x509.load_der_x509_certificate
+    monkeypatch.setattr(snp, "_load", snp._load.__wrapped__)  # whose memory of single certificates strangers can flush
+    monkeypatch.setattr(snp.x509, "load_der_x509_certificate", lambda der: loaded.append(der) or load(der))
+    for reads in (len(given.keys) - 1, 0):
+        loaded.clear()
+        assert verify_any(MILAN.evidence(), [(MILAN.verifier(), given)], now=NOW).tcb_status == "UpToDate"
+        assert len([der for der in loaded if der in given.keys[:-1]]) == reads
 
 
 def test_T268_processor_for_which_the_owner_named_no_floor() -> None:

@@ -174,7 +174,7 @@ VERIFIER: dict[str, tuple[Case, type[AttestationError], str]] = {
     "clock before all": (lambda: check(now=NOW - timedelta(days=2)), EndorsementError, "crl holds from"),
     "expired key": (lambda: check(endorsements=_keyed(days=-1)), EndorsementError, "SEV-VCEK holds from"),
     "key under another intermediate": (
-        lambda: check(endorsements=_keyed(signer=0)), VerificationError, "the key is not signed by SEV-Milan"),
+        lambda: _brought(signer=0), VerificationError, "the key is not signed by SEV-Milan"),
     "no key": (
         lambda: check(endorsements=replace(MILAN.endorsements(), keys=())), EndorsementError, "no VCEK of chip"),
     "key of another TCB": (lambda: _brought(x3_3=b"\2\1\x13"), VerificationError, "the key is for snp 19, the report"),

@@ -27,8 +27,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -53,6 +54,8 @@ __all__ = ["SNPRules", "SNPVerifier", "covers", "describe_key", "key_of"]
 
 # AMD gives VCEKs the serial number 0, which `cryptography` remarks on at each of them.
 warnings.filterwarnings("ignore", message="Parsed a serial number which wasn't positive")
+
+_log = logging.getLogger(__name__)
 
 _OID = "1.3.6.1.4.1.3704.1."
 _SPL = {"bootloader": "3.1", "tee": "3.2", "snp": "3.3", "microcode": "3.8", "fmc": "3.9"}
@@ -176,12 +179,36 @@ def covers(endorsements: SNPEndorsements, evidence: Evidence) -> bool:
     ask = _load("intermediate", endorsements.ask)
     if report.certificate:
         return _load("key", report.certificate).issuer == ask.subject
-    return key_of(report, endorsements.keys) is not None
+    return key_of(report, endorsements.keys, endorsements.ask) is not None
 
 
-def key_of(report: SNPReport, keys: Iterable[bytes]) -> bytes | None:
-    """Return the certificate among `keys` that names the chip and versions of `report`, None if there is none."""
-    return next((key for key in keys if _names(report, _load("key", key))), None)
+def key_of(report: SNPReport, keys: tuple[bytes, ...], ask: bytes = b"") -> bytes | None:
+    """Return the certificate among `keys` for the chip and versions of `report`, None if there is none.
+
+    For choosing alone. Those that are not readable, or with `ask` not signed by it, stand in no other's way.
+    """
+    chip = report["chip_id"] if report.signer == "vcek" else b""
+    reported = report.tcb("reported_tcb")
+    levels = tuple(getattr(reported, part) or 0 for part in TCB.PARTS)
+    return _index(keys, ask).get((f"SEV-{report.signer.upper()}", chip, levels))
+
+
+@lru_cache(maxsize=16)
+def _index(keys: tuple[bytes, ...], ask: bytes) -> dict[tuple[str, bytes, tuple[int, ...]], bytes]:
+    # Anybody may send a report, so finding its key among thousands must not mean reading them all each time.
+    found: dict[tuple[str, bytes, tuple[int, ...]], bytes] = {}
+    for key in keys:
+        try:
+            leaf = _load("key", key)
+            if ask:
+                _check_signed("key", _load("intermediate", ask), leaf.signature, leaf.tbs_certificate_bytes)
+            chip = (_extension(leaf, "4") or b"").ljust(64, b"\0") if _common_name(leaf) == "SEV-VCEK" else b""
+            levels = tuple(_level(leaf, _SPL[part], part) for part in TCB.PARTS)
+        except (EndorsementError, VerificationError) as exc:
+            _log.warning("a chip's key among the endorsements is not used reason=%s", exc)
+            continue
+        found.setdefault((_common_name(leaf), chip, levels), key)
+    return found
 
 
 def describe_key(der: bytes) -> str:
@@ -236,7 +263,7 @@ def _leaf(report: SNPReport, endorsements: SNPEndorsements, ask: x509.Certificat
     if report.certificate:
         leaf = _load("key", report.certificate)
     else:
-        found = key_of(report, endorsements.keys)
+        found = key_of(report, endorsements.keys, endorsements.ask)
         if found is None:
             chip, tcb = report["chip_id"].hex()[:16], report.tcb("reported_tcb")
             raise EndorsementError(
@@ -249,15 +276,6 @@ def _leaf(report: SNPReport, endorsements: SNPEndorsements, ask: x509.Certificat
         raise EndorsementError(f"chain: expected a key under {_common_name(ask)}, got one under {issuer!r:.80}")
     _check_signed("key", ask, leaf.signature, leaf.tbs_certificate_bytes)
     return leaf
-
-
-def _names(report: SNPReport, leaf: x509.Certificate) -> bool:
-    # For choosing alone: `_check_identity` proves it.
-    try:
-        _check_identity(report, leaf, _product(leaf))
-    except VerificationError:
-        return False
-    return True
 
 
 def _check_validity(chain: tuple[x509.Certificate, ...], now: datetime) -> None:
