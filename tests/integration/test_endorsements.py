@@ -178,7 +178,10 @@ def test_commands(makers: Makers, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     fetch = ["fetch", str(report), "--from", makers.url]
     with pytest.raises(EndorsementError, match="root: expected Intel's or AMD's"):
         run(*fetch)
-    assert "report.bin verifies with it, TCB status UpToDate 4.0.20.209" in run(*fetch, "--anchor", str(root))[1]
+    said = run(*fetch, "--anchor", str(root))[1]
+    assert "report.bin verifies with it, it calls itself 19-01-1 with TCB 4.0.20.209, which is no floor" in said
+    assert "UpToDate" not in said
+    assert "--minimum-tcb 19-01-1=VERSIONS` with those of AMD's latest security bulletin" in said
     asked = len(makers.asked)
     assert "nothing fetched" in run(*fetch, "--anchor", str(root))[1]
     assert len(makers.asked) == asked

@@ -66,6 +66,7 @@ def fetch(
     from strongroom.attest.evidence import Evidence
     from strongroom.attest.snp import parse_report
     from strongroom.attest.verifiers.choose import verifier_for
+    from strongroom.attest.verifiers.snp import provider_of
 
     raw, now, folder = _read(evidence), datetime.now(UTC), _folder()
     snp = raw[2:4] == b"\0\0"  # a quote has the type of its attestation key there, which is 2
@@ -75,7 +76,9 @@ def fetch(
         tee, report = "snp", parse_report(raw)
         line = product or _line(report)
         known = _known(folder, f"snp-sev-{'vlek-' if report.signer == 'vlek' else ''}{line.lower()}.json")
-        settings = {"minimum_tcb": f"{report.processor}={report.tcb('reported_tcb')}"}
+        # To prove that what was fetched fits. It says nothing of whether these versions, this provider or CXL will do.
+        settings = {"minimum_tcb": f"{report.processor}={report.tcb('reported_tcb')}", "cxl": "allowed"}
+        settings |= {"vlek": provider_of(report.certificate)} if report.signer == "vlek" and report.certificate else {}
     else:
         tee, fmspc, ca = _platform(raw)
         known = _known(folder, f"{tee}-{fmspc}{'-platform' if ca == 'platform' else ''}.json")
@@ -101,11 +104,15 @@ def fetch(
     found = _no_older(anchor, found)
     target = out or folder / file_name(found)
     write_bundle(target, anchor, [found])
-    output.say(f"wrote {target}: {evidence} verifies with it, TCB status {claims.tcb_status} {claims.tcb}".rstrip())
+    status = f"it calls itself {report.processor} with TCB {report.tcb('reported_tcb')}, which is no floor"
+    status = status if snp else f"TCB status {claims.tcb_status}"
+    output.say(f"wrote {target}: {evidence} verifies with it, {status}")
     _say_end(found, now)
     if not out:
-        floor = f" --minimum-tcb {settings['minimum_tcb']}" if snp else ""
-        output.hint(f"`strongroom service trust {target}{floor}`, if the service does not believe this root yet")
+        floor = (
+            f" --minimum-tcb {report.processor}=VERSIONS` with those of AMD's latest security bulletin" if snp else "`"
+        )
+        output.hint(f"`strongroom service trust {target}{floor}, if the service does not believe this root yet")
 
 
 @command.command("import", epilog=epilog("strongroom attest endorsements import bundle.json"))

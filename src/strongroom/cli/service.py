@@ -194,7 +194,7 @@ def trust(
     if any(isinstance(one, SNPEndorsements) for one in found) and not floors:
         raise InputError(
             "AMD publishes no signed list of current versions, so the floor is yours to name: --minimum-tcb",
-            hint="`strongroom attest endorsements show` lists the versions of the machines it has keys for",
+            hint="AMD's security bulletins name current versions; what a machine says of itself is no floor",
         )
     settings = {"minimum_tcb": ",".join(floors), "minimum_abi": minimum_abi, "smt": "refused" if no_smt else ""}
     settings |= {"cxl": "allowed" if cxl else "", "vlek": vlek}

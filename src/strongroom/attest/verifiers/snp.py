@@ -50,7 +50,7 @@ from strongroom.attest.snp import TCB, SNPReport, parse_report
 from strongroom.crypto.x509 import UNREADABLE
 from strongroom.errors import EndorsementError, EvidenceError, VerificationError
 
-__all__ = ["SNPRules", "SNPVerifier", "covers", "describe_key", "key_of"]
+__all__ = ["SNPRules", "SNPVerifier", "covers", "describe_key", "key_of", "provider_of"]
 
 # AMD gives VCEKs the serial number 0, which `cryptography` remarks on at each of them.
 warnings.filterwarnings("ignore", message="Parsed a serial number which wasn't positive")
@@ -209,6 +209,11 @@ def _index(keys: tuple[bytes, ...], ask: bytes) -> dict[tuple[str, bytes, tuple[
             continue
         found.setdefault((_common_name(leaf), chip, levels), key)
     return found
+
+
+def provider_of(der: bytes) -> str:
+    """Return the provider that the certificate of a VLEK names, empty if it names none."""
+    return _text(_load("key", der), "5")
 
 
 def describe_key(der: bytes) -> str:
