@@ -142,6 +142,9 @@ def test_T267_platform_or_key_that_the_owner_did_not_choose() -> None:
     given = MILAN.endorsements("vlek")
     claims = MILAN.verifier().verify(MILAN.evidence("vlek"), given, now=NOW)
     assert (claims.signing_key, claims.provider) == ("vlek", "Tests")
+    # Chips whose seed can be read: no check can tell, so it is said wherever limits are shown.
+    assert "2605.12990" in claims.limits[-1]
+    assert "2605.12990" not in str(verify_any(TURIN.evidence(), CHOICES, now=NOW).limits)
     for named in ("", "Other"):
         with pytest.raises(VerificationError, match=r"key: expected a VCEK.*, got a VLEK of 'Tests'"):
             MILAN.verifier(vlek=named).verify(MILAN.evidence("vlek"), given, now=NOW)

@@ -183,7 +183,7 @@ def trust(
 
     The root is Intel's or AMD's, whatever BUNDLE says, or the one whose certificate --anchor names.
     """
-    from strongroom.attest.endorsement_files import MAKERS, anchor_of, read_bundle
+    from strongroom.attest.endorsement_files import MAKERS, anchor_of, read_bundle, title
     from strongroom.attest.endorsement_snp import SNPEndorsements
 
     anchor, found = read_bundle(bundle)
@@ -207,6 +207,11 @@ def trust(
         if (was := before.get(name, "not set")) != (now := given.get(name, "not set")):
             output.say(f"WARNING: {name} was {was}, is {now}")
     output.say(f"evidence under {MAKERS.get(anchor.fingerprint, 'the root')} {anchor.fingerprint[:16]} is believed")
+    if any(isinstance(one, SNPEndorsements) and title(one).endswith("-Milan") for one in found):
+        output.say(
+            "WARNING: whoever has a Milan chip can read the seed of its keys (arXiv 2605.12990) and sign any report in "
+            "its name: let policies name machines whose operator you trust (`machine`)"
+        )
 
 
 @command.command("openapi", epilog=epilog("strongroom service openapi > openapi.json"))

@@ -64,6 +64,10 @@ _LIMIT = (
     "launch digest: firmware and first processor state; kernel, first file system and command line if the firmware has "
     "their hashes (QEMU: kernel-hashes=on); nothing that is read from a disk or happens later"
 )
+_MILAN = (
+    "Milan: whoever has a chip can read the seed of its keys by software alone (arXiv 2605.12990) and sign any report "
+    "in its name, of any firmware; a policy should name machines whose operator is trusted (`machine`), or another line"
+)
 _FETCH = "`strongroom attest endorsements fetch snp` gets them"
 
 
@@ -164,7 +168,7 @@ class SNPVerifier:
             vmpl=report.number("vmpl"),
             tcb=f"{report.tcb('reported_tcb')}, floor of {report.processor} {floor or 'none'}"
             + "".join(f"; {r}" for r in found),
-            limits=(_LIMIT,),
+            limits=(_LIMIT, _MILAN) if _product(chain[0]) == "Milan" else (_LIMIT,),
             signing_key=report.signer,
             provider=_text(chain[0], "5"),
             guest_policy=f"{report.number('policy'):#x}",
