@@ -218,17 +218,19 @@ def test_T264_other_settings_are_said_and_end_sessions(
         write_bundle(path, anchor, [pki.endorsements(datetime.now(UTC))])
     root.write_bytes(pki.root.public_bytes(Encoding.PEM))
 
-    def trust(*settings: str) -> str:
-        return _command(house, monkeypatch, "trust", str(bundle), "--anchor", str(root), *settings)
+    def trust(floor: str, *settings: str) -> str:
+        words = ("trust", str(bundle), "--anchor", str(root), "--minimum-tcb", f"unnamed={floor}", *settings)
+        return _command(house, monkeypatch, *words)
 
-    assert "WARNING" not in trust("--minimum-abi", "1.55", "--no-smt")
+    assert " was " not in trust("4.0.21.209", "--no-smt")
     job, _ = house.ready()
     guest = house.guest(job, platform=Platform(pki)).attested()
-    assert "WARNING" not in trust("--minimum-abi", "1.55", "--no-smt")
-    assert guest.resource(house.owner).code != "denied"
-    said = trust("--minimum-abi", "1.51")
-    assert "WARNING: minimum_abi was 1.55, is 1.51" in said
+    assert " was " not in trust("4.0.21.209", "--no-smt")
+    assert guest.resource(house.owner).status == 200
+    said = trust("4.0.20.209", "--cxl")
+    assert "WARNING: minimum_tcb was unnamed=4.0.21.209, is unnamed=4.0.20.209" in said
     assert "WARNING: smt was refused, is not set" in said
+    assert "WARNING: cxl was not set, is allowed" in said
     assert guest.resource(house.owner).code == "denied"
 
 
