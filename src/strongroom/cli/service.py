@@ -84,7 +84,8 @@ def status(as_json: bool) -> None:
             "root key": found["root_kind"],
             "trusts": "; ".join(
                 f"{a['fingerprint'][:16]} ({'SIMULATED' if a['kind'] == 'simulated' else a['kind']})" for a in anchors
-            ),
+            )
+            or "nothing",
             "lease": f"{found['lease_s']} s",
             "identity": here.identity,
             "you": f"{here.name} ({here.owner[:16]})" + (", who administers it" if found["admin"] else ""),
