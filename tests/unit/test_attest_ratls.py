@@ -160,6 +160,7 @@ CLAIMS = gramine_claims()
         b"\xb1" + b"".join(bytes((0x61, 65 + n, 0x40)) for n in range(17)),
         b"\xa1\x6b" + b"pubkey-hash" + b"\x5b" + b"\xff" * 8,
     ],
+    ids=range(14),  # the values are other ones each time
 )
 def test_T253_claims_of_another_form(claims: bytes) -> None:
     with pytest.raises(EvidenceError, match="RA-TLS"):
