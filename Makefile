@@ -23,7 +23,7 @@ demo: setup      ## The main job on real data: seal, attest, release, run, open,
 	@$(BIN)/strongroom demo --folder demo
 
 test: setup      ## Unit, conformance, vector, integration and attack tests (under ten minutes)
-	@$(BIN)/python -m pytest -m "not e2e and not example and not long"
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not e2e and not example and not long"
 
 check: setup     ## Lint, types, import contracts, the jar against its sources
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check -q src && $(BIN)/mypy && $(BIN)/lint-imports --no-logo
