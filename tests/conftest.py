@@ -127,3 +127,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
                 name = f"| `{report.nodeid.removeprefix('tests/e2e/')}`"
                 known[name] = f"{name} | {time.strftime('%Y-%m-%d')}, {commit} | {result} | {report.duration:.0f} |"
     LONG.write_text(_LONG_HEAD + "".join(f"{known[name]}\n" for name in sorted(known)))
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    # Bytes may be others each time (keys, dates in archives); two processes have to agree on a test's name.
+    return argname if isinstance(val, bytes) else None

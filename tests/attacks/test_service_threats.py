@@ -477,6 +477,9 @@ def test_T57_another_trust_service_at_the_guests_address(house: House) -> None:
         ServiceSession("unix:/nowhere", x509.certificate_pem(stranger), [mine], attester, "")
     with pytest.raises(VerificationError):
         ServiceSession("unix:/nowhere", house.service.identity_pem, [], attester, "")
+    both = house.service.identity_pem + x509.certificate_pem(stranger)  # the right one first, as the host hands it over
+    session = ServiceSession("unix:/nowhere", both, [mine], attester, "")
+    assert len(session._connection.context.get_ca_certs()) == 1
 
 
 # --- what strangers send

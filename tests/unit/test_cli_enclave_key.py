@@ -65,6 +65,10 @@ def test_only_what_was_meant_is_signed(folder: Path) -> None:
     debug.write_bytes(replace(UNSIGNED, attributes=b"\6" + bytes(15)).to_bytes())
     with pytest.raises(DeniedError, match="debug: expected a production enclave"):
         sign(folder, debug)
+    debug.write_bytes(replace(UNSIGNED, attribute_mask=b"\xfd" + b"\xff" * 15).to_bytes())
+    with pytest.raises(DeniedError, match="debug: expected an attribute mask"):
+        sign(folder, debug)
+    debug.write_bytes(replace(UNSIGNED, attributes=b"\6" + bytes(15)).to_bytes())
     assert Sigstruct.from_bytes(sign(folder, debug, UNSIGNED.measurement, "--unsafe-debug").read_bytes()).debug
 
 

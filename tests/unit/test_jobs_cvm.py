@@ -115,7 +115,7 @@ def test_reference_values_and_commands(plan: LaunchPlan, enclave: ConfidentialVM
     assert reference["initrd"] == f"sha256:{hashlib.sha256((bundle.folder / 'initrd.cpio').read_bytes()).hexdigest()}"
     assert reference["snp"] == {"measurement": None, "host_data": digest.hex(), "vmpl": 0}
     assert reference["tdx"] == {"mrconfigid": digest.hex() + "00" * 16}
-    assert len(reference["not_measured"]) == 3
+    assert len(reference["not_measured"]) == 4
     snp, tdx = ((bundle.folder / f"launch-{tee}.sh").read_text() for tee in ("snp", "tdx"))
     assert f"kernel-hashes=on,host-data={base64.b64encode(digest).decode()} " in snp
     assert f'"mrconfigid":"{base64.b64encode(digest + bytes(16)).decode()}"' in tdx

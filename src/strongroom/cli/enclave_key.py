@@ -116,6 +116,8 @@ def sign(
             "debug: expected a production enclave, got one whose memory the host can read",
             hint="build it without sgx.debug, or add --unsafe-debug",
         )
+    if not found.attribute_mask[0] & 2 and not unsafe_debug:
+        raise DeniedError("debug: expected an attribute mask that fixes the bit, got one that lets the host set it")
     signed = found.signed(_load(_read(key), passphrase_file, key), on=datetime.now(UTC).date())
     signed.verify()
     out.write_bytes(signed.to_bytes())

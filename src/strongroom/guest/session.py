@@ -99,7 +99,8 @@ class ServiceSession:
         *,
         says_init_data: bool = False,
     ) -> None:
-        key = x509.certificate_from_pem(identity_pem).public_key()
+        certificate = x509.certificate_from_pem(identity_pem)
+        key = certificate.public_key()
         found = x509.spki_id(key) if isinstance(key, ec.EllipticCurvePublicKey) else ""
         if not any(hmac.compare_digest(found, wanted) for wanted in identity):
             raise VerificationError(
@@ -111,7 +112,8 @@ class ServiceSession:
         self._attester = attester
         self._init_data = init_data
         self._said = f"sha256:{init_data_digest(init_data).hex()}" if says_init_data else None
-        self._connection = HTTPSConnection(address, tls.client_context(identity_pem))
+        # Of the host's text only what was compared: another certificate beside it would be believed too.
+        self._connection = HTTPSConnection(address, tls.client_context(x509.certificate_pem(certificate)))
         self._key = x509.new_key()
         self._tls_key = x509.new_key()
         self.lock = threading.RLock()

@@ -7,6 +7,7 @@ epochs (unless pinned) or policies.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -148,6 +149,8 @@ class Cvm:
         for name in ("kernel", "modules", "firmware", "vcpu_type"):
             if not isinstance(getattr(self, name), str):
                 raise InputError(f"[cvm] {name} is a text, got {getattr(self, name)!r}")
+        if not re.fullmatch(r"[A-Za-z0-9_.+-]+", self.vcpu_type):  # QEMU's script names it
+            raise InputError(f"[cvm] vcpu_type is a name like EPYC-v4, got {self.vcpu_type!r}")
         _check_range("[cvm] vcpus", self.vcpus, 512)
         _check_range("[cvm] memory_mb", self.memory_mb, 1 << 24)
 

@@ -62,7 +62,8 @@ _SPL = {"bootloader": "3.1", "tee": "3.2", "snp": "3.3", "microcode": "3.8", "fm
 _PSS = padding.PSS(padding.MGF1(hashes.SHA384()), 48)
 _LIMIT = (
     "launch digest: firmware and first processor state; kernel, first file system and command line if the firmware has "
-    "their hashes (QEMU: kernel-hashes=on); nothing that is read from a disk or happens later"
+    "their hashes (QEMU: kernel-hashes=on); not the host's ACPI tables, which the kernel runs as programs, and nothing "
+    "that is read from a disk or happens later"
 )
 _MILAN = (
     "Milan: whoever has a chip can read the seed of its keys by software alone (arXiv 2605.12990) and sign any report "

@@ -51,6 +51,7 @@ MEASURED = {
 NOT_MEASURED = (
     "launch/ and sealed/: the host's word; the guest knows the service by its key and opens nothing that is not sealed",
     "devices: the host can withhold, delay and repeat what they carry",
+    "SNP: the host's ACPI tables, which the kernel runs as programs (TDX: RTMR0); use a kernel that confines them",
     "SNP without kernel-hashes=on measures the firmware alone: another launch digest, which a policy refuses",
 )
 
@@ -216,7 +217,8 @@ def _modules(machine: Cvm) -> list[tuple[str, bytes]]:
 
 def _launch_digest(target: Path, machine: Cvm) -> tuple[str, tuple[str, ...]]:
     again = f"sev-snp-measure --mode snp --vcpus {machine.vcpus} --vcpu-type {machine.vcpu_type} --ovmf FIRMWARE"
-    again += f" --kernel {machine.kernel} --initrd {target / 'initrd.cpio'} --append {shlex.quote(COMMAND_LINE)}"
+    kernel, initrd, line = map(shlex.quote, (machine.kernel, str(target / "initrd.cpio"), COMMAND_LINE))
+    again += f" --kernel {kernel} --initrd {initrd} --append {line}"
     if not machine.firmware:
         return "", (f"name the firmware in [cvm], or compute the launch digest: {again}",)
     if importlib.util.find_spec("sevsnpmeasure") is None:
@@ -234,9 +236,9 @@ def _launch_digest(target: Path, machine: Cvm) -> tuple[str, tuple[str, ...]]:
 
 def _scripts(machine: Cvm, digest: bytes, volumes: list[tuple[str, str]]) -> dict[str, str]:
     host_data, config = (base64.b64encode(config_id(digest, size)).decode() for size in (32, 48))
-    shares = ['-virtfs local,path="$here/launch",mount_tag=host,security_model=none']
+    shares = ['-virtfs local,path="$(folder launch)",mount_tag=host,security_model=none']
     shares += [
-        f'-virtfs local,path="$(readlink -f "$here/sealed/{name}")",mount_tag=sealed{number},security_model=none'
+        f'-virtfs local,path="$(folder "sealed/{name}")",mount_tag=sealed{number},security_model=none'
         + (",readonly=on" if mode == "ro" else "")
         for number, (name, mode) in enumerate(volumes)
     ]
@@ -255,15 +257,17 @@ def _scripts(machine: Cvm, digest: bytes, volumes: list[tuple[str, str]]) -> dic
             f"-object memory-backend-memfd,id=ram,size={machine.memory_mb}M,share=true,prealloc=false",
             thing,
             f"-cpu {processor[tee]} -smp {machine.vcpus} -m {machine.memory_mb}M",
-            f'-bios "${{FIRMWARE:-{shlex.quote(machine.firmware) if machine.firmware else "OVMF.fd"}}}"',
+            '-bios "${FIRMWARE:-$firmware}"',
             f'-kernel {shlex.quote(machine.kernel)} -initrd "$here/initrd.cpio" -append {shlex.quote(COMMAND_LINE)}',
             "-netdev user,id=net -device virtio-net-pci,netdev=net",
             *shares,
             '-nographic -no-reboot "$@"',
         ]
         head = "#!/bin/sh\n# Written by `strongroom job build`. Altered settings give another launch digest.\nset -eu\n"
+        place = f'here=$(dirname "$(readlink -f "$0")")\nfirmware={shlex.quote(machine.firmware or "OVMF.fd")}\n'
+        place += 'folder() { readlink -f "$here/$1" | sed s/,/,,/g; }\n'
         command = " \\\n  ".join(["exec qemu-system-x86_64", *lines])
-        scripts[tee] = f'{head}here=$(dirname "$(readlink -f "$0")")\n{command}\n'
+        scripts[tee] = f"{head}{place}{command}\n"
     return scripts
 
 

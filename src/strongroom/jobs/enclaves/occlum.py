@@ -181,5 +181,6 @@ def render_bom(digests: Mapping[str, str]) -> str:
             base = json.dumps(name.rpartition("/")[2], ensure_ascii=False)
             # Occlum looks for what a program links to, which brings its own C library in; the rest is listed.
             starts = str(name in ("opt/python/bin/python3", "opt/jdk/bin/java")).lower()
-            lines.append(f"          - {{ name: {base}, hash: {digests[name].upper()}, autodep: {starts} }}")
+            digest = json.dumps(digests[name].upper())  # in quotes: some digests would be numbers
+            lines.append(f"          - {{ name: {base}, hash: {digest}, autodep: {starts} }}")
     return "\n".join(lines) + "\n"
