@@ -15,7 +15,7 @@ from strongroom.client.setup import create_workspace
 
 _HEAD = '[job]\nworkload = "{}"\nprogram = "{}"\nenclave = "gramine"\n{}\n[sandbox]\nnetwork = true\nscratch_mb = 512\n'
 _PYTHON = {"numpy": "import numpy\n", "pandas": "import pandas\n"}
-_ENGINE = 'main_class = "Main"\n[engine]\n"spark.master" = "local[2]"\n'
+_ENGINE = 'main_class = "Main"\nengine = { "spark.master" = "local[2]" }\n'
 
 
 def run(quick: bool) -> dict[str, object]:
