@@ -88,6 +88,27 @@ def test_T198_a_file_altered_while_a_program_reads_it(shell: Enclave, what: str)
     assert sorted(p.name for p in (shell.folder / out).iterdir()) == [".dataset"]
 
 
+def test_T198_an_altered_piece_beside_small_reads(shell: Enclave) -> None:
+    """What is read around a small read counts for nothing until the program asks for it."""
+    path, kept = shell.folder / "big/data.bin", shell.folder / "kept.bin"
+    shutil.copy(path, kept)
+    flip(path, PREFIX_BYTES + (10 * 64 + 30) * SEALED_CHUNK_BYTES)
+    program = (
+        "import os, time\n"
+        "file, at = os.open('/work/big/data.bin', os.O_RDONLY), 10 << 20\n"
+        "got = [len(os.pread(file, 4096, at + n * 60_000)) for n in (0, 1, 2, 15, 16)]\n"
+        "time.sleep(0.2)\n"
+        "print(got, flush=True)\n"
+        "os.pread(file, 4096, at + 30 * 16384)"
+    )
+    try:
+        outcome = shell.outcome("--volume", "big=big", "--", "python", "-c", program)
+    finally:
+        shutil.copy(kept, path)
+    assert str([4096] * 5) in str(outcome["said"]), outcome
+    assert "big/data.bin" in str(error(outcome)["message"])
+
+
 def test_T198_the_same_reader_reads_what_is_whole(shell: Enclave) -> None:
     text, said, status = read_meanwhile(shell, "out-well", lambda: None)
     assert (text, status) == ("READ ALL\n", 0), said

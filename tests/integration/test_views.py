@@ -76,6 +76,35 @@ os.write(leader, b"typed\n")
 found["terminal"] = os.read(follower, 100).decode()
 print(json.dumps(found))
 """
+SCATTERED = r"""
+import ctypes, hashlib, mmap, os, random, threading, time
+size = os.path.getsize("/work/v/scattered")
+def pages(offset, length):  # how many the kernel holds
+    with open("/work/v/scattered", "rb") as file, mmap.mmap(file.fileno(), length, offset=offset, access=mmap.ACCESS_COPY) as area:
+        found, at = (ctypes.c_ubyte * (length // 4096))(), ctypes.c_char.from_buffer(area)
+        assert not ctypes.CDLL(None).mincore(ctypes.c_void_p(ctypes.addressof(at)), ctypes.c_size_t(length), found)
+        del at
+        return sum(byte & 1 for byte in found)
+file, got, first = os.open("/work/v/scattered", os.O_RDONLY), {}, 1 << 20
+os.pread(file, 4096, 0)
+alone = pages(0, 1 << 20)
+for offset in (first, first + 800_000):
+    os.pread(file, 4096, offset)
+ends = time.monotonic() + 20
+while pages(first, 1 << 20) < 256 and time.monotonic() < ends:
+    time.sleep(0.01)
+print(alone < 128, pages(first, 1 << 20))
+def here_and_there(number):
+    rng = random.Random(number)
+    for _ in range(3000):
+        offset = rng.randrange(size)
+        got[offset] = os.pread(file, rng.choice((1, 4096, 5000, 200_000)), offset)
+readers = [threading.Thread(target=here_and_there, args=(n,)) for n in range(4)]
+for reader in readers: reader.start()
+for reader in readers: reader.join()
+whole = open("/work/v/scattered", "rb").read()
+print(len(whole) == size, all(whole[at:at + len(part)] == part and part for at, part in got.items()), hashlib.sha256(whole).hexdigest())
+"""
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +119,8 @@ def found(shell: Enclave) -> dict[str, Any]:
     files = {"empty": "", "many/ä b\u20ac.txt": "odd"} | {f"many/deep/{n:05}": "x" * (n % 7) for n in range(FILES)}
     plain = shell.folder / "v.plain"
     plain.mkdir()
-    (plain / "big.bin").write_bytes(os.urandom(BIG))
+    for name in ("big.bin", "scattered"):
+        (plain / name).write_bytes(os.urandom(BIG))
     shell.seal("v", files)
     (shell.folder / "probe.py").write_text(PROBE)
     done = shell.run("run", "--approve", "--unsafe-accept-simulated", "--volume", "v=v", "--", "python", "probe.py")
@@ -115,8 +145,8 @@ def test_reading_in_every_way(found: dict[str, Any], shell: Enclave) -> None:
 def test_names_and_attributes(found: dict[str, Any]) -> None:
     assert found["stat"] == [BIG, "-r--r--r--", 1, True, True]
     assert found["folder"] == "dr-xr-xr-x"
-    assert found["walk"] == ["big.bin", "empty"]
-    assert found["scan"] == [["big.bin", False, BIG], ["empty", False, 0], ["many", True, 0]]
+    assert found["walk"] == ["big.bin", "empty", "scattered"]
+    assert found["scan"] == [["big.bin", False, BIG], ["empty", False, 0], ["many", True, 0], ["scattered", False, BIG]]
     assert found["many"] == [FILES, FILES, sum(n % 7 for n in range(FILES))]
     assert found["odd names"] == "odd"
     assert found["access"] == [True, False, False]
@@ -150,6 +180,14 @@ def test_locks_and_terminals(found: dict[str, Any]) -> None:
     assert found["flock"] is None
     assert found["fsync"] is None
     assert found["terminal"] == "typed\n"
+
+
+def test_small_reads_close_together_are_read_around(found: dict[str, Any], shell: Enclave) -> None:
+    # A page read alone brings no other; the second within a megabyte brings the megabyte; readers side by side get theirs.
+    (shell.folder / "scattered.py").write_text(SCATTERED)
+    done = shell.run("run", "--approve", "--unsafe-accept-simulated", "--volume", "v=v", "--", "python", "scattered.py")
+    sha = hashlib.sha256((shell.folder / "v.plain/scattered").read_bytes()).hexdigest()
+    assert done.stdout.splitlines() == ["True 256", f"True True {sha}"]
 
 
 def test_a_volume_larger_than_enclave_memory(shell: Enclave) -> None:
