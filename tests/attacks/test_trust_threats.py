@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,22 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric import ec
-from tests.fakes.attest_parts import MEASUREMENT, Platform
-from tests.fakes.service_parts import document
+from tests.fakes.attest_parts import MEASUREMENT, Platform, make_pki
+from tests.fakes.service_parts import House, document, make_house
 
+from strongroom.attest.claims import Claims
+from strongroom.attest.endorsement_files import write_bundle
+from strongroom.attest.endorsements import TrustAnchor
 from strongroom.attest.policies import TDX_REGISTERS, job_digest
 from strongroom.attest.reference import ReferenceValues, sign_reference
+from strongroom.attest.simulated.pki import SimulatedPKI
+from strongroom.attest.verifiers import verify_any
 from strongroom.cli import policy as policy_commands
 from strongroom.client.petnames import Petnames
 from strongroom.client.workspace import Workspace
 from strongroom.crypto import x509
 from strongroom.errors import InputError, StrongroomError, VerificationError
+from strongroom.service import guest_api
 
 ME = "a" * 64
 JOB = document(ME, "0" * 32)
@@ -109,3 +116,69 @@ def test_T276_an_approval_does_not_take_from_hardware_which_code_it_is(
 
 def _certificate(key: ec.EllipticCurvePrivateKey) -> str:
     return x509.certificate_pem(x509.self_signed(key, "builder", now=datetime.now(UTC), days=1, ca=False))
+
+
+def _trusting(house: House, pki: SimulatedPKI, **settings: str) -> None:
+    anchor = {"kind": "hardware", "fingerprint": pki.anchor().fingerprint, **settings}
+    with house.service.store.transaction() as tx:
+        house.service.trust(tx, anchor)
+    house.service.follow()
+
+
+def test_T277_a_root_distrusted_and_trusted_again_brings_nothing_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    house, pki, now = make_house(tmp_path), make_pki("two"), datetime.now(UTC)
+    anchor = TrustAnchor(kind="hardware", certificate_der=pki.anchor().certificate_der)
+
+    def endorse(edition: int) -> None:
+        found = [pki.endorsements(now, tcb_eval_number=edition)]
+        write_bundle(tmp_path / "service" / "endorsements" / "two.json", anchor, found)  # type: ignore[arg-type]
+
+    endorse(5)
+    _trusting(house, pki)
+    job, _ = house.ready()
+    guest, other = house.guest(job, platform=Platform(pki)).attested(), house.guest(job).attested()
+    assert guest.resource(house.owner).status == 200
+    _trusting(house, pki)
+    assert guest.resource(house.owner).status == 200, "nothing changed"
+    for change in ("distrusted", "other settings"):
+        if change == "distrusted":
+            assert house.as_owner()("DELETE", f"/v1/anchors/{anchor.fingerprint}").status == 200
+        else:
+            _trusting(house, pki, smt="refused")
+        _trusting(house, pki)
+        assert guest.resource(house.owner).code == "denied", change
+        assert other.resource(house.owner).status == 200, "trust in another root does not concern it"
+        guest = house.guest(job, platform=Platform(pki)).attested()
+        assert guest.resource(house.owner).status == 200
+    # Nor do endorsements that were outdated before the root was distrusted, also after a restart.
+    house.as_owner()("DELETE", f"/v1/anchors/{anchor.fingerprint}")
+    endorse(4)
+    _trusting(house, pki)
+    for one in (house, house.reopened()):
+        caplog.clear()
+        assert one.guest(job, platform=Platform(pki)).attest().status != 200
+        assert re.search("expected edition 5 of .*, seen before, or newer, got edition 4 of", caplog.text)
+
+
+def test_T277_trust_that_changes_while_evidence_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    house = make_house(tmp_path)
+    job, _ = house.ready()
+    root, pki = house.service.anchors[0], house.platform.pki
+
+    def change(*_: object, **__: object) -> Claims:
+        claims = verify_any(*_, **__)  # type: ignore[arg-type]
+        with house.service.store.transaction() as tx:
+            house.service.distrust(tx, root["fingerprint"])
+        with house.service.store.transaction() as tx:
+            house.service.trust(tx, root)
+        house.service.follow()
+        return claims
+
+    with monkeypatch.context() as during:
+        during.setattr(guest_api, "verify_any", change)
+        guest = house.guest(job).attested()
+    assert pki.anchor().fingerprint == root["fingerprint"]
+    assert guest.resource(house.owner).code == "denied"
+    assert house.guest(job).attested().resource(house.owner).status == 200
