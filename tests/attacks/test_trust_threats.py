@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,20 +14,28 @@ import pytest
 from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric import ec
 from tests.fakes.attest_parts import MEASUREMENT, Platform, make_pki
-from tests.fakes.service_parts import House, document, make_house
+from tests.fakes.service_parts import MANIFEST, Client, House, document, make_house, owner_pem
 
+from strongroom._encoding import b64u, b64u_decode, canonical_json
+from strongroom.attest.binding import config_id, init_data_digest, job_init_data
 from strongroom.attest.claims import Claims
 from strongroom.attest.endorsement_files import write_bundle
 from strongroom.attest.endorsements import TrustAnchor
+from strongroom.attest.evidence import Evidence
 from strongroom.attest.policies import TDX_REGISTERS, job_digest
 from strongroom.attest.reference import ReferenceValues, sign_reference
 from strongroom.attest.simulated.pki import SimulatedPKI
 from strongroom.attest.verifiers import verify_any
 from strongroom.cli import policy as policy_commands
+from strongroom.client.owner import OwnerClient
 from strongroom.client.petnames import Petnames
 from strongroom.client.workspace import Workspace
-from strongroom.crypto import x509
-from strongroom.errors import InputError, StrongroomError, VerificationError
+from strongroom.crypto import jose, x509
+from strongroom.crypto.https import HTTPSConnection, Reply
+from strongroom.crypto.jose import ReceiverKey
+from strongroom.errors import AppraisalError, InputError, StrongroomError, VerificationError
+from strongroom.guest.session import ServiceSession
+from strongroom.kms.policies import OutputRule
 from strongroom.service import guest_api
 
 ME = "a" * 64
@@ -182,3 +193,162 @@ def test_T277_trust_that_changes_while_evidence_is_verified(tmp_path: Path, monk
     assert pki.anchor().fingerprint == root["fingerprint"]
     assert guest.resource(house.owner).code == "denied"
     assert house.guest(job).attested().resource(house.owner).status == 200
+
+
+class _Wire:
+    """Whoever holds a TLS key of the service: sees and changes what passes between it and those who ask."""
+
+    def __init__(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.house, self.seen = house, list[tuple[str, Reply]]()
+        self.asked: dict[str, dict[str, Any]] = {}
+        self.change: Callable[[str, Reply], Reply] = lambda _, reply: reply
+        monkeypatch.setattr(HTTPSConnection, "_exchange", lambda _, *request: self._exchange(*request))
+
+    def _exchange(self, method: str, path: str, raw: bytes | None, headers: dict[str, str]) -> Reply:
+        owner = path.startswith("/v1/")
+        client = Client(self.house.owners, self.house.owner) if owner else Client(self.house.guests)
+        client.more = {name.lower(): value for name, value in headers.items()}
+        self.asked[path.rpartition("/")[2]] = json.loads(raw or b"{}")
+        answer = client(method, path, raw=raw or b"")
+        reply = self.change(path, Reply(status=answer.status, headers=answer.headers, body=answer.raw))
+        self.seen.append((path, reply))
+        return reply
+
+    def last(self, part: str) -> Reply:
+        return next(reply for path, reply in reversed(self.seen) if part in path)
+
+    def guest_key(self) -> ReceiverKey:
+        return jose.jwk_receiver(self.asked["attest"]["runtime-data"]["tee-pubkey"])
+
+
+class _Attester:
+    """Quotes for the job that it is given."""
+
+    tee = "sgx"
+
+    def __init__(self, house: House, init_data: str) -> None:
+        self._platform, self._config = house.platform, config_id(init_data_digest(init_data))
+
+    def attest(self, report_data: bytes) -> Evidence:
+        return self._platform.evidence(report_data=report_data, config_id=self._config)
+
+
+def _session(house: House, job: dict[str, object]) -> ServiceSession:
+    pem, init_data = house.service.identity_pem, job_init_data(job)
+    key = x509.certificate_from_pem(pem).public_key()
+    assert isinstance(key, ec.EllipticCurvePublicKey)
+    session = ServiceSession("unix:none", pem, [x509.spki_id(key)], _Attester(house, init_data), init_data)
+    session.attest()
+    return session
+
+
+def test_T278_an_answer_in_the_services_name_by_whoever_holds_its_tls_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = make_house(tmp_path)
+    wire = _Wire(house, monkeypatch)
+    job, head = house.ready()
+    session = _session(house, job)
+    grant = session.key(house.owner, "sales")
+    assert session.certificate().root_pem
+    release, certified = wire.last("/resource/"), wire.last("/certificate")
+    found = grant.heads[head["dataset"]]
+
+    def sealed(headers: dict[str, str]) -> Reply:
+        # The guest's public key is no secret, and a signed head can be had by any guest of the job.
+        key = {"type": "key", "name": "sales", "owner": house.owner, "current": 1, "versions": {"1": b64u(bytes(32))}}
+        rest = {"heads": {}, "outputs": OutputRule().to_json(), "run_id": "0" * 32, "lease_s": 3600}
+        body = jose.jwe_seal(canonical_json(key | rest), wire.guest_key())
+        return Reply(status=200, headers=headers, body=canonical_json(body))
+
+    def other(path: str, reply: Reply) -> Reply:
+        # The service's own proof for the same nonce, made for another guest of the same job.
+        guest = house.guest(job).attested()
+        guest.client.more = {"strongroom-nonce": _nonce(reply)}
+        answer = guest.resource(house.owner) if "/resource/" in path else guest.certificate()
+        return Reply(status=200, headers=answer.headers, body=answer.raw)
+
+    forged = {"certificate": owner_pem("peer"), "root": owner_pem("peers"), "lease_s": 3600}
+    attacks: list[tuple[str, Callable[[str, Reply], Reply], str]] = [
+        ("key", lambda *_: sealed({}), "proof: expected one .* got none"),
+        ("key", lambda _, reply: sealed(dict(reply.headers)), "proof: answer: expected"),
+        ("key", lambda *_: release, "proof: nonce: expected"),
+        ("key", other, "proof: to: expected"),
+        ("key", lambda _, reply: replace(reply, headers=certified.headers), "proof: request: expected"),
+        ("certificate", lambda _, reply: replace(reply, body=canonical_json(forged)), "proof: answer: expected"),
+        ("certificate", lambda *_: certified, "proof: nonce: expected"),
+        ("certificate", other, "proof: to: expected"),
+        ("commit", lambda _, reply: replace(reply, body=b'{"held":true}'), "proof: answer: expected"),
+    ]
+    session.inputs = {"data": found}
+    asking: dict[str, Callable[[], object]] = {
+        "key": lambda: session.key(house.owner, "sales"),
+        "certificate": session.certificate,
+        "commit": lambda: session.commit(house.owner, found, MANIFEST, [1]),
+    }
+    for kind, change, reason in attacks:
+        wire.change = change
+        with pytest.raises(VerificationError, match=reason):
+            asking[kind]()
+    # A release from before an owner took the policy back renews no lease, however often the guest attests again.
+    wire.change = lambda _, reply: reply
+    house.as_owner()("PUT", "/v1/keys/sales/policy", {"policy": {"read": None, "write": None}, "revision": 1})
+    session.attest()
+    wire.change = lambda path, reply: release if "/resource/" in path else reply
+    with pytest.raises(VerificationError, match="proof: nonce"):
+        session.key(house.owner, "sales")
+    wire.change = lambda _, reply: reply
+    with pytest.raises(AppraisalError, match="no policy"):
+        session.key(house.owner, "sales")
+
+
+def test_T278_an_owner_seals_under_no_key_that_the_service_did_not_sign(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = make_house(tmp_path)
+    wire = _Wire(house, monkeypatch)
+    house.dataset()
+    client = _owner_client(house, tmp_path, monkeypatch)
+    client.key_ring("sales")
+    policy, status = client.call("GET", "/v1/keys/sales/policy"), client.call("GET", "/v1/status")
+    earlier = wire.last("/policy")
+    assert (policy["key"], status["locked"]) == ("sales", False)
+
+    def sealed(_: str, reply: Reply) -> Reply:
+        key = {"type": "key", "name": "sales", "owner": house.owner, "current": 1, "versions": {"1": b64u(bytes(32))}}
+        body = {"jwe": jose.jwe_seal(canonical_json(key), jose.jwk_public_key(wire.asked["release"]["public_key"]))}
+        return replace(reply, body=canonical_json(body))
+
+    wire.change = sealed
+    with pytest.raises(VerificationError, match="proof: answer"):
+        client.key_ring("sales")
+    wire.change = lambda *_: earlier
+    with pytest.raises(VerificationError, match="proof: nonce"):
+        client.call("GET", "/v1/keys/sales/policy")
+    # A locked service cannot sign: it may say that, and no more.
+    for said in ({"locked": False}, {"locked": "True"}, {}):
+        wire.change = lambda _, reply, said=said: Reply(status=200, headers={}, body=json.dumps(said).encode())  # type: ignore[misc]
+        with pytest.raises(VerificationError, match="proof: expected one"):
+            client.call("GET", "/v1/status")
+    wire.change = lambda *_: Reply(status=200, headers={}, body=b'{"locked":true}')
+    assert client.call("GET", "/v1/status") == {"locked": True}
+    with pytest.raises(VerificationError, match="proof: expected one"):
+        client.call("POST", "/v1/unlock", {"credentials": []})
+
+
+def _owner_client(house: House, folder: Path, monkeypatch: pytest.MonkeyPatch) -> OwnerClient:
+    key = x509.new_key()
+    own = folder / ".strongroom"
+    own.mkdir()
+    (own / "identity.pem").write_text(house.service.identity_pem)
+    (own / "owner.pem").write_text(_certificate(key))
+    (own / "owner.key").write_bytes(x509.private_key_pem(key))
+    identity = x509.certificate_from_pem(house.service.identity_pem).public_key()
+    assert isinstance(identity, ec.EllipticCurvePublicKey)
+    monkeypatch.setattr(Workspace, "ensure_running", lambda _: None)
+    return OwnerClient(Workspace(folder=own, identity=x509.spki_id(identity), owner=house.owner, name="first"))
+
+
+def _nonce(reply: Reply) -> str:
+    payload = json.loads(b64u_decode(reply.headers["strongroom-proof"].split(".")[1]))
+    return str(payload["nonce"])
