@@ -50,7 +50,7 @@ def test_T161_the_guest_takes_no_key_without_a_lease(house: House, lease_s: obje
     session = ServiceSession("unix:/nowhere", house.service.identity_pem, [spki], SimpleNamespace(), "")  # type: ignore[arg-type]
     released: dict[str, Any] = {"type": "key", "name": "sales", "versions": {}, "heads": {}, "run_id": "00" * 16}
     sealed = jose.jwe_seal(json.dumps({**released, "lease_s": lease_s}).encode(), session._key.public_key())
-    session._connection = SimpleNamespace(request=lambda *_: SimpleNamespace(json=lambda: sealed))  # type: ignore[assignment]
+    session._connection = SimpleNamespace(proven=lambda *_, **__: SimpleNamespace(json=lambda: sealed))  # type: ignore[assignment]
     with pytest.raises(VerificationError, match="has no lease"):
         session.key(house.owner, "sales")
 
@@ -289,7 +289,7 @@ def test_T61_strangers_are_turned_away_before_their_body_is_read(house: House, m
 
     monkeypatch.setattr(app, "GUEST_RATE_PER_S", 20.0)
     job, head = house.ready()
-    house.guests = app.guest_app(house.guest_api)
+    house.guests = app.guest_app(house.service, house.guest_api)
     guest = house.guest(job).attested()
     stranger = Client(house.guests)
     for path in ("/kbs/v0/attest", "/kbs/v0/strongroom/certificate", "/kbs/v0/strongroom/commit"):

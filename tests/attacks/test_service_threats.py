@@ -534,7 +534,7 @@ def test_T61_too_many_requests(house: House, monkeypatch: pytest.MonkeyPatch) ->
     from strongroom.service import app
 
     monkeypatch.setattr(app, "GUEST_RATE_PER_S", 3.0)
-    stranger = Client(app.guest_app(house.guest_api))
+    stranger = Client(app.guest_app(house.service, house.guest_api))
     codes = {stranger("POST", "/kbs/v0/auth", {"version": "0.4.0", "tee": "sgx"}).code for _ in range(30)}
     assert codes == {"ok", "unavailable"}
 

@@ -84,7 +84,7 @@ def test_T265_digest_of_a_launch_without_the_kernels_hashes() -> None:
         with (
             patch("strongroom.cli.policy.owner", lambda: SimpleNamespace(call=lambda *_: kind)),
             pytest.raises(
-                InputError, match=r"the launch digest that you computed, got .*covers: launch digest: firmware"
+                InputError, match=r"snp_measurement: expected the value that you computed, got .*covers: launch digest"
             ),
         ):
             CliRunner().invoke(command, ["approve", "3", *words], standalone_mode=False, catch_exceptions=False)

@@ -54,6 +54,7 @@ class Client:
     app: Any
     peer: str | None = None
     cookie: str = ""
+    more: dict[str, str] = field(default_factory=dict)
 
     def __call__(self, method: str, path: str, body: object = None, *, raw: bytes | None = None) -> Answer:
         content = raw if raw is not None else (b"" if body is None else json.dumps(body).encode())
@@ -66,6 +67,7 @@ class Client:
     async def _send(self, method: str, path: str, parts: list[bytes | None]) -> Answer:
         path, _, query = path.partition("?")
         headers = [(b"host", b"x"), *([(b"cookie", self.cookie.encode())] if self.cookie else [])]
+        headers += [(name.encode(), value.encode()) for name, value in self.more.items()]
         scope = {
             "type": "http",
             "asgi": {"version": "3.0"},
@@ -210,7 +212,7 @@ class House:
     def __post_init__(self) -> None:
         self.guest_api = GuestAPI(self.service, uptime=self.clock)
         self.owner_api = OwnerAPI(self.service)
-        self.guests = guest_app(self.guest_api)
+        self.guests = guest_app(self.service, self.guest_api)
         self.owners = owner_app(self.service, self.owner_api)
 
     def as_owner(self, owner: str | None = None) -> Client:

@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from strongroom.attest.appraisal import FreeArgument
+from strongroom.attest.policies import TDX_REGISTERS
 from strongroom.cli import output
 from strongroom.cli.common import epilog, json_option, owner
 from strongroom.client.petnames import Petnames
 from strongroom.client.policies import allow_job, clear_policy, measured
 from strongroom.errors import InputError
 
+if TYPE_CHECKING:
+    from strongroom.attest.reference import ReferenceValues
+
 __all__ = ["command", "unsafe_option"]
+
+_BUILD = "`strongroom job build` of the same job computes it; repeat with"
+_NAME = {
+    "sgx": f"{_BUILD} --measurement HEX",
+    "snp": f"{_BUILD} --snp-measurement HEX",
+    "tdx": "launch the same job on a machine that you trust; repeat with --tdx REGISTER=HEX for "
+    + ", ".join(TDX_REGISTERS),
+}
 
 unsafe_option = click.option(
     "--unsafe-accept-simulated",
@@ -100,13 +112,7 @@ def set_(
 @json_option
 def import_(key: str, file: Path, signers: tuple[Path, ...], unsafe_accept_simulated: bool, as_json: bool) -> None:
     """Allow the job of signed reference values (`strongroom job sign`) to use KEY; decisions name them."""
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    from strongroom.attest.reference import open_reference
-    from strongroom.crypto.x509 import certificate_from_pem
-
-    known = [certificate_from_pem(signer.read_text("ascii", "replace")).public_key() for signer in signers]
-    found = open_reference(file.read_bytes(), [k for k in known if isinstance(k, ec.EllipticCurvePublicKey)])
+    found = _signed(file, signers)
     _check_simulated(found.simulated, unsafe_accept_simulated)
     added = allow_job(
         owner(),
@@ -121,6 +127,20 @@ def import_(key: str, file: Path, signers: tuple[Path, ...], unsafe_accept_simul
     text = [f"allowed {line}" for line in added]
     text += output.facts({"job": found.job, "reference": found.id, "signer": found.signer, **found.values})
     output.data({**value, "added": added}, as_json, text)
+
+
+def _signed(file: Path, signers: Sequence[Path]) -> ReferenceValues:
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    from strongroom.attest.reference import open_reference
+    from strongroom.crypto.x509 import certificate_from_pem
+
+    try:
+        known = [certificate_from_pem(signer.read_text("ascii", "replace")).public_key() for signer in signers]
+        raw = file.read_bytes()
+    except OSError as exc:
+        raise InputError(f"{exc.filename} is not readable: {exc.strerror}") from exc
+    return open_reference(raw, [k for k in known if isinstance(k, ec.EllipticCurvePublicKey)])
 
 
 @command.command("show", epilog=epilog("strongroom policy show sales"))
@@ -257,41 +277,91 @@ def _job(document: dict[str, Any], names: Petnames) -> list[str]:
 
 
 @command.command(
-    "approve", epilog=epilog("strongroom policy request 3", "strongroom policy approve 3 --unsafe-accept-simulated")
+    "approve",
+    epilog=epilog(
+        "strongroom policy request 3",
+        "strongroom policy approve 3 --unsafe-accept-simulated",
+        "strongroom policy approve 3 --measurement 8f3c...",
+        "strongroom policy approve 3 --reference job.reference.json --signer builder.pem",
+    ),
 )
 @click.argument("number", type=int)
+@click.option("--measurement", metavar="HEX", help="SGX: the MRENCLAVE that you built or computed.")
 @click.option(
     "--snp-measurement",
     metavar="HEX",
     help="SEV-SNP: the launch digest that you computed, with kernel, first file system and command line in it.",
 )
+@click.option(
+    "--tdx",
+    "registers",
+    multiple=True,
+    metavar="REGISTER=HEX",
+    help="TDX: mrtd and rtmr0 to rtmr3, each once, from a launch on a machine that you trust.",
+)
+@click.option(
+    "--reference", type=click.Path(path_type=Path), help="Signed reference values of the job, in place of the values."
+)
+@click.option(
+    "--signer", "signers", multiple=True, type=click.Path(path_type=Path), help="Certificate of who signed --reference."
+)
 @unsafe_option
 @json_option
-def approve(number: int, snp_measurement: str | None, unsafe_accept_simulated: bool, as_json: bool) -> None:
-    """Allow the job of a pending request: exactly this job in exactly this enclave."""
+def approve(
+    number: int,
+    measurement: str | None,
+    snp_measurement: str | None,
+    registers: tuple[str, ...],
+    reference: Path | None,
+    signers: tuple[Path, ...],
+    unsafe_accept_simulated: bool,
+    as_json: bool,
+) -> None:
+    """Allow the job of a pending request: exactly this job in exactly this enclave.
+
+    Evidence of hardware says what its host launched. That it is your job you say: name what the job measures.
+    """
     client = owner()
     found = client.call("GET", f"/v1/requests/{number}")
     claims = cast(dict[str, Any], found["claims"])
     _check_simulated(bool(claims["simulated"]), unsafe_accept_simulated)
-    if claims.get("tee") == "snp" and snp_measurement != claims["measurement"]:
-        # Taken from the evidence, it would let whoever launched the VM choose the kernel.
-        raise InputError(
-            f"snp_measurement: expected the launch digest that you computed, got {snp_measurement or 'none'}; the "
-            f"evidence says {claims['measurement']}, which covers: {'; '.join(claims.get('limits', []))}",
-            hint="`strongroom job build` of the same job computes it; repeat with --snp-measurement HEX",
-        )
+    signed = _signed(reference, signers) if reference else None
+    named = dict(signed.values) if signed else {"measurement": measurement, "snp_measurement": snp_measurement}
+    named |= {name.lower(): value for name, _, value in (text.partition("=") for text in registers)}
+    _check_named({name: value.lower() for name, value in named.items() if value}, claims)
+    if signed and signed.job != found["job"]:
+        raise InputError(f"reference: expected values of {found['job']}, got values of {signed.job}")
     added = allow_job(
         client,
         cast(dict[str, object], found["job_document"]),
         measured(claims),
         job=str(found["job"]),
         unsafe_accept_simulated=bool(claims["simulated"]) and unsafe_accept_simulated,
+        reference=signed,
         keys=[str(found["key"])],
         request=number,
         claims=claims,
     )
     text = [*_explain(found, Petnames.load(client.workspace)), ""]
     output.data({"request": number, "added": added}, as_json, text + [f"allowed {line}" for line in added])
+
+
+def _check_named(named: Mapping[str, str], claims: Mapping[str, Any]) -> None:
+    # Taken from the evidence, the values would let whoever launched it choose the code.
+    shown = measured(claims)
+    if named == shown or (claims["simulated"] and claims.get("tee") != "snp" and not named):
+        return
+    limits = "; ".join(claims.get("limits") or ())
+    wrong = [name for name in {**shown, **named} if named.get(name) != shown.get(name)]
+    raise InputError(
+        "; ".join(
+            f"{name}: expected the value that you computed, got {named.get(name) or 'none'}; the evidence says "
+            f"{shown.get(name) or 'nothing of it'}"
+            for name in wrong
+        )
+        + (f"; it covers: {limits}" if limits else ""),
+        hint=_NAME[str(claims.get("tee"))] + ", or with --reference FILE --signer CERTIFICATE (`strongroom job sign`)",
+    )
 
 
 @command.command("dismiss", epilog=epilog("strongroom policy dismiss 3"))

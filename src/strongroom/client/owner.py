@@ -70,10 +70,11 @@ class OwnerClient:
 
         Raises:
             StrongroomError: As the service reports it.
+            VerificationError: The service's identity key did not sign the answer to this request.
             IntegrityError: The service shows an older state than this owner saw.
         """
         try:
-            reply = self._connection.request(method, path, body)
+            reply = self._connection.proven(method, path, body, to=self.owner, key=self._identity)
         except UnavailableError as exc:
             if not self.workspace.embedded and self.seen.head is None:
                 # A server that refuses a certificate may close the connection before its alert is read.

@@ -61,11 +61,11 @@ def allowance(
     return Reference(reference.id, reference.signer, tuple(checks)) if reference else AllOf(tuple(checks))
 
 
-def measured(claims: Mapping[str, object]) -> str | dict[str, str]:
-    """Return what a request's claims say of the code, as `allowance` takes it."""
+def measured(claims: Mapping[str, object]) -> dict[str, str]:
+    """Return what a request's claims say of the code, by name, as `allowance` takes it."""
     own = str(claims["measurement"])
     if claims.get("tee") != "tdx":
-        return {"snp_measurement": own} if claims.get("tee") == "snp" else own
+        return {"snp_measurement" if claims.get("tee") == "snp" else "measurement": own}
     return dict(zip(TDX_REGISTERS, [own, *cast(list[str], claims["rtmrs"])], strict=True))
 
 

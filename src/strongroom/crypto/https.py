@@ -1,21 +1,26 @@
 """One HTTPS connection to a trust service, over TCP or a Unix socket.
 
-Standard library only, since the guest uses it inside the enclave. The address is the host's word and needs no trust:
-TLS ends at the identity key that the caller pins.
+Standard library and `cryptography`, since the guest uses it inside the enclave. The address is the host's word and
+needs no trust: TLS ends at the identity key that the caller pins.
 """
 
 from __future__ import annotations
 
 import http.client
 import json
+import os
 import select
 import socket
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
-from strongroom._encoding import parse_json
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from strongroom._encoding import b64u, parse_json
 from strongroom._unix import connect_unix
+from strongroom.crypto.proof import NONCE, PROOF, check_proof
 from strongroom.crypto.tls import SERVICE_NAME
 from strongroom.errors import (
     DeniedError,
@@ -98,7 +103,24 @@ class HTTPSConnection:
     headers: dict[str, str] = field(default_factory=dict)
     _connection: _Connection | None = None
 
-    def request(self, method: str, path: str, body: object = None) -> Reply:
+    def proven(self, method: str, path: str, body: object = None, *, to: str, key: ec.EllipticCurvePublicKey) -> Reply:
+        """Return the service's answer to one request, which its identity key signed for this request and `to`.
+
+        A locked service cannot sign: it may say that it is locked, and nothing else.
+
+        Raises:
+            VerificationError: It did not; and as for `request`.
+        """
+        nonce = b64u(os.urandom(24))
+        reply = self.request(method, path, body, {NONCE: nonce})
+        proof = reply.headers.get(PROOF, "")
+        if proof or path != "/v1/status" or reply.json().get("locked") is not True:
+            check_proof(proof, [key], request=f"{method} {path}", nonce=nonce, to=to, answer=reply.body)
+        return reply
+
+    def request(
+        self, method: str, path: str, body: object = None, headers: Mapping[str, str] = MappingProxyType({})
+    ) -> Reply:
         """Return the service's answer to one request.
 
         Raises:
@@ -107,7 +129,7 @@ class HTTPSConnection:
             StrongroomError: What the service reported.
         """
         raw = None if body is None else json.dumps(body, separators=(",", ":")).encode("utf-8")
-        headers = dict(self.headers)
+        headers = {**self.headers, **headers}
         if raw is not None:
             headers["Content-Type"] = "application/json"
         if self._connection is not None and _is_ended(self._connection.sock):

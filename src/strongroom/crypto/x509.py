@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from strongroom.errors import InputError
@@ -119,7 +119,7 @@ def uris(certificate: x509.Certificate) -> frozenset[str]:
     return frozenset(names.get_values_for_type(x509.UniformResourceIdentifier))
 
 
-def spki_id(key: ec.EllipticCurvePublicKey) -> str:
+def spki_id(key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey) -> str:
     """Return `sha256:<hex>` of the key's SubjectPublicKeyInfo."""
     der = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     return "sha256:" + hashlib.sha256(der).hexdigest()

@@ -1,7 +1,7 @@
 """The guest's conversation with the trust service: attest, receive, commit (docs/formats/release-protocol.md).
 
 The service is whoever holds an identity key whose SPKI id the measured job document names. The address comes from the
-host and proves nothing.
+host and proves nothing. What the service gives counts only with that key's signature for this request (`crypto.proof`).
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ class ServiceSession:
             DeniedError, VerificationError: Not ours, not sealed to this guest, or without a lease.
         """
         asked_at = boottime()
-        message = self._connection.request("GET", f"/kbs/v0/resource/{owner}/key/{name}").json()
+        message = self._proven("GET", f"/kbs/v0/resource/{owner}/key/{name}")
         with jose.jwe_open(message, self._key) as raw:
             released = parse_json(raw, "the release")
         if not isinstance(released, dict) or (released.get("type"), released.get("name")) != ("key", name):
@@ -166,6 +166,10 @@ class ServiceSession:
             max_bytes=limit,
             approval=approval,
         )
+
+    def _proven(self, method: str, path: str, body: object = None) -> dict[str, object]:
+        to = x509.spki_id(self._key.public_key())
+        return self._connection.proven(method, path, body, to=to, key=self._identity).json()
 
     def head(self, token: str) -> Head:
         """Return the head in a statement signed by the service."""
@@ -186,7 +190,7 @@ class ServiceSession:
         """
         asked_at = boottime()
         csr = x509.new_csr(self._tls_key, "workload")
-        found = self._connection.request("POST", "/kbs/v0/strongroom/certificate", {"csr": csr}).json()
+        found = self._proven("POST", "/kbs/v0/strongroom/certificate", {"csr": csr})
         lease_s = found.get("lease_s")
         if not isinstance(lease_s, int) or isinstance(lease_s, bool) or lease_s < 1:
             raise VerificationError(f"the certificate has no lease: got {lease_s!r:.40}")
@@ -235,7 +239,7 @@ class ServiceSession:
             "versions": list(versions),
             "inputs": {name: {"epoch": h.epoch, "manifest": h.manifest} for name, h in self.inputs.items()},
         }
-        answer = self._connection.request("POST", "/kbs/v0/strongroom/commit", body).json()
+        answer = self._proven("POST", "/kbs/v0/strongroom/commit", body)
         if answer.get("held") is True:
             return None
         head = self.head(str(answer.get("signed")))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -21,6 +22,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from strongroom._encoding import check_bounds, parse_json
+from strongroom.crypto import x509
+from strongroom.crypto.proof import NONCE, PROOF, sign_proof
 from strongroom.errors import (
     AttestationError,
     DeniedError,
@@ -48,6 +51,7 @@ BODY_TIMEOUT_S = 10.0
 MAX_DEPTH = 32
 GUEST_RATE_PER_S = 500.0
 SESSION_COOKIE = "kbs-session-id"
+_NONCE = re.compile(r"[A-Za-z0-9_-]{32}")
 _PROBLEM = "https://strongroom.invalid/errors/"
 
 _Handler = Callable[[Request], Awaitable[Response]]
@@ -76,7 +80,7 @@ def owner_app(service: TrustService, api: OwnerAPI) -> Starlette:
             if not route.locked:
                 service.parts  # noqa: B018  # UNAVAILABLE while locked
             result = await run_in_threadpool(operation, call)
-            return await _with_head(service, JSONResponse(result))
+            return _proven(service, request, await _with_head(service, JSONResponse(result)), owner)
 
         return handle
 
@@ -88,7 +92,7 @@ def owner_app(service: TrustService, api: OwnerAPI) -> Starlette:
     return Starlette(routes=[*routes, Route("/openapi.json", describe, methods=["GET"])], exception_handlers=_NOT_HERE)
 
 
-def guest_app(api: GuestAPI) -> Starlette:
+def guest_app(service: TrustService, api: GuestAPI) -> Starlette:
     """Return the guests' application: RCAR."""
     strangers, guests = _TokenBucket(GUEST_RATE_PER_S), _TokenBucket(GUEST_RATE_PER_S)
 
@@ -98,10 +102,10 @@ def guest_app(api: GuestAPI) -> Starlette:
         (guests if api.knows(session) else strangers).take()
         return session
 
-    async def attested(request: Request) -> str:
+    async def attested(request: Request) -> tuple[str, str]:
         session = await known(request)
-        await run_in_threadpool(lambda: api.guest(session, now=datetime.now(UTC)))
-        return session
+        guest = await run_in_threadpool(lambda: api.guest(session, now=datetime.now(UTC)))
+        return session, x509.spki_id(guest.public_key)
 
     async def auth(request: Request) -> Response:
         strangers.take()
@@ -117,21 +121,24 @@ def guest_app(api: GuestAPI) -> Starlette:
         return JSONResponse(await run_in_threadpool(lambda: api.attest(session, body, now=datetime.now(UTC))))
 
     async def resource(request: Request) -> Response:
-        session, path = await attested(request), request.path_params
+        (session, to), path = await attested(request), request.path_params
         names = (path["repository"], path["type"], path["tag"])
-        return JSONResponse(await run_in_threadpool(lambda: api.resource(session, *names, now=datetime.now(UTC))))
+        answer = await run_in_threadpool(lambda: api.resource(session, *names, now=datetime.now(UTC)))
+        return _proven(service, request, JSONResponse(answer), to)
 
     async def certificate(request: Request) -> Response:
-        session, body = await attested(request), await _json(request)
-        return JSONResponse(await run_in_threadpool(lambda: api.certificate(session, body, now=datetime.now(UTC))))
+        (session, to), body = await attested(request), await _json(request)
+        answer = await run_in_threadpool(lambda: api.certificate(session, body, now=datetime.now(UTC)))
+        return _proven(service, request, JSONResponse(answer), to)
 
     async def jwks(_request: Request) -> Response:
         strangers.take()
         return JSONResponse(api.jwks())
 
     async def commit(request: Request) -> Response:
-        session, body = await attested(request), await _json(request)
-        return JSONResponse(await run_in_threadpool(lambda: api.commit(session, body, now=datetime.now(UTC))))
+        (session, to), body = await attested(request), await _json(request)
+        answer = await run_in_threadpool(lambda: api.commit(session, body, now=datetime.now(UTC)))
+        return _proven(service, request, JSONResponse(answer), to)
 
     return Starlette(
         routes=[
@@ -234,6 +241,16 @@ async def _with_head(service: TrustService, response: Response) -> Response:
         head = None
     if head is not None:
         response.headers["strongroom-audit-head"] = head
+    return response
+
+
+def _proven(service: TrustService, request: Request, response: Response, to: str) -> Response:
+    # Who sends no nonce, as clients of other makers, gets no proof; a locked service cannot sign one.
+    nonce, query = request.headers.get(NONCE, ""), request.url.query
+    if _NONCE.fullmatch(nonce) and not service.locked:
+        target = request.scope["raw_path"].decode("ascii") + (f"?{query}" if query else "")
+        key, asked, answer = service.parts.identity, f"{request.method} {target}", bytes(response.body)
+        response.headers[PROOF] = sign_proof(key, request=asked, nonce=nonce, to=to, answer=answer)
     return response
 
 

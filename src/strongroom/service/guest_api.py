@@ -78,7 +78,9 @@ class GuestAPI:
         self._service = service
         self._uptime = uptime or (lambda: time.clock_gettime(time.CLOCK_BOOTTIME))
         self._waiting: OrderedDict[str, _Waiting] = OrderedDict()
-        self._guests: OrderedDict[str, tuple[Guest, dict[str, str]]] = OrderedDict()  # with the root as trusted then
+        self._guests: OrderedDict[str, tuple[Guest, int]] = (
+            OrderedDict()
+        )  # with the count of changes of trust in its root
         self._held: dict[str, int] = {}  # session -> characters of init data
         self._lock = threading.Lock()
         self._strangers = HourlyLimit(STRANGERS_RECORDED)
@@ -144,7 +146,7 @@ class GuestAPI:
         if waiting is None or waiting.until < self._uptime() or waiting.nonce != request.nonce:
             raise DeniedError(_NO_NONCE, hint="begin again with /auth")
         key = request.tee_key()
-        anchors = self._service.anchors
+        changes, anchors = self._service.trust_changes, self._service.anchors
         claims = verify_any(request.read_evidence(waiting.tee), self._choices(anchors), now=now)  # 2.
         check_report_data(claims, request.report_data())  # 3.
         if request.init_data is None:
@@ -162,7 +164,7 @@ class GuestAPI:
             expires_at=self._uptime() + self._service.lease_s,
         )
         with self._lock:
-            self._guests[session] = guest, _trusted(anchors, claims)
+            self._guests[session] = guest, changes.get(claims.root_fingerprint, 0)
             self._held[session] = len(request.init_data)
             while len(self._guests) > MAX_SESSIONS:
                 self._held.pop(self._guests.popitem(last=False)[0])
@@ -197,8 +199,8 @@ class GuestAPI:
             DeniedError: There is none; recorded under the admin.
         """
         with self._lock:
-            guest, trusted = self._guests.get(session, (None, {}))
-            if guest is not None and _trusted(self._service.anchors, guest.claims) != trusted:
+            guest, change = self._guests.get(session, (None, 0))
+            if guest is not None and self._service.trust_changes.get(guest.claims.root_fingerprint, 0) != change:
                 guest = None  # what it has shown was judged by a trust that was taken back
                 self._held.pop(session)
                 del self._guests[session]
@@ -324,10 +326,6 @@ class _EndorsementFiles:
             for reason in refused:
                 _log.warning("endorsements are not used reason=%s", reason)
         return found, refused
-
-
-def _trusted(anchors: Sequence[Mapping[str, str]], claims: Claims) -> dict[str, str]:
-    return next((dict(a) for a in anchors if a["fingerprint"] == claims.root_fingerprint), {})
 
 
 def _job_document(text: str) -> dict[str, object]:

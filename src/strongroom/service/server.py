@@ -247,7 +247,7 @@ async def _run(service: TrustService, sockets: tuple[list[socket.socket], list[s
         asyncio.run_coroutine_threadsafe(renew(), loop).result(30)
 
     owners = _server(owner_app(service, OwnerAPI(service, reload_tls)), owner_tls)
-    guests = _server(guest_app(GuestAPI(service)), guest_tls)
+    guests = _server(guest_app(service, GuestAPI(service)), guest_tls)
     # After the last one, so that a stopped service's `state.db` is its whole state.
     owners.after_shutdown = guests.after_shutdown = lambda: (
         service.store.close() if owners.is_down and guests.is_down else None

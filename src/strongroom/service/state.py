@@ -43,6 +43,7 @@ _IDENTITY_CONTEXT = b"strongroom-service-identity-v1"
 _CA_CONTEXT = b"strongroom-workload-ca-v1"
 _LEASE = "lease-s"
 _SEEN = "endorsements-seen"
+_CHANGES = "trust-changes"
 _LOCKED_LEAF = "locked-leaf.pem"
 _PEM_END = "-----END PRIVATE KEY-----"
 
@@ -78,6 +79,7 @@ class TrustService:
             self.identity_pem = _text(tx, "identity-certificate")
             self.admin = _text(tx, "admin")
         self.anchors: list[dict[str, str]] = []
+        self.trust_changes: dict[str, int] = {}
         self.lease_s = MAX_LEASE_S
         self.follow()
 
@@ -180,7 +182,9 @@ class TrustService:
     def follow(self) -> None:
         """Follow what is on disk of anchors and lease; whoever changed them calls it once the change is."""
         with self._lock, self.store.transaction() as tx:
+            # In this order: whoever reads the counts first has none that is newer than its anchors.
             self.anchors = json.loads(_text(tx, "anchors"))
+            self.trust_changes = json.loads(get_meta(tx, _CHANGES) or b"{}")
             self.lease_s = int(get_meta(tx, _LEASE) or MAX_LEASE_S)
 
     @staticmethod
@@ -191,23 +195,17 @@ class TrustService:
     @staticmethod
     def trust(tx: sa.Connection, anchor: Mapping[str, str]) -> None:
         """Believe evidence under the hardware root `anchor` from now on, or under other settings than before."""
-        others = [a for a in json.loads(_text(tx, "anchors")) if a["fingerprint"] != anchor["fingerprint"]]
-        set_meta(tx, "anchors", json.dumps([*others, dict(anchor)]).encode())
+        _change_anchor(tx, anchor["fingerprint"], dict(anchor))
 
     @staticmethod
     def distrust(tx: sa.Connection, fingerprint: str) -> None:
-        """Believe nothing under a root any more, and forget which of its endorsements were seen.
+        """Believe nothing under a root any more; which of its endorsements were seen is remembered.
 
         Raises:
             InputError: It is not trusted.
         """
-        anchors = json.loads(_text(tx, "anchors"))
-        others = [a for a in anchors if a["fingerprint"] != fingerprint]
-        if others == anchors:
+        if not _change_anchor(tx, fingerprint, None):
             raise InputError(f"the root {fingerprint[:16]} is not trusted")
-        set_meta(tx, "anchors", json.dumps(others).encode())
-        seen = {k: v for k, v in json.loads(get_meta(tx, _SEEN) or b"{}").items() if not k.startswith(fingerprint)}
-        set_meta(tx, _SEEN, json.dumps(seen).encode())
 
     def renewed(
         self, found: Sequence[tuple[TrustAnchor, AnyEndorsements]]
@@ -335,6 +333,18 @@ class TrustService:
         """Return the certificates of every owner that is not revoked."""
         with self.store.transaction() as tx:
             return certificates(tx)
+
+
+def _change_anchor(tx: sa.Connection, fingerprint: str, anchor: dict[str, str] | None) -> bool:
+    # Changes are counted, so that what attested under a root does not come back when the root does.
+    before = json.loads(_text(tx, "anchors"))
+    others = [a for a in before if a["fingerprint"] != fingerprint]
+    changed = others != before if anchor is None else anchor not in before
+    if changed:
+        changes = json.loads(get_meta(tx, _CHANGES) or b"{}")
+        set_meta(tx, _CHANGES, json.dumps({**changes, fingerprint: changes.get(fingerprint, 0) + 1}).encode())
+        set_meta(tx, "anchors", json.dumps([*others, anchor] if anchor else others).encode())
+    return changed
 
 
 def _new_leaf(identity: ec.EllipticCurvePrivateKey, identity_pem: str, now: datetime) -> tuple[str, bytes]:
