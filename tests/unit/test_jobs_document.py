@@ -73,6 +73,24 @@ def test_the_digest_covers(spec: JobSpec, change: str) -> None:
     assert job(COVERED[change](spec)) != job(spec)
 
 
+def test_the_digest_covers_where_a_key_at_a_kbs_lies_and_the_service_is_not_asked_for_it(spec: JobSpec) -> None:
+    changes = {"owner": "kbs+https://kbs:8080/acme/key/sales", "manifest": "sha256:" + "7" * 64, "certificate": "PEM"}
+    pinned = _volume(spec, epoch=3, **changes)
+    document = plan_job(pinned, WORKLOADS, IDENTITY).document
+    assert document["volumes"] == []
+    volume = {"name": "in", "dataset": "a" * 32, "key": "sales", "mode": "ro", "epoch": "3", **changes}
+    assert document["kbs"] == [volume]
+    others = [
+        _volume(pinned, **{name: value + "0"}) for name, value in changes.items()
+    ] + [_volume(pinned, epoch=4), _volume(pinned, dataset="b" * 32), spec]  # fmt: skip
+    assert len({job(s) for s in (pinned, *others)}) == 7
+    for kind in ("gramine", "occlum", "cvm"):
+        with pytest.raises(InputError, match=f"enclave kind {kind} does not fetch keys from a KBS yet"):
+            job(replace(pinned, enclave=kind))
+    with pytest.raises(InputError, match="a job on several machines needs a key"):
+        spark(pinned, spark__master="local-cluster[2,1,512]")
+
+
 def test_the_digest_covers_the_code_byte_by_byte_and_the_service(spec: JobSpec) -> None:
     before = job(spec)
     assert job(spec, ("sha256:" + "2" * 64,)) != before

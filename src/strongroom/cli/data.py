@@ -154,9 +154,11 @@ def show(folder: str, as_json: bool) -> None:
         "dataset": info.dataset,
         "key": info.key,
         "epoch": head.epoch,
+        "manifest": head.manifest,
         "files": [{"path": p, "size": s, "key_version": v} for p, s, v in rows],
     }
-    facts = output.facts({"data set": info.dataset, "key": info.key, "epoch": head.epoch})
+    named = {"data set": info.dataset, "key": info.key, "epoch": head.epoch, "manifest": head.manifest or "none"}
+    facts = output.facts(named)
     output.data(value, as_json, [*facts, "", *output.table(("file", "bytes", "key version"), rows)])
 
 

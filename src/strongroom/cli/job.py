@@ -152,7 +152,7 @@ def _approve(here: Workspace, plan: LaunchPlan, bundle: Bundle, unsafe_accept_si
         raise InputError(
             "this enclave is SIMULATED: no hardware protects it", hint="add --unsafe-accept-simulated to --approve"
         )
-    if not plan.spec.volumes and not plan.spec.keys:
+    if not plan.document["volumes"] and not plan.spec.keys:
         return
     allow_job(
         OwnerClient(here),

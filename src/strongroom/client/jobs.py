@@ -38,6 +38,7 @@ __all__ = [
     "with_known_paths",
 ]
 
+_MANIFEST = re.compile(r"sha256:[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 
 
@@ -60,6 +61,8 @@ class VolumeRequest:
         mode: `ro` or `rw`.
         epoch: Pinned epoch, or None.
         visible_names: `rw:names`: folders may be called `column=value`.
+        manifest: For a key at a KBS, whose URL is `owner`: the manifest to read.
+        certificate: And the PEM to check the KBS by.
     """
 
     name: str
@@ -69,6 +72,8 @@ class VolumeRequest:
     mode: Literal["ro", "rw"] = "ro"
     epoch: int | None = None
     visible_names: bool = False
+    manifest: str = ""
+    certificate: str = ""
 
 
 def parse_volume(text: str) -> VolumeRequest:
@@ -146,7 +151,8 @@ def resolve_volume(request: VolumeRequest, datasets: Datasets | None, owners: Pe
     Raises:
         InputError: The folder is no data set, or is under another key or of another owner.
     """
-    owner = owners.find(request.owner) if request.owner else owners.own
+    at_kbs = bool(request.manifest)
+    owner = owners.find(request.owner) if request.owner and not at_kbs else owners.own
     from strongroom.storage.info import read_info, write_info  # noqa: PLC0415  # only volumes need it
     from strongroom.storage.places import place  # noqa: PLC0415  # only volumes need it
 
@@ -154,7 +160,7 @@ def resolve_volume(request: VolumeRequest, datasets: Datasets | None, owners: Pe
         check_folders(request.path)
     folder = place(str(request.path), single=False)
     info = read_info(folder)
-    if info is None and owner != owners.own:
+    if info is None and (at_kbs or owner != owners.own):
         raise InputError(
             f"volume {request.name}: {request.path} is not a sealed data set",
             hint=f"{request.owner} makes it: `strongroom data create {request.path} --key {request.key}`",
@@ -172,7 +178,7 @@ def resolve_volume(request: VolumeRequest, datasets: Datasets | None, owners: Pe
             write_info(folder, info)
     if request.key and request.key != info.key:
         raise InputError(f"volume {request.name}: {request.path} is under key {info.key!r}, not {request.key!r}")
-    if info.owner != owner:
+    if info.owner != owner and not at_kbs:
         raise InputError(
             f"volume {request.name}: {request.path} belongs to owner {owners.name(info.owner)}, "
             f"not to {owners.name(owner)}",
@@ -183,10 +189,12 @@ def resolve_volume(request: VolumeRequest, datasets: Datasets | None, owners: Pe
         location=request.path.resolve() if isinstance(request.path, Path) else request.path,
         dataset=info.dataset,
         key=info.key,
-        owner=info.owner,
+        owner=request.owner if at_kbs else info.owner,
         mode=request.mode,
         epoch=request.epoch,
         visible_names=request.visible_names,
+        manifest=request.manifest,
+        certificate=request.certificate,
     )
 
 
@@ -300,7 +308,16 @@ def _volume_table(base: Path, table: Mapping[str, object]) -> VolumeRequest:
     epoch, visible = table.get("epoch"), table.get("visible_names", False)
     if not isinstance(visible, bool):
         raise InputError(f"volume {table['name']!r}: visible_names is true or false, got {visible!r}")
-    key, owner = _key(str(table["name"]), str(table.get("key", "")))
+    at_kbs = str(table.get("key", "")).startswith("kbs+")
+    manifest, file = str(table.get("manifest", "")), str(table.get("certificate", ""))
+    pinned = mode == "ro" and type(epoch) is int and _MANIFEST.fullmatch(manifest) and file
+    if not pinned if at_kbs else manifest or file:
+        raise InputError(
+            f"volume {table['name']!r}: expected with a key at a KBS (kbs+https://...), and with no other: mode ro, "
+            "epoch, manifest (sha256:...) and certificate (a file in PEM)",
+            hint="`strongroom data show FOLDER` prints epoch and manifest",
+        )
+    key, owner = ("", str(table["key"])) if at_kbs else _key(str(table["name"]), str(table.get("key", "")))
     return VolumeRequest(
         name=str(table["name"]),
         path=table_path if isinstance(table_path := _location(str(table["path"])), str) else base / table_path,
@@ -309,7 +326,20 @@ def _volume_table(base: Path, table: Mapping[str, object]) -> VolumeRequest:
         mode=mode,
         epoch=None if epoch is None else int(cast(int, epoch)),
         visible_names=visible,
+        manifest=manifest,
+        certificate=_kbs_certificate(owner, base / file) if at_kbs else "",
     )
+
+
+def _kbs_certificate(url: str, path: Path) -> str:
+    from strongroom.attest.kbs import KBSKey  # noqa: PLC0415  # few jobs have such a key
+    from strongroom.crypto import x509  # noqa: PLC0415
+
+    KBSKey.parse(url)
+    try:
+        return x509.certificate_pem(x509.certificate_from_pem(path.read_text()))
+    except (OSError, UnicodeDecodeError) as exc:
+        raise InputError(f"{path} is not readable: {exc}", hint="the KBS' certificate, in PEM") from exc
 
 
 def _key_table(table: Mapping[str, object]) -> JobKey:

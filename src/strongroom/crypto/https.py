@@ -12,7 +12,7 @@ import os
 import select
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -66,21 +66,16 @@ class Reply:
 
 
 class _Connection(http.client.HTTPConnection):
-    def __init__(self, address: str, context: ssl.SSLContext, timeout_s: float) -> None:
-        super().__init__(SERVICE_NAME, timeout=timeout_s)
-        self._address = address
+    def __init__(self, name: str, context: ssl.SSLContext, timeout_s: float, dial: Callable[[], socket.socket]) -> None:
+        super().__init__(name, timeout=timeout_s)
+        self._name = name
         self._context = context
-        self._timeout_s = timeout_s
+        self._dial = dial
 
     def connect(self) -> None:
-        if self._address.startswith("unix:"):
-            raw = connect_unix(self._address[5:], self._timeout_s)
-        else:
-            host, _, port = self._address.removeprefix("https://").rstrip("/").rpartition(":")
-            raw = socket.create_connection((host.strip("[]"), int(port)), self._timeout_s)
-            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        raw = self._dial()
         try:
-            self.sock = self._context.wrap_socket(raw, server_hostname=SERVICE_NAME)
+            self.sock = self._context.wrap_socket(raw, server_hostname=self._name)
         except BaseException:
             raw.close()
             raise
@@ -95,12 +90,18 @@ class HTTPSConnection:
         context: From `crypto.tls.client_context`.
         timeout_s: For connecting and for each read.
         headers: Sent with every request.
+        name: In the server's certificate.
+        dial: Opens the socket where `address` is not reached from here.
+        max_reply_bytes: What an answer may have.
     """
 
     address: str
     context: ssl.SSLContext
     timeout_s: float = 30.0
     headers: dict[str, str] = field(default_factory=dict)
+    name: str = SERVICE_NAME
+    dial: Callable[[], socket.socket] | None = None
+    max_reply_bytes: int = _MAX_REPLY_BYTES
     _connection: _Connection | None = None
 
     def proven(self, method: str, path: str, body: object = None, *, to: str, key: ec.EllipticCurvePublicKey) -> Reply:
@@ -128,6 +129,18 @@ class HTTPSConnection:
             VerificationError: Whoever answers does not hold the pinned identity.
             StrongroomError: What the service reported.
         """
+        reply = self.exchange(method, path, body)
+        if reply.status >= 400:
+            raise _error(reply)
+        return reply
+
+    def exchange(self, method: str, path: str, body: object = None) -> Reply:
+        """Return the server's answer to one request, whatever its status says; no redirect is followed.
+
+        Raises:
+            UnavailableError: Nobody answers.
+            VerificationError: Whoever answers does not hold the pinned identity, or says too much.
+        """
         raw = None if body is None else json.dumps(body, separators=(",", ":")).encode("utf-8")
         headers = {**self.headers, **headers}
         if raw is not None:
@@ -136,25 +149,33 @@ class HTTPSConnection:
             self.close()
         fresh = self._connection is None
         try:
-            reply = self._exchange(method, path, raw, headers)
+            return self._exchange(method, path, raw, headers)
         except UnavailableError:
             # The server may close an idle connection at any time; only a used connection is worth one more try, and
             # only for requests that change nothing.
             if fresh or method != "GET":
                 raise
-            reply = self._exchange(method, path, raw, headers)
-        if reply.status >= 400:
-            raise _error(reply)
-        return reply
+            return self._exchange(method, path, raw, headers)
+
+    def _open(self) -> socket.socket:
+        if self.dial is not None:
+            return self.dial()
+        if self.address.startswith("unix:"):
+            return connect_unix(self.address[5:], self.timeout_s)
+        host, _, port = self.address.removeprefix("https://").rstrip("/").rpartition(":")
+        raw = socket.create_connection((host.strip("[]"), int(port)), self.timeout_s)
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return raw
 
     def _exchange(self, method: str, path: str, raw: bytes | None, headers: Mapping[str, str]) -> Reply:
         if self._connection is None:
-            self._connection = _Connection(self.address, self.context, self.timeout_s)
+            self._connection = _Connection(self.name, self.context, self.timeout_s, self._open)
         try:
             self._connection.request(method, path, raw, dict(headers))
             answer = self._connection.getresponse()
-            content = answer.read(_MAX_REPLY_BYTES + 1)
-            if answer.length:  # `read` with a limit returns what came before the connection broke
+            content = answer.read(self.max_reply_bytes + 1)
+            # `read` with a limit returns what came before the connection broke
+            if answer.length and len(content) <= self.max_reply_bytes:
                 raise ConnectionResetError("the answer is cut off")
         except ssl.SSLCertVerificationError as exc:
             self.close()
@@ -176,7 +197,8 @@ class HTTPSConnection:
                 f"the trust service at {self.address} does not answer: {exc}",
                 hint="start it with `strongroom service start`, or check the address",
             ) from exc
-        if len(content) > _MAX_REPLY_BYTES:
+        if len(content) > self.max_reply_bytes:
+            self.close()
             raise VerificationError("the service's answer is too long")
         return Reply(status=answer.status, headers={k.lower(): v for k, v in answer.getheaders()}, body=content)
 

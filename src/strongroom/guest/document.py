@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from strongroom.errors import InputError, StrongroomError
 
-__all__ = ["Report", "column_keys", "texts", "volumes"]
+__all__ = ["Report", "column_keys", "kbs_volumes", "service_volumes", "texts", "volumes"]
 
 
 @dataclass(slots=True)
@@ -26,8 +26,18 @@ class Report:
 
 
 def volumes(document: Mapping[str, object]) -> list[dict[str, object]]:
-    """Return the job's volumes."""
+    """Return the job's volumes, wherever their keys lie."""
+    return service_volumes(document) + kbs_volumes(document)
+
+
+def service_volumes(document: Mapping[str, object]) -> list[dict[str, object]]:
+    """Return the volumes whose keys the trust service has."""
     return [v for v in _items(document, "volumes") if isinstance(v, dict)]
+
+
+def kbs_volumes(document: Mapping[str, object]) -> list[dict[str, object]]:
+    """Return the volumes whose keys lie at a stock KBS, their owner its URL; only a job with some has the list."""
+    return [v for v in _items({"kbs": [], **document}, "kbs") if isinstance(v, dict)]
 
 
 def column_keys(document: Mapping[str, object]) -> list[dict[str, object]]:

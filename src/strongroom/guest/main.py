@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from strongroom import log
 from strongroom._encoding import parse_json, sha256_id
@@ -27,8 +27,11 @@ from strongroom.attest.binding import JOB_FILE, parse_init_data
 from strongroom.crypto import x509
 from strongroom.errors import AppraisalError, DeniedError, InputError, IntegrityError, StrongroomError, UnavailableError
 from strongroom.guest import confine
-from strongroom.guest.document import Report, column_keys, texts, volumes
+from strongroom.guest.document import Report, column_keys, kbs_volumes, service_volumes, texts
 from strongroom.guest.session import Certified, Grant, ServiceSession
+
+if TYPE_CHECKING:
+    from strongroom.guest.door import Door
 
 __all__ = ["attempt", "check_code", "main", "read_job", "read_object", "receive"]
 
@@ -85,12 +88,9 @@ def _run(platform: socket.socket, tee: str, report: Report, started: float) -> N
     init_data, document = read_job(JOB_FOLDER)
     _take_code(document)
     identity = tuple(texts(document, "service"))
+    attester = SimulatedAttester(platform, tee)
     session = ServiceSession(
-        _kept_open(str(launch.get("service"))),
-        str(launch.get("identity")),
-        identity,
-        SimulatedAttester(platform, tee),
-        init_data,
+        _kept_open(str(launch.get("service"))), str(launch.get("identity")), identity, attester, init_data
     )
     threading.Thread(target=_import_ahead, daemon=True).start()
     report.status = "refused"
@@ -101,6 +101,10 @@ def _run(platform: socket.socket, tee: str, report: Report, started: float) -> N
     if certified is not None:
         certificate = x509.certificate_from_pem(certified.certificate_pem)
         report.details["certificate"] = x509.fingerprint(certificate)
+    if not worker and kbs_volumes(document):
+        from strongroom.guest.kbs import receive_kbs  # noqa: PLC0415  # few jobs have such a key
+
+        grants |= receive_kbs(document, attester, init_data, _door().connect)
     report.status = "failed"
     report.details["attested_ms"] = round((time.monotonic() - started) * 1000)
     if "workers" in document and certified is not None:
@@ -120,6 +124,13 @@ def _kept_open(address: str) -> str:
     return f"unix:/proc/self/fd/{os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)}/{name}"
 
 
+def _door() -> Door:
+    from strongroom.guest.door import Door  # noqa: PLC0415  # most jobs need no way out
+
+    os.set_inheritable(DOOR_FD, False)
+    return Door(socket.socket(fileno=os.dup(DOOR_FD)))
+
+
 def _run_among_peers(
     document: dict[str, object],
     session: ServiceSession,
@@ -128,12 +139,10 @@ def _run_among_peers(
     launch: dict[str, object],
     report: Report,
 ) -> None:
-    from strongroom.guest.door import Door  # noqa: PLC0415  # most jobs run alone
-    from strongroom.guest.run import run_job  # noqa: PLC0415
+    from strongroom.guest.run import run_job  # noqa: PLC0415  # most jobs run alone
     from strongroom.guest.worker import run_worker  # noqa: PLC0415
 
-    os.set_inheritable(DOOR_FD, False)
-    door = Door(socket.socket(fileno=DOOR_FD))
+    door = _door()
     if launch.get("role") == "worker":
         run_worker(document, session, certified, door, str(launch.get("driver")), report)
     else:
@@ -184,7 +193,7 @@ def receive(session: ServiceSession, document: Mapping[str, object]) -> dict[tup
     """
     grants: dict[tuple[str, str], Grant] = {}
     refusals: list[tuple[str, str, AppraisalError | DeniedError]] = []
-    wanted = {(str(v["owner"]), str(v["key"])) for v in volumes(document)}
+    wanted = {(str(v["owner"]), str(v["key"])) for v in service_volumes(document)}
     wanted |= {(str(k["owner"]), str(k["name"])) for k in column_keys(document)}
     for owner, key in sorted(wanted):
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from strongroom.errors import InputError, IntegrityError
 from strongroom.guest import confine, tunnel, views
 from strongroom.guest.agent import KeyAgent
 from strongroom.guest.column_keys import ColumnKey, ColumnKeys
-from strongroom.guest.document import Report
+from strongroom.guest.document import Report, service_volumes
 from strongroom.guest.document import column_keys as keys_of
 from strongroom.guest.document import volumes as volumes_of
 from strongroom.guest.door import Door
@@ -67,12 +68,13 @@ def run_job(
         check_hidden()
     run_id = next(iter(grants.values())).run_id if grants else bytes(16)
     volumes = open_volumes(document, grants, run_id, hidden=staged)
-    session.inputs = {v.name: v.released for v in volumes.values()}
+    # Of volumes under a KBS' key the service knows nothing; which state they are in is in the job digest.
+    session.inputs = {str(v["name"]): volumes[str(v["name"])].released for v in service_volumes(document)}
     report.details["run"] = run_id.hex()
 
     def renew() -> float:
         session.attest()
-        return min(session.key(owner, name).ends_at for owner, name in grants)
+        return min(session.key(owner, name).ends_at for (owner, name), g in grants.items() if g.ends_at != math.inf)
 
     lease = Lease(session.lock, renew, min((g.ends_at for g in grants.values()), default=None))
 

@@ -24,7 +24,7 @@ from strongroom.attest.binding import init_data_digest, rcar_report_data
 from strongroom.attest.handshake import AttestRequest, AuthRequest, Challenge, tee_pubkey
 from strongroom.crypto import jose, tls, x509
 from strongroom.crypto.https import HTTPSConnection
-from strongroom.crypto.keys import StaticKeyRing
+from strongroom.crypto.keys import KeyRing, StaticKeyRing
 from strongroom.errors import DeniedError, IntegrityError, UnavailableError, VerificationError
 
 if TYPE_CHECKING:  # attesting does not need the storage: guest/main.py imports it meanwhile
@@ -49,10 +49,11 @@ class Grant:
         run_id: 16 bytes that mark this run's files.
         max_bytes: What each output of the job may hold, None for any number.
         approval: Outputs of this key's owner wait for them.
-        ends_at: End of the lease on CLOCK_BOOTTIME, counted from before the release was asked for.
+        ends_at: End of the lease on CLOCK_BOOTTIME, counted from before the release was asked for; infinite for a key
+            that came from elsewhere, without one.
     """
 
-    ring: StaticKeyRing
+    ring: KeyRing
     heads: Mapping[str, Head]
     run_id: bytes
     ends_at: float

@@ -166,6 +166,11 @@ def plan_job(spec: JobSpec, workloads: Mapping[str, Workload], identity: tuple[s
     if repeated:
         raise InputError(f"two files of the job are called {min(repeated)!r}", hint="rename one: all lie in /app")
     command = workloads[spec.workload].command(spec)
+    if spec.enclave != "sim" and (named := [v.name for v in spec.volumes if v.manifest]):
+        raise InputError(
+            f"volume {named[0]}: enclave kind {spec.enclave} does not fetch keys from a KBS yet: expected sim",
+            hint="decisions/0025 says what is missing",
+        )
     if spec.keys and command.staged:
         raise InputError(f"workload {spec.workload!r} has no column keys: expected spark", hint="take the key out")
     if spec.checkpoint_s and not command.staged:
@@ -203,7 +208,7 @@ def plan_job(spec: JobSpec, workloads: Mapping[str, Workload], identity: tuple[s
 def _check_peers(spec: JobSpec) -> None:
     if spec.sandbox.network:
         raise InputError("a job on several machines has a network of its own: take --network out")
-    if not spec.volumes and not spec.keys:
+    if all(v.manifest for v in spec.volumes) and not spec.keys:
         raise InputError(
             "a job on several machines needs a key: its policy says which enclaves may be peers",
             hint="`strongroom key create peers`, then --column-key peers",

@@ -54,6 +54,7 @@ _GUEST_PARTS = (
     "attest/binding.py",
     "attest/evidence.py",
     "attest/handshake.py",
+    "attest/kbs.py",
     "attest/quote.py",
     "attest/snp.py",
     "attest/attesters",

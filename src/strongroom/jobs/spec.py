@@ -38,6 +38,8 @@ class Volume:
         mode: `ro`, or `rw` to write and commit.
         epoch: Pinned epoch, or None for the newest.
         visible_names: Whether the job may write folders called `column=value`, which show values to the host.
+        manifest: The one manifest that a volume under a KBS' key is read by; its `owner` is the key's URL.
+        certificate: And the PEM that the KBS' certificate is checked against.
     """
 
     name: str
@@ -48,6 +50,8 @@ class Volume:
     mode: Literal["ro", "rw"]
     epoch: int | None = None
     visible_names: bool = False
+    manifest: str = ""
+    certificate: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,6 +246,7 @@ def job_document(
         identity: SPKI ids of the trust service (one, or two while it rolls over).
         staged: Whether the guest opens the volumes into enclave memory.
     """
+    volumes = sorted(spec.volumes, key=lambda v: v.name)
     document: dict[str, object] = {
         "format": DOCUMENT_FORMAT,
         "workload": spec.workload,
@@ -254,8 +259,10 @@ def job_document(
         "publish_on_failure": spec.publish_on_failure,
         "service": list(identity),
         "staged": staged,
-        "volumes": [_volume(v) for v in sorted(spec.volumes, key=lambda v: v.name)],
+        "volumes": [_volume(v) for v in volumes if not v.manifest],
     }
+    if any(v.manifest for v in volumes):
+        document["kbs"] = [_volume(v) for v in volumes if v.manifest]
     if spec.checkpoint_s:
         document["checkpoint_s"] = spec.checkpoint_s
     if spec.keys:
@@ -276,6 +283,8 @@ def _volume(volume: Volume) -> dict[str, object]:
         document["epoch"] = str(volume.epoch)
     if volume.visible_names:
         document["names"] = "visible"
+    if volume.manifest:
+        document |= {"manifest": volume.manifest, "certificate": volume.certificate}
     return document
 
 
@@ -328,7 +337,9 @@ def load_spec(path: Path) -> tuple[dict[str, object], list[dict[str, object]], l
         _known(path, name, table, {f.name for f in fields(kind)})
         job = {**job, name: table}
     for volume in volumes:
-        _known(path, "volume", volume, {"name", "path", "key", "mode", "epoch", "visible_names"})
+        _known(
+            path, "volume", volume, {"name", "path", "key", "mode", "epoch", "visible_names", "manifest", "certificate"}
+        )
     for key in keys:
         _known(path, "key", key, {"name", "mode"})
     return job, volumes, keys

