@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,13 +16,15 @@ from pathlib import Path
 import duckdb
 import fsspec
 import pandas as pd
+import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from tests.conftest import stop_service
 from tests.fakes.enclave_shell import Enclave, make_enclave
 
-from strongroom.errors import InputError, IntegrityError
+from strongroom.errors import InputError, IntegrityError, UnavailableError
+from strongroom.storage.places import LocalPlace
 
 
 @pytest.fixture(scope="module")
@@ -132,10 +137,175 @@ def test_T24_a_data_set_inside_another_is_not_looked_into(base: str, shell: Encl
         (shell.folder / "parts.kept").rename(parts)
 
 
-def test_what_it_does_not_do_is_said(base: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="not written") as caught:
-        pd.DataFrame({"a": [1]}).to_csv(f"sealed://{base}/new.csv")
-    assert "data seal" in caught.value.hint
+@pytest.fixture
+def out(base: str, shell: Enclave, request: pytest.FixtureRequest) -> str:
+    """Return a data set of one file, each test its own."""
+    return str(shell.seal(request.node.name, {"a.csv": "a\n1\n"}))
+
+
+def epoch(folder: str) -> int:
+    files = fsspec.filesystem("sealed")
+    return int(files._find(f"{folder}/x")[0].head.epoch)
+
+
+def test_libraries_write_by_url_and_a_job_reads_it(out: str, shell: Enclave) -> None:
+    table = pd.DataFrame({"n": range(1000), "text": [f"row {n}" for n in range(1000)]})
+    table.to_csv(f"sealed://{out}/new.csv", index=False)
+    table.to_parquet(f"sealed://{out}/sub/new.parquet")
+    files = fsspec.filesystem("sealed")
+    pq.write_table(pa.Table.from_pandas(table), f"{out}/arrow.parquet", filesystem=files)
+    ds.write_dataset(pa.Table.from_pandas(table), f"{out}/parts", format="parquet", filesystem=files)
+    engine = duckdb.connect()
+    engine.register_filesystem(files)
+    engine.execute(f"COPY (SELECT * FROM range(1000) t(n)) TO 'sealed://{out}/duck.csv'")
+    with fsspec.open(f"sealed::file://{out}/note.txt", "wt") as file:
+        file.write("ä\n")
+    assert not [p for p in Path(out).rglob("*") if p.is_file() and b"row 1" in p.read_bytes()]
+    shell.run("data", "verify", out)
+    opened = shell.open(Path(out).name)
+    assert (opened["new.csv"], opened["a.csv"], opened["note.txt"]) == (table.to_csv(index=False), "a\n1\n", "ä\n")
+    assert opened["duck.csv"].splitlines()[:3] == ["n", "0", "1"]
+    for name in ("sub/new.parquet", "arrow.parquet", "parts"):
+        assert pd.read_parquet(f"sealed://{out}/{name}").equals(table)
+    ran = shell.outcome("--volume", f"t={out}", "--", "python", "-c", "print(len(open('/work/t/new.csv').readlines()))")
+    assert ran["status"] == 0
+    assert "1001" in str(ran["said"])
+
+
+def test_files_are_removed_and_renamed_in_one_commit_each(out: str, shell: Enclave) -> None:
+    files = fsspec.filesystem("sealed")
+    with files.transaction:
+        for name in ("d/1", "d/2", "d/e/3", "b"):
+            files.pipe_file(f"{out}/{name}", name.encode())
+        assert not files.exists(f"{out}/b")
+        assert epoch(out) == 1
+    assert epoch(out) == 2
+    files.mv(f"{out}/d", f"{out}/f", recursive=True)
+    files.mv(f"{out}/b", f"{out}/a.csv")
+    files.cp(f"{out}/f/1", f"{out}/copy")
+    assert files.find(out) == [f"{out}/{n}" for n in ("a.csv", "copy", "f/1", "f/2", "f/e/3")]
+    assert epoch(out) == 5
+    with pytest.raises(IsADirectoryError):
+        files.rm(f"{out}/f")
+    files.rm(f"{out}/f", recursive=True)
+    files.rm_file(f"{out}/copy")
+    assert epoch(out) == 7
+    shell.run("data", "verify", out)
+    assert shell.open(Path(out).name) == {"a.csv": "b"}
+    with pytest.raises(FileNotFoundError):
+        files.rm(f"{out}/f/1")
+    files.pipe_file(f"{out}/f", b"a file now")
+    with pytest.raises(FileExistsError):
+        files.open(f"{out}/a.csv", "xb")
+
+
+class _FailedError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("how", ["its own with", "fsspec's with", "pandas", "dropped", "transaction", "full disk"])
+def test_T291_a_write_that_fails_leaves_the_old_version(out: str, shell: Enclave, how: str) -> None:
+    files, path = fsspec.filesystem("sealed"), f"{out}/a.csv"
+    with contextlib.suppress(_FailedError, OSError, UnavailableError):
+        if how == "its own with":
+            with files.open(path, "wb") as file:
+                file.write(b"half")
+                raise _FailedError
+        elif how == "fsspec's with":
+            with fsspec.open(f"sealed://{path}", "wb") as file:
+                file.write(b"half")
+                raise _FailedError
+        elif how == "pandas":
+            pd.DataFrame({"a": [1, _Refuses()]}).to_csv(f"sealed://{path}")
+        elif how == "dropped":
+            files.open(path, "wb").write(b"half")
+        elif how == "transaction":
+            with files.transaction:
+                files.pipe_file(path, b"whole")
+                raise _FailedError
+        else:
+            _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+            kept = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+            try:
+                files.pipe_file(path, bytes(4 << 20))
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+                signal.signal(signal.SIGXFSZ, kept)
+    assert epoch(out) == 1
+    assert files.cat_file(path) == b"a\n1\n"
+    assert sorted(p.name for p in Path(out).iterdir()) == [".dataset", "a.csv"]
+    shell.run("data", "verify", out)
+    files.pipe_file(path, b"2")
+    assert files.cat_file(path) == b"2"
+
+
+class _Refuses:
+    def __str__(self) -> str:
+        raise _FailedError
+
+
+def test_a_file_that_is_written_while_an_error_is_handled_is_kept(out: str) -> None:
+    files = fsspec.filesystem("sealed")
+    try:
+        raise _FailedError
+    except _FailedError:
+        with fsspec.open(f"sealed://{out}/errors.txt", "wt") as file:
+            file.write("it failed")
+    assert files.cat_file(f"{out}/errors.txt") == b"it failed"
+
+
+def test_T291_a_service_that_does_not_answer_leaves_the_file_to_be_put_back(
+    out: str, shell: Enclave, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = fsspec.filesystem("sealed")
+
+    def away(*_args: object) -> None:
+        raise UnavailableError("away")
+
+    assert files.exists(f"{out}/a.csv")
+    monkeypatch.setattr(files._client, "commit", away)
+    with pytest.raises(UnavailableError, match="did not answer") as caught:
+        files.pipe_file(f"{out}/a.csv", b"new")
+    assert "data restore" in caught.value.hint
+    monkeypatch.undo()
+    with pytest.raises(UnavailableError, match="did not end"):
+        files.pipe_file(f"{out}/a.csv", b"newer")
+    shell.run("data", "restore", out)
+    assert shell.open(Path(out).name) == {"a.csv": "a\n1\n"}
+
+
+def test_T292_a_job_that_holds_the_data_set_and_another_writer_are_not_overwritten(
+    out: str, shell: Enclave, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = fsspec.filesystem("sealed")
+    assert files.exists(f"{out}/a.csv")
+    (shell.folder / f"{Path(out).name}.plain/b.csv").write_text("of another")
+    shell.run("data", "seal", f"{out}.plain", out, "--key", "sales")
+    files.pipe_file(f"{out}/c.csv", b"mine")
+    assert shell.open(Path(out).name) == {"a.csv": "a\n1\n", "b.csv": "of another", "c.csv": "mine"}
+    monkeypatch.setattr(LocalPlace.locked.__wrapped__, "__defaults__", (0.1,))  # type: ignore[attr-defined]
+    with LocalPlace(out).locked(), pytest.raises(UnavailableError, match="another run is writing"):
+        files.pipe_file(f"{out}/a.csv", b"meanwhile")
+    assert files.cat_file(f"{out}/a.csv") == b"a\n1\n"
+
+
+def test_what_it_does_not_do_is_said(base: str, out: str, tmp_path: Path) -> None:
+    files = fsspec.filesystem("sealed")
+    with pytest.raises(InputError, match="'ab'") as caught:
+        files.open(f"{base}/t.csv", "ab")
+    assert "whole" in caught.value.hint
+    with pytest.raises(InputError, match="reserved"):
+        files.open(f"{base}/.dataset/id.json", "wb")
+    with pytest.raises(InputError, match="two data sets"):
+        files.mv(f"{base}/t.csv", f"{out}/t.csv")
+    with pytest.raises(InputError, match="not a folder"):
+        files.pipe_file(f"{out}/a.csv/b", b"")
+    with pytest.raises(InputError, match="still open"), files.transaction:
+        left = files.open(f"{out}/open", "wb")
+    assert left.closed
+    with pytest.raises(InputError, match="in no sealed data set"):
+        pd.DataFrame({"a": [1]}).to_csv(f"sealed://{tmp_path}/new.csv")
     (tmp_path / "x").write_text("")
     with pytest.raises(InputError, match="in no sealed data set"):
         pd.read_csv(f"sealed://{tmp_path}/x")

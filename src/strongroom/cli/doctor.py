@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -16,6 +17,7 @@ from strongroom.cli.common import epilog, json_option, settings
 from strongroom.client.workspace import Workspace
 from strongroom.errors import StrongroomError
 from strongroom.guest.confine import landlock_abi
+from strongroom.jobs.runtime_cache import UNUSED_DAYS, size_of
 from strongroom.jobs.runtimes import java_home
 from strongroom.jobs.workloads.spark import PROTECTION
 
@@ -53,6 +55,11 @@ def _machine() -> list[_Row]:
         rows.append((name, "there" if found else "none", found or "jobs run in the SIMULATED enclave"))
     free = shutil.disk_usage(settings().cache if settings().cache.exists() else Path.home()).free
     rows.append(("disk", "ok" if free > 4 << 30 else "low", f"{free / 2**30:.0f} GiB free for runtimes"))
+    folder = settings().cache / "runtimes"
+    count, size, more = size_of(folder)
+    detail = f"{'more than ' if more else ''}{size / 2**30:.1f} GiB in {count} runtimes"
+    detail += f"; unused ones go after {UNUSED_DAYS} days, all if no job runs: rm -r {shlex.quote(str(folder))}"
+    rows.append(("cache", "ok", detail if count else f"empty: {folder}"))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     rows.append(("memory", "ok" if memory > 4 << 30 else "low", f"{memory / 2**30:.0f} GiB, {os.cpu_count()} cores"))
     return rows

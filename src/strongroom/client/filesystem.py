@@ -1,11 +1,15 @@
-"""fsspec protocol `sealed`: an owner's programs read sealed data sets by name, with any library that takes fsspec URLs.
+"""fsspec protocol `sealed`: an owner's programs use sealed data sets by name, with any library that takes fsspec URLs.
 
     pandas.read_csv("sealed:///data/sales/orders.csv")
     fsspec.open("sealed::s3://bucket/sales/part-0.parquet")
+    frame.to_parquet("sealed:///data/sales/new.parquet")
 
 The path is where the sealed file lies; the data set is the folder around it that has a `.dataset`. Keys come from the
 trust service of the workspace, released to its owner, and every release is in the audit log. Each process sees a data
-set as it was when it first opened a file of it, or as it is now once that is gone. Writing is `strongroom data seal`.
+set as it was when it first opened a file of it, or as it is now once that is gone.
+
+A file is sealed as it is written, never in place, and committed when it is closed; within `with fs.transaction:` all at
+its end. One whose writer fails leaves the old version. Stores are read only: `strongroom data seal` writes there.
 
 Inside an enclave nobody needs it: volumes are plain folders there.
 """
@@ -14,14 +18,18 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import posixpath
+import shutil
+import sys
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from fsspec.implementations.chained import ChainedFileSystem
+from fsspec.transaction import Transaction
 
 from strongroom._stores import is_url
 from strongroom.client.owner import OwnerClient
@@ -29,12 +37,15 @@ from strongroom.client.workspace import Workspace
 from strongroom.config import Settings
 from strongroom.crypto.keys import KeyRing
 from strongroom.errors import DeniedError, InputError, IntegrityError
+from strongroom.storage.changes import NewFile, change_files
 from strongroom.storage.dataset import Head, Manifest, load_manifest, read_info
 from strongroom.storage.files import sealed_by
-from strongroom.storage.places import Place, place
+from strongroom.storage.places import LocalPlace, Place, place
 from strongroom.storage.reading import reading
 
 __all__ = ["SealedFileSystem"]
+
+_log = logging.getLogger(__name__)
 
 _BUFFER_BYTES = 1 << 20
 
@@ -43,14 +54,42 @@ _BUFFER_BYTES = 1 << 20
 class _DataSet:
     """A data set as this process sees it."""
 
+    folder: str
     at: Place
     ring: KeyRing
     head: Head
     manifest: Manifest
 
+    @property
+    def place(self) -> LocalPlace:
+        """Return its folder on this machine."""
+        assert isinstance(self.at, LocalPlace)
+        return self.at
+
+
+class _Transaction(Transaction):  # type: ignore[misc]  # fsspec has no types
+    """Commits all its files at once, one commit a data set."""
+
+    def complete(self, commit: bool = True) -> None:
+        """End it; without `commit`, or if a file is still open, nothing of it is kept."""
+        fs = self.fs
+        assert fs is not None
+        files: list[_New] = [file for file in self.files if not file.failed]
+        self.files.clear()
+        try:
+            if still := [file.name for file in files if commit and not file.closed]:
+                raise InputError(f"{still[0]} is still open at the end of the transaction", hint="close it before")
+            for folder in {file.found.folder: None for file in files if commit}:
+                fs._change(folder, new=[file.file for file in files if file.found.folder == folder])
+        finally:
+            for file in files:
+                file.discard()
+            fs._intrans, fs._transaction = False, None
+            self.fs: SealedFileSystem | None = None
+
 
 class SealedFileSystem(ChainedFileSystem):  # type: ignore[misc]  # fsspec has no types
-    """Reads sealed data sets of the workspace's owner.
+    """Reads and writes sealed data sets of the workspace's owner.
 
     Args:
         fo: What a chained URL wraps; only its protocol matters, paths come with each call.
@@ -61,6 +100,7 @@ class SealedFileSystem(ChainedFileSystem):  # type: ignore[misc]  # fsspec has n
 
     protocol: ClassVar[str] = "sealed"
     cachable = True
+    transaction_type = _Transaction
 
     def __init__(
         self,
@@ -108,9 +148,16 @@ class SealedFileSystem(ChainedFileSystem):  # type: ignore[misc]  # fsspec has n
             raise FileNotFoundError(path)
         return {"name": path, "size": 0, "type": "directory"}
 
-    def _open(self, path: str, mode: str = "rb", **_options: Any) -> io.BufferedReader:
+    def _open(
+        self, path: str, mode: str = "rb", *, autocommit: bool = True, **_options: Any
+    ) -> io.BufferedReader | _New:
+        if mode in ("wb", "w", "xb", "x"):
+            if mode[0] == "x" and self.exists(path):
+                raise FileExistsError(path)
+            found, inner = self._writable(path)
+            return _New(self, found, NewFile(found.place, found.ring, found.head.dataset, inner), autocommit)
         if mode not in ("rb", "r"):
-            raise InputError(f"sealed data sets are not written by {mode!r}", hint="`strongroom data seal`")
+            raise InputError(f"a sealed file is not opened by {mode!r}", hint="it is written whole: 'wb'")
         path = str(self._strip_protocol(path))
         found, inner = self._find(path)
         if found.manifest.find(inner) is None:
@@ -123,6 +170,51 @@ class SealedFileSystem(ChainedFileSystem):  # type: ignore[misc]  # fsspec has n
                     raise
             self.invalidate_cache()  # not tampered with: a job or its owner committed meanwhile
             return self._open(path, mode)
+
+    def rm_file(self, path: str) -> None:
+        """Remove one file."""
+        self.rm(path)
+
+    def rm(self, path: str | list[str], recursive: bool = False, maxdepth: int | None = None) -> None:
+        """Remove files, or folders with `recursive`; one commit for each data set."""
+        found = [self._writable(name) for name in self.expand_path(path, recursive=recursive, maxdepth=maxdepth)]
+        folders = [inner for at, inner in found if at.manifest.find(inner) is None]
+        if folders and not recursive and all(self.info(f"{at.folder}/{inner}") for at, inner in found):
+            raise IsADirectoryError(f"{folders[0] or path} is a folder: recursive=True")
+        for folder in {at.folder: None for at, _ in found}:
+            gone = [inner for at, inner in found if at.folder == folder and inner not in folders]
+            self._change(folder, removed=gone)
+
+    def mv(self, path1: str, path2: str, recursive: bool = False, maxdepth: int | None = None, **_options: Any) -> None:
+        """Rename a file, or a folder, inside a data set; what has the new name is replaced."""
+        (found, old), (target, new) = self._writable(path1), self._writable(path2)
+        if found.folder != target.folder:
+            raise InputError(f"{path1} and {path2} are in two data sets", hint="copy it, then remove it")
+        if found.manifest.find(old) is not None:
+            moved = {old: posixpath.join(new, posixpath.basename(old)) if self.isdir(path2) else new}
+        else:
+            below = [e.path for e in found.manifest.entries if e.path.startswith(f"{old}/")]
+            moved = {path: new + path[len(old) :] for path in below}
+        if not moved:
+            raise FileNotFoundError(path1)
+        self._change(found.folder, moved=moved)
+
+    def cp_file(self, path1: str, path2: str, **_options: Any) -> None:
+        """Seal a file anew under another name, in this data set or another."""
+        with self.open(path1, "rb") as source, self.open(path2, "wb") as target:
+            shutil.copyfileobj(source, target, _BUFFER_BYTES)
+
+    def _writable(self, path: str) -> tuple[_DataSet, str]:
+        found, inner = self._find(str(self._strip_protocol(path)))
+        if not isinstance(found.at, LocalPlace):
+            raise InputError(f"{path} lies in a store, which is read only here", hint="`strongroom data seal`")
+        return found, inner
+
+    def _change(self, folder: str, **changes: Any) -> None:
+        with self._turn:
+            found = self._sets[folder] if folder in self._sets else self._load(folder)
+            head, manifest = change_files(found.place, found.ring, self._owner(), found.head.dataset, **changes)
+            self._sets[folder] = replace(found, head=head, manifest=manifest)
 
     def invalidate_cache(self, path: str | None = None) -> None:
         """See data sets as they are now, at the next call."""
@@ -160,7 +252,7 @@ class SealedFileSystem(ChainedFileSystem):  # type: ignore[misc]  # fsspec has n
         if info.owner != client.owner:
             raise DeniedError(f"{folder} belongs to another owner", hint="its owner and the jobs they allow open it")
         ring, head = client.key_ring(info.key), client.current(info.dataset)
-        return _DataSet(at=at, ring=ring, head=head, manifest=load_manifest(at, head, ring))
+        return _DataSet(folder=folder, at=at, ring=ring, head=head, manifest=load_manifest(at, head, ring))
 
     def _owner(self) -> OwnerClient:
         if self._client is None:
@@ -198,6 +290,59 @@ class _Open(io.RawIOBase):
         if not self.closed:
             self._held.close()
         super().close()
+
+
+class _New(io.BufferedIOBase):
+    """A file that is being written: committed by `close`, forgotten if its writer fails or drops it."""
+
+    def __init__(self, files: SealedFileSystem, found: _DataSet, file: NewFile, autocommit: bool) -> None:
+        self.found, self.file, self.failed = found, file, False
+        self.name = f"{found.folder}/{file.path}"
+        self._files, self._autocommit = files, autocommit
+        self._handled = sys.exc_info()[1]
+
+    def write(self, data: Any, /) -> int:
+        if self.closed:
+            raise ValueError("write to a closed file")
+        try:
+            return self.file.write(data)
+        except BaseException:
+            self.failed = True
+            raise
+
+    def tell(self) -> int:
+        return self.file.size
+
+    def writable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        if self.closed:
+            return
+        super().close()
+        # fsspec's and pandas' own `with` do not say that their block failed; the exception on its way through does.
+        failing = sys.exc_info()[1]
+        if self.failed or failing not in (None, self._handled):
+            _log.warning("%s is not kept: its writer failed with %s", self.name, type(failing).__name__)
+            self.discard()
+            return
+        self.file.close()
+        if self._autocommit:
+            self._files._change(self.found.folder, new=[self.file])
+
+    def discard(self) -> None:
+        self.failed = True
+        self.file.discard()
+        super().close()
+
+    def __exit__(self, kind: object, value: object, trace: object) -> None:
+        if kind is not None:
+            self.discard()
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_handled") and not self.closed:
+            self.discard()
 
 
 def _file(path: str, size: int) -> dict[str, Any]:

@@ -9,9 +9,10 @@
 | library | /opt/strongroom/python | what of Strongroom a program imports: `strongroom.models` |
 | jdk | /opt/jdk | the JDK that runs Spark |
 
-They are built into a cache folder under a name that follows from their sources, so an upgrade makes a new one. Byte
-code is compiled ahead with unchecked hashes: Python never writes or replaces a file it sees, and the digest is stable.
-Files of the environment are hard links where the file system allows, so a gigabyte costs nothing.
+They are built into a cache folder under a name that follows from their sources, so an upgrade makes a new one; old ones
+go (runtime_cache.py). Byte code is compiled ahead with unchecked hashes: Python never writes or replaces a file it
+sees, and the digest is stable. Files of the environment are hard links where the file system allows, so a gigabyte
+costs nothing.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from strongroom.errors import InputError
+from strongroom.jobs.runtime_cache import hold, remove_unused
 
 __all__ = ["BUILT_FILE", "Runtimes", "finish_env", "java_home"]
 
@@ -69,47 +71,11 @@ _NODE_PARTS = (
 )  # fmt: skip
 """What a machine of a cluster runs: the simulated platform, outside the enclave."""
 _TOOLS = [
-    "bash",
-    "env",
-    "cat",
-    "ls",
-    "chmod",
-    "chown",
-    "mkdir",
-    "rmdir",
-    "rm",
-    "mv",
-    "cp",
-    "ln",
-    "id",
-    "whoami",
-    "groups",
-    "hostname",
-    "uname",
-    "sleep",
-    "true",
-    "false",
-    "test",
-    "expr",
-    "dirname",
-    "basename",
-    "readlink",
-    "realpath",
-    "head",
-    "tail",
-    "sort",
-    "uniq",
-    "wc",
-    "cut",
-    "tr",
-    "tee",
-    "touch",
-    "date",
-    "grep",
-    "sed",
-    "mktemp",
-    "nproc",
-]
+    "bash", "env", "cat", "ls", "chmod", "chown", "mkdir", "rmdir", "rm", "mv", "cp", "ln", "id", "whoami",
+    "groups", "hostname", "uname", "sleep", "true", "false", "test", "expr", "dirname", "basename", "readlink",
+    "realpath", "head", "tail", "sort", "uniq", "wc", "cut", "tr", "tee", "touch", "date", "grep", "sed",
+    "mktemp", "nproc",
+]  # fmt: skip
 _EXTRA_LIBRARIES = (
     "libstdc++.so.6",
     "libgcc_s.so.1",
@@ -246,7 +212,7 @@ class Runtimes:
     def _build(self, kind: str, stamps: Iterable[str], build: Callable[[Path], None]) -> Path:
         name = f"{kind}-{hashlib.sha256(chr(10).join(stamps).encode('utf-8', 'surrogateescape')).hexdigest()[:20]}"
         target = self._cache / name
-        if target.is_dir():
+        if hold(target):
             return target
         self._progress(f"preparing the {kind} runtime (once)")
         self._cache.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -260,6 +226,9 @@ class Runtimes:
                 raise InputError(f"the {kind} runtime cannot be built: {exc}") from exc
         finally:
             shutil.rmtree(beside, ignore_errors=True)
+        if not hold(target):
+            raise InputError(f"the {kind} runtime was removed while it was built", hint="run it again")
+        remove_unused(self._cache, kind)
         return target
 
 

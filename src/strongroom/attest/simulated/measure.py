@@ -9,11 +9,13 @@ simulated seed can forge a quote.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import stat
+import time
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
@@ -22,6 +24,8 @@ from strongroom.errors import InputError
 
 __all__ = ["FileDigests", "measure_mounts", "tree_digest"]
 
+_UNUSED_S = 7 * 86_400
+_MAX_FILES = 200_000
 _HEX = re.compile(r"[0-9a-f]{64}")
 _Row = tuple[str, str, int, str]  # name, kind (f, l, d), executable or 0, stat identity or link target
 
@@ -43,6 +47,9 @@ def tree_digest(root: Path, cache: Path | None = None) -> bytes:
         name = hashlib.sha256(os.fspath(root).encode()).hexdigest()[:24]
         known = _read(cache / f"{name}.json")
         if known.get("identity") == identity and _HEX.fullmatch(str(known.get("digest"))):
+            for kept in (f"{name}.json", f"{name}.files.json"):
+                with contextlib.suppress(OSError):
+                    os.utime(cache / kept)
             return bytes.fromhex(str(known["digest"]))
         rows = sorted(_walk(os.fspath(root)))
         previous = _read(cache / f"{name}.files.json")
@@ -51,6 +58,7 @@ def tree_digest(root: Path, cache: Path | None = None) -> bytes:
         cache.mkdir(parents=True, exist_ok=True, mode=0o700)
         _write(cache / f"{name}.files.json", files)
         _write(cache / f"{name}.json", {"identity": identity, "digest": digest.hex()})
+        _remove_unused(cache)
     except OSError as exc:
         raise InputError(f"{exc.filename} cannot be measured: {exc.strerror}") from exc
     return digest
@@ -87,7 +95,9 @@ class FileDigests:
 
     def keep(self, digests: Mapping[Path, str]) -> None:
         """Remember digests under what the files are by now: a link that was made to one changes its ctime."""
-        self._known |= {_stat_identity(path.stat()): digest for path, digest in digests.items()}
+        new = {_stat_identity(path.stat()): digest for path, digest in digests.items()}
+        known = {**{k: v for k, v in self._known.items() if k not in new}, **new}
+        self._known = dict(list(known.items())[-_MAX_FILES:])
         self._kept.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         _write(self._kept, self._known)
 
@@ -191,6 +201,15 @@ def _read(path: Path) -> dict[str, object]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _remove_unused(cache: Path) -> None:
+    # What is missed costs one reading; without this, each environment that ever was would stay.
+    limit = time.time() - _UNUSED_S
+    for entry in os.scandir(cache):
+        with contextlib.suppress(OSError):  # another process removes them too
+            if entry.is_file(follow_symlinks=False) and entry.stat().st_mtime < limit:
+                os.unlink(entry.path)
 
 
 def _write(path: Path, value: object) -> None:

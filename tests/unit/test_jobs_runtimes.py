@@ -1,0 +1,118 @@
+"""Runtimes that nobody uses any more: removed when another of their kind is built, whole, and never under a job."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from strongroom.attest.simulated import measure
+from strongroom.attest.simulated.measure import FileDigests, tree_digest
+from strongroom.jobs import runtime_cache
+from strongroom.jobs.runtimes import Runtimes
+
+EIGHT_DAYS_S = 8 * 86_400
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "runtimes"
+
+
+def build(cache: Path, stamp: str, kind: str = "env") -> Path:
+    def fill(target: Path) -> None:
+        (target / "lib").mkdir()
+        (target / "lib" / "module.py").write_text(stamp)
+
+    return Runtimes(cache)._build(kind, [stamp], fill)
+
+
+def let_go(folder: Path, age_s: float = EIGHT_DAYS_S) -> None:
+    """As if the process that used `folder` had ended `age_s` ago."""
+    os.close(runtime_cache._held.pop(folder))
+    os.utime(folder, (time.time() - age_s,) * 2)
+
+
+def test_what_nobody_used_for_a_week_goes_when_another_of_its_kind_is_built(cache: Path) -> None:
+    old, recent, other = build(cache, "1"), build(cache, "2"), build(cache, "3", "guest")
+    let_go(old)
+    let_go(recent, 6 * 86_400)
+    let_go(other)
+    left = cache / ".env-cut-off.x"
+    left.mkdir()
+    os.utime(left, (1, 1))
+    assert build(cache, "2") == recent  # nothing is built: nothing goes
+    assert old.is_dir()
+    new = build(cache, "4")
+    assert {p.name for p in cache.iterdir()} == {p.name for p in (recent, other, new)}
+
+
+def test_a_runtime_that_a_process_shows_stays(cache: Path) -> None:
+    shown = build(cache, "1")
+    os.utime(shown, (1, 1))
+    build(cache, "2")
+    assert (shown / "lib" / "module.py").read_text() == "1"
+    reader = os.open(shown, os.O_RDONLY)  # a platform that was forked holds it on
+    let_go(shown)
+    runtime_cache.fcntl.flock(reader, runtime_cache.fcntl.LOCK_SH)
+    build(cache, "3")
+    assert shown.is_dir()
+    os.close(reader)
+    build(cache, "4")
+    assert not shown.exists()
+
+
+def test_using_a_runtime_keeps_it_and_not_its_digest(cache: Path, tmp_path: Path) -> None:
+    folder = build(cache, "1")
+    digest, identity = tree_digest(folder, tmp_path / "digests"), measure._identity(str(folder))
+    let_go(folder)
+    assert build(cache, "1") == folder
+    assert time.time() - folder.stat().st_mtime < 60
+    assert (measure._identity(str(folder)), tree_digest(folder)) == (identity, digest)
+
+
+def test_a_runtime_that_is_removed_while_somebody_asks_for_it_is_built_again(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, whole = build(cache, "1"), os.open
+    let_go(folder)
+
+    def removed_in_between(path: object, *args: int, **named: int) -> int:
+        handle = whole(path, *args, **named)  # type: ignore[call-overload]
+        if path == folder:
+            monkeypatch.undo()
+            build(cache, "2")
+        return int(handle)
+
+    monkeypatch.setattr(os, "open", removed_in_between)
+    assert (build(cache, "1") / "lib" / "module.py").read_text() == "1"
+    assert folder in runtime_cache._held
+
+
+def test_digests_that_nobody_asked_for_go_too(tmp_path: Path) -> None:
+    trees = [tmp_path / name for name in ("old", "used", "new")]
+    for tree in trees:
+        tree.mkdir()
+        (tree / "a.py").write_text("")
+    digests = tmp_path / "digests"
+    for tree in trees[:2]:
+        tree_digest(tree, digests)
+    for file in digests.iterdir():
+        os.utime(file, (1, 1))
+    tree_digest(trees[1], digests)
+    tree_digest(trees[2], digests)
+    assert len(list(digests.iterdir())) == 4
+    assert all(time.time() - file.stat().st_mtime < 60 for file in digests.iterdir())
+
+
+def test_the_digests_of_files_have_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "_MAX_FILES", 3)
+    files = [tmp_path / str(number) for number in range(4)]
+    for number, file in enumerate(files):
+        file.write_text(str(number))
+        FileDigests(tmp_path / "digests").keep({file: f"{number:064}"})
+    known = FileDigests(tmp_path / "digests").of(files[1:])
+    assert [int(known[file]) for file in files[1:]] == [1, 2, 3]
+    assert len(measure._read(tmp_path / "digests" / "files.json")) == 3
