@@ -124,5 +124,6 @@ def kill_all(run: subprocess.Popen[str]) -> None:
                 pid, rest = found.parent.name, found.read_text().rpartition(")")[2]
                 family |= {int(pid)} if int(rest.split()[1]) in family else set()
     for pid in family:
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # gone with its parent
+            os.kill(pid, signal.SIGKILL)
     run.communicate(timeout=30)

@@ -103,8 +103,11 @@ def build(spec: JobSpec, runtimes: Runtimes, folder: Path) -> Bundle:
     return kind(runtimes, cache=folder / "cache", identity_pem="PEM").build(planned(spec), folder / "bundles")
 
 
-def golden(name: str, text: str) -> None:
+def golden(name: str, text: str, bundle: Bundle) -> None:
     """Compare with a reviewed file; digests of what differs from one Python to the next are of one version here."""
+    job = (bundle.folder / "root/strongroom/job/init-data.toml").read_bytes()  # Spark's names the folder of its jars
+    of_own, of_one = (hashlib.sha256(j).hexdigest() for j in (job, job.replace(OWN.encode(), b"python3.11")))
+    text = text.replace(of_own, of_one).replace(of_own.upper(), of_one.upper())
     text = text.replace(OWN, "python3.11").replace(TAG or "", "cpython-311")
     if os.environ.get("WRITE_GOLDEN"):
         (GOLDEN / name).write_text(text)
@@ -128,7 +131,7 @@ def test_gramine_takes_the_manifest(
     assert not bundle.simulated
     with pytest.raises(UnavailableError, match="Gramine's own tools make it"):
         bundle.measurement  # noqa: B018
-    golden(f"gramine-{name}.manifest", text)
+    golden(f"gramine-{name}.manifest", text, bundle)
 
 
 @pytest.mark.parametrize("name", ["python", "spark"])
@@ -136,8 +139,8 @@ def test_occlum_gets_settings_and_a_bom(
     name: str, jobs: dict[str, JobSpec], runtimes: FewFiles, tmp_path: Path
 ) -> None:
     bundle = build(replace(jobs[name], enclave="occlum"), runtimes, tmp_path)
-    golden(f"occlum-{name}.yaml", (bundle.folder / "Occlum.yaml").read_text())
-    golden(f"occlum-{name}-bom.yaml", (bundle.folder / "bom.yaml").read_text())
+    golden(f"occlum-{name}.yaml", (bundle.folder / "Occlum.yaml").read_text(), bundle)
+    golden(f"occlum-{name}-bom.yaml", (bundle.folder / "bom.yaml").read_text(), bundle)
 
 
 def files(bundle: Bundle) -> dict[str, str]:
