@@ -129,12 +129,14 @@ class HTTPSConnection:
             VerificationError: Whoever answers does not hold the pinned identity.
             StrongroomError: What the service reported.
         """
-        reply = self.exchange(method, path, body)
+        reply = self.exchange(method, path, body, headers)
         if reply.status >= 400:
             raise _error(reply)
         return reply
 
-    def exchange(self, method: str, path: str, body: object = None) -> Reply:
+    def exchange(
+        self, method: str, path: str, body: object = None, headers: Mapping[str, str] = MappingProxyType({})
+    ) -> Reply:
         """Return the server's answer to one request, whatever its status says; no redirect is followed.
 
         Raises:
@@ -142,20 +144,20 @@ class HTTPSConnection:
             VerificationError: Whoever answers does not hold the pinned identity, or says too much.
         """
         raw = None if body is None else json.dumps(body, separators=(",", ":")).encode("utf-8")
-        headers = {**self.headers, **headers}
+        sent = {**self.headers, **headers}
         if raw is not None:
-            headers["Content-Type"] = "application/json"
+            sent["Content-Type"] = "application/json"
         if self._connection is not None and _is_ended(self._connection.sock):
             self.close()
         fresh = self._connection is None
         try:
-            return self._exchange(method, path, raw, headers)
+            return self._exchange(method, path, raw, sent)
         except UnavailableError:
             # The server may close an idle connection at any time; only a used connection is worth one more try, and
             # only for requests that change nothing.
             if fresh or method != "GET":
                 raise
-            return self._exchange(method, path, raw, headers)
+            return self._exchange(method, path, raw, sent)
 
     def _open(self) -> socket.socket:
         if self.dial is not None:
