@@ -5,6 +5,7 @@ import os
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -70,6 +71,39 @@ def test_only_what_was_meant_is_signed(folder: Path) -> None:
         sign(folder, debug)
     debug.write_bytes(replace(UNSIGNED, attributes=b"\6" + bytes(15)).to_bytes())
     assert Sigstruct.from_bytes(sign(folder, debug, UNSIGNED.measurement, "--unsafe-debug").read_bytes()).debug
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"product": 7}, "product: expected 0, got 7"),
+        ({"svn": 2}, "svn: expected 0, got 2"),
+        ({"attributes": b"\x14" + bytes(15)}, "attributes: expected MODE64, got MODE64 PROVISIONKEY"),
+        ({"attributes": b"\x24" + bytes(15)}, "attributes: expected MODE64, got MODE64 EINITTOKENKEY"),
+        ({"attributes": b"\x84\x08" + bytes(14)}, "attributes: expected MODE64, got MODE64 KSS bit 11"),
+        ({"attributes": bytes(16)}, "attributes: expected MODE64, got none"),
+        ({"attribute_mask": b"\xcf" + b"\xff" * 15}, "left to the host: expected none, got PROVISIONKEY EINITTOKENKEY"),
+        ({"misc_select": 1}, "misc select: expected 0x0 under mask 0xffffffff, got 0x1 under mask 0xffffffff"),
+        ({"misc_mask": 0xFFFFFFFE}, "got 0x0 under mask 0xfffffffe"),
+    ],
+)
+def test_T270_a_signature_for_more_than_the_owner_expects(
+    folder: Path, tmp_path: Path, change: dict[str, Any], reason: str
+) -> None:
+    (tmp_path / "job.sig").write_bytes(replace(UNSIGNED, **change).to_bytes())
+    with pytest.raises(DeniedError, match=reason):
+        sign(folder, tmp_path / "job.sig")
+    with pytest.raises(DeniedError):
+        sign(folder, tmp_path / "job.sig", UNSIGNED.measurement, "--unsafe-debug")
+
+
+def test_a_product_and_a_version_that_were_named_are_signed(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "job.sig").write_bytes(replace(UNSIGNED, product=7, svn=2).to_bytes())
+    words = ("--product", "7", "--svn", "2")
+    signed = Sigstruct.from_bytes(sign(folder, tmp_path / "job.sig", UNSIGNED.measurement, *words).read_bytes())
+    assert (signed.product, signed.svn) == (7, 2)
+    with pytest.raises(DeniedError, match="svn: expected 3, got 2"):
+        sign(folder, tmp_path / "job.sig", UNSIGNED.measurement, "--product", "7", "--svn", "3")
 
 
 def test_a_wrong_passphrase_a_short_one_and_an_old_file_are_refused(folder: Path, tmp_path: Path) -> None:

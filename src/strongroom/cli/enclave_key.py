@@ -23,6 +23,8 @@ __all__ = ["command"]
 
 _MINIMUM_LENGTH = 12
 _MAX_BYTES = 1 << 16
+_FLAGS = {0: "INIT", 1: "DEBUG", 2: "MODE64", 4: "PROVISIONKEY", 5: "EINITTOKENKEY", 7: "KSS"}
+_DEBUG, _MODE64 = 1 << 1, 1 << 2
 _F = TypeVar("_F", bound=Callable[..., Any])
 _path = click.Path(path_type=Path, dir_okay=False)
 _passphrase: Callable[[_F], _F] = click.option(
@@ -86,12 +88,14 @@ def show(file: Path, passphrase_file: Path | None, as_json: bool) -> None:
 @command.command(
     "sign",
     epilog=epilog(
-        "strongroom enclave-key sign job.sig --key signer.pem --measurement 5feceb66... --out signed.sig",
+        "strongroom enclave-key sign job.sig --key signer.pem --measurement 5feceb66... --svn 2 --out signed.sig",
     ),
 )
 @click.argument("sig", type=_path)
 @click.option("--key", type=_path, required=True, help="The signing key.")
 @click.option("--measurement", required=True, metavar="HEX", help="The MRENCLAVE that you mean to sign.")
+@click.option("--product", type=int, default=0, show_default=True, help="The job's `product`, in [sgx].")
+@click.option("--svn", type=int, default=0, show_default=True, help="The job's `svn`: security version.")
 @click.option("--out", type=_path, required=True, help="Where the signed one goes.")
 @click.option("--unsafe-debug", is_flag=True, help="Sign an enclave whose memory the host can read.")
 @_passphrase
@@ -100,6 +104,8 @@ def sign(
     sig: Path,
     key: Path,
     measurement: str,
+    product: int,
+    svn: int,
     out: Path,
     unsafe_debug: bool,
     passphrase_file: Path | None,
@@ -109,19 +115,38 @@ def sign(
     from strongroom.attest.sigstruct import Sigstruct
 
     found = Sigstruct.from_bytes(_read(sig))
-    if found.measurement.hex() != measurement.lower():
-        raise DeniedError(f"measurement: expected {measurement.lower()}, got {found.measurement.hex()}")
+    _check(found, measurement.lower(), product, svn, unsafe_debug=unsafe_debug)
+    signed = found.signed(_load(_read(key), passphrase_file, key), on=datetime.now(UTC).date())
+    signed.verify()
+    out.write_bytes(signed.to_bytes())
+    _show(_facts(signed), as_json)
+
+
+def _check(found: Sigstruct, measurement: str, product: int, svn: int, *, unsafe_debug: bool) -> None:
+    # What our manifests ask Gramine for, and nothing more: whatever the mask leaves open, the host may set.
+    flags, mask = (int.from_bytes(value[:8], "little") for value in (found.attributes, found.attribute_mask))
     if found.debug and not unsafe_debug:
         raise DeniedError(
             "debug: expected a production enclave, got one whose memory the host can read",
             hint="build it without sgx.debug, or add --unsafe-debug",
         )
-    if not found.attribute_mask[0] & 2 and not unsafe_debug:
+    debug = _DEBUG if unsafe_debug else 0
+    if not (mask | debug) & _DEBUG:
         raise DeniedError("debug: expected an attribute mask that fixes the bit, got one that lets the host set it")
-    signed = found.signed(_load(_read(key), passphrase_file, key), on=datetime.now(UTC).date())
-    signed.verify()
-    out.write_bytes(signed.to_bytes())
-    _show(_facts(signed), as_json)
+    for name, expected, got in (
+        ("measurement", measurement, found.measurement.hex()),
+        ("product", product, found.product),
+        ("svn", svn, found.svn),
+        ("attributes", _named(_MODE64), _named(flags & ~debug)),
+        ("attributes left to the host", "none", _named(~(mask | debug) & (1 << 64) - 1)),
+        ("misc select", "0x0 under mask 0xffffffff", f"{found.misc_select:#x} under mask {found.misc_mask:#x}"),
+    ):
+        if got != expected:
+            raise DeniedError(f"{name}: expected {expected}, got {got}")
+
+
+def _named(flags: int) -> str:
+    return " ".join(_FLAGS.get(bit, f"bit {bit}") for bit in range(64) if flags >> bit & 1) or "none"
 
 
 def _facts(found: Sigstruct) -> dict[str, object]:
