@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.fakes.attest_parts import NOW, REPORT_DATA, Platform
+from tests.fakes.attest_parts import JOB, NOW, REPORT_DATA, Platform
 from tests.fakes.snp_parts import DER, MILAN
 from tests.fakes.tsm_tree import Entry, TsmTree, mounted
 from tests.servers.packages import need_fuse
 
 from strongroom.attest.attesters.simulated import SimulatedAttester
-from strongroom.attest.attesters.tsm import TsmAttester, bind_at_runtime
-from strongroom.attest.binding import expected_register
+from strongroom.attest.attesters.tsm import TsmAttester
+from strongroom.attest.binding import JOB_FILE, expected_register, init_data_digest, job_init_data
+from strongroom.attest.claims import check_init_data
+from strongroom.attest.evidence import Evidence
 from strongroom.attest.snp import CERTIFICATES, certificate_table, parse_report
 from strongroom.errors import EvidenceError, InputError, UnavailableError
+from strongroom.guest import cvm
 from strongroom.guest.cvm import serve
 
 PLATFORM = Platform()
@@ -131,15 +133,31 @@ def test_other_report_data_is_not_handed_on(tree: TsmTree, attester: TsmAttester
         TsmAttester(Path("/nowhere")).attest(REPORT_DATA)
 
 
-def test_register(tmp_path: Path) -> None:
-    register = tmp_path / "rtmr3:sha384"
+def test_process_one_binds_the_job_where_whoever_launched_the_machine_did_not(
+    tree: TsmTree, attester: TsmAttester, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    init_data = job_init_data(JOB)
+    digest = init_data_digest(init_data)
+    register, launched = tmp_path / "rtmr3:sha384", tmp_path / "mrconfigid"
     register.write_bytes(b"")
-    digest = hashlib.sha256(b"init data").digest()
-    bind_at_runtime(digest, tmp_path)
-    assert register.read_bytes() == digest + bytes(16)
-    with pytest.raises(UnavailableError, match="RTMR3 cannot be extended"):
-        bind_at_runtime(digest, tmp_path / "none")
-    assert expected_register(digest) == hashlib.sha384(bytes(48) + digest + bytes(16)).digest()
+    launched.write_bytes(digest + bytes(16))
+    for provider, mrconfigid, measured in (
+        ("sev_guest", bytes(48), b""),  # SNP has no such register
+        ("tdx_guest", digest + bytes(16), b""),
+        ("tdx_guest", bytes(48), digest + bytes(16)),
+    ):
+        tree.provider = provider
+        launched.write_bytes(mrconfigid)
+        cvm._bind(attester, init_data, tmp_path)
+        assert register.read_bytes() == measured
+    rtmrs = (bytes(48),) * 3 + (expected_register(digest),)
+    quote = PLATFORM.quote_tdx(report_data=REPORT_DATA, config_id=bytes(48), rtmrs=rtmrs)
+    evidence = Evidence(tee="tdx", quote=quote)
+    claims = PLATFORM.verifier.verify(evidence, PLATFORM.endorsements("tdx"), now=NOW)
+    assert JOB_FILE in check_init_data(claims, init_data)
+    assert capsys.readouterr().err == ""
+    cvm._bind(attester, init_data, tmp_path / "before 6.16")  # MRCONFIGID may bind it: the service finds out
+    assert "RTMR3 cannot be extended: No such file" in capsys.readouterr().err
 
 
 def test_guest_gets_its_evidence_from_process_one(tree: TsmTree, attester: TsmAttester) -> None:

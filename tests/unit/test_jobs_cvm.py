@@ -113,8 +113,10 @@ def test_reference_values_and_commands(plan: LaunchPlan, enclave: ConfidentialVM
     assert reference["job"] == plan.job
     assert reference["kernel"] == f"sha256:{hashlib.sha256(b'kernel').hexdigest()}"
     assert reference["initrd"] == f"sha256:{hashlib.sha256((bundle.folder / 'initrd.cpio').read_bytes()).hexdigest()}"
-    assert reference["snp"] == {"measurement": None, "host_data": digest.hex(), "vmpl": 0}
-    assert reference["tdx"] == {"mrconfigid": digest.hex() + "00" * 16}
+    assert reference["snp"] == {"snp_measurement": None, "host_data": digest.hex(), "vmpl": 0}
+    assert reference["tdx"] == {"mrconfigid": digest.hex() + "00" * 16, "rtmr3": "00" * 48}
+    rtmr3 = hashlib.sha384(bytes(48) + digest + bytes(16)).hexdigest()
+    assert reference["tdx_without_mrconfigid"] == {"mrconfigid": "00" * 48, "rtmr3": rtmr3}
     assert len(reference["not_measured"]) == 4
     snp, tdx = ((bundle.folder / f"launch-{tee}.sh").read_text() for tee in ("snp", "tdx"))
     assert f"kernel-hashes=on,host-data={base64.b64encode(digest).decode()} " in snp
@@ -141,7 +143,8 @@ def test_launch_digest_by_the_tool(plan: LaunchPlan, enclave: ConfidentialVM, tm
     tool.chmod(0o755)
     monkeypatch.setattr(cvm.sys, "executable", str(tool))
     bundle = enclave.build(named, tmp_path / "b")
-    assert (bundle.measurement, bundle.remaining) == ("ab" * 48, ())
+    assert (bundle.values, bundle.remaining) == ({"snp_measurement": "ab" * 48}, ())
+    assert json.loads((bundle.folder / "reference.json").read_text())["snp"]["snp_measurement"] == "ab" * 48
     asked = (tmp_path / "tool.asked").read_text()
     assert f"--ovmf {firmware} --kernel {plan.spec.cvm.kernel} --initrd {bundle.folder}/initrd.cpio" in asked
     tool.write_text("#!/bin/sh\necho no metadata >&2\nexit 1\n")

@@ -241,7 +241,7 @@ def build(job_file: Path, enclave: str | None, as_json: bool) -> None:
     bundle = runner.build(plan)
     value = {
         "job": bundle.job,
-        "measurement": "" if bundle.remaining else bundle.measurement,
+        **({"measurement": ""} if bundle.remaining else bundle.values),
         "simulated": bundle.simulated,
         "bundle": str(bundle.folder),
     }
@@ -262,12 +262,12 @@ def sign(job_file: Path, out: Path | None, as_json: bool) -> None:
 
     runner, plan = plan_file(job_file)
     bundle = runner.build(plan)
-    key = private_key_from_pem((workspace().folder / "owner.key").read_bytes())
+    key, named = private_key_from_pem((workspace().folder / "owner.key").read_bytes()), bundle.values
     values = ReferenceValues(
         name=plan.spec.name,
         job=plan.job,
         document=plan.document,
-        values=bundle.values,
+        values=named,
         simulated=bundle.simulated,
     )
     target = out or job_file.with_suffix(".reference.json")
@@ -275,12 +275,10 @@ def sign(job_file: Path, out: Path | None, as_json: bool) -> None:
     beside.write_bytes(sign_reference(values, key))
     beside.replace(target)
     mark = " (SIMULATED)" if bundle.simulated else ""
-    found = {"job": plan.job, "measurement": bundle.measurement + mark, "signer": spki_id(key.public_key())}
-    text = output.facts({**found, "file": str(target)})
+    found = {"job": plan.job, **named, "signer": spki_id(key.public_key())}
+    text = output.facts({**found, **{name: value + mark for name, value in named.items()}, "file": str(target)})
     text += [f"an owner: `strongroom policy import KEY {target.name} --signer {workspace().folder / 'owner.pem'}`"]
-    output.data(
-        {**found, "measurement": bundle.measurement, "simulated": bundle.simulated, "file": str(target)}, as_json, text
-    )
+    output.data({**found, "simulated": bundle.simulated, "file": str(target)}, as_json, text)
 
 
 @command.command(

@@ -62,22 +62,21 @@ def set_(
     client = owner()
     runner, plan = plan_file(job_file, client)
     bundle = runner.build(plan)
-    measurement = bundle.measurement
+    named = bundle.values
     _check_simulated(bundle.simulated, unsafe_accept_simulated)
     added = allow_job(
         client,
         plan.document,
-        bundle.values,
+        named,
         job=plan.job,
         unsafe_accept_simulated=bundle.simulated and unsafe_accept_simulated,
         free=[_free(f) for f in free],
         keys=[key],
         uses=uses,
     )
-    value = {"key": key, "job": plan.job, "measurement": measurement, "added": added}
-    output.data(
-        value, as_json, [f"allowed {line}" for line in added] + [f"job {plan.job}", f"measurement {measurement}"]
-    )
+    value = {"key": key, "job": plan.job, **named, "added": added}
+    text = [f"{name} {digest}" for name, digest in named.items()]
+    output.data(value, as_json, [f"allowed {line}" for line in added] + [f"job {plan.job}", *text])
 
 
 @command.command(

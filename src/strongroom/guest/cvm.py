@@ -5,6 +5,9 @@ data, and one with the service's address); 3. bring the network up; 4. pass the 
 service, so that a program without network has none; 5. run the guest, as in a sandbox, under a user of its own, and
 fetch it evidence from the kernel; 6. say how it ended, and power off.
 
+The guest is the first of its own process namespace: the kernel ends with it whatever the program left running. The
+host's folder is mounted nowhere by then: names that a program looks up in there would be words to the host.
+
 The host's folders and network are the host's: the guest opens nothing there that is not sealed, and knows the service
 by its key. Standard library only.
 """
@@ -26,21 +29,25 @@ from typing import NoReturn
 
 from strongroom._encoding import parse_json
 from strongroom.attest.attesters import Attester
-from strongroom.attest.attesters.tsm import TsmAttester
-from strongroom.attest.binding import JOB_FILE, parse_init_data
-from strongroom.errors import InputError, StrongroomError
+from strongroom.attest.attesters.tsm import TDX_REGISTERS, TsmAttester, bind_at_runtime
+from strongroom.attest.binding import JOB_FILE, init_data_digest, parse_init_data
+from strongroom.errors import InputError, StrongroomError, UnavailableError
 
 __all__ = ["main", "serve"]
 
-_JOB, _HOST, _MODULES = Path("/strongroom/job"), Path("/strongroom/host"), Path("/strongroom/modules")
+_JOB, _SHARE, _MODULES = Path("/strongroom/job"), Path("/strongroom/host"), Path("/strongroom/modules")
+_HOST_FD = 11
+_HOST = Path(f"/proc/self/fd/{_HOST_FD}")
 _DOOR = "/trust/service/guest.sock"
 _PLATFORM_FD = 10
 _USER = 1000
 _CAPABILITIES = (1 << 2) | (1 << 21)  # DAC_READ_SEARCH and SYS_ADMIN: the guest gives them up before the program starts
 _PR_SET_KEEPCAPS, _PR_CAP_AMBIENT, _RAISE = 8, 47, 2
 _CAPABILITY_VERSION_3 = 0x20080522
-_CLONE_NEWNET = 0x40000000
+_CLONE_NEWNS, _CLONE_NEWPID, _CLONE_NEWNET = 0x20000, 0x20000000, 0x40000000
+_MNT_DETACH = 2
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_BIND = 1, 2, 4, 8, 4096
+_PLAIN = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
 _INIT_MODULE = {"x86_64": 175, "aarch64": 105}
 _POWER_OFF = 0x4321FEDC
 _SIOCSIFFLAGS, _SIOCSIFADDR, _SIOCSIFNETMASK = 0x8914, 0x8916, 0x891C
@@ -71,9 +78,10 @@ def main() -> NoReturn:
 
 
 def _run() -> dict[str, object]:
-    _mount("proc", "/proc", "proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
+    _mount("proc", "/proc", "proc", _PLAIN)
     _load_modules()  # 1.
-    document = parse_json(parse_init_data((_JOB / "init-data.toml").read_text())[JOB_FILE], "the job document")
+    init_data = (_JOB / "init-data.toml").read_text()
+    document = parse_json(parse_init_data(init_data)[JOB_FILE], "the job document")
     if not isinstance(document, dict):
         raise InputError("the job document is not an object")
     _mount_all(document)  # 2.
@@ -89,7 +97,17 @@ def _run() -> dict[str, object]:
             break
     _pass_on(str(launch.get("service")))  # 4.
     (_JOB / "launch.json").write_text(json.dumps({"service": f"unix:{_DOOR}", "identity": launch.get("identity")}))
-    return _guest(TsmAttester(), network=_flag(document, "sandbox", "network"))  # 5.
+    attester = TsmAttester()
+    _bind(attester, init_data)
+    return _guest(attester, network=_flag(document, "sandbox", "network"))  # 5.
+
+
+def _bind(attester: Attester, init_data: str, registers: Path = TDX_REGISTERS) -> None:
+    if attester.tee == "tdx":
+        try:
+            bind_at_runtime(init_data_digest(init_data), registers)
+        except UnavailableError as exc:  # no failure where MRCONFIGID binds it; else the service refuses
+            _say(str(exc))
 
 
 def _say(text: str) -> None:
@@ -107,23 +125,31 @@ def _load_modules() -> None:
 
 
 def _mount_all(document: dict[str, object]) -> None:
-    _mount("sysfs", "/sys", "sysfs", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
+    _mount("sysfs", "/sys", "sysfs", _PLAIN)
     _make_devices()
     with contextlib.suppress(OSError):  # without it there is no evidence, which the attester says
-        _mount("configfs", "/sys/kernel/config", "configfs", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
+        _mount("configfs", "/sys/kernel/config", "configfs", _PLAIN)
     sandbox = document.get("sandbox")
     scratch = sandbox.get("scratch_mb") if isinstance(sandbox, dict) else None
     for place in ("/work", "/tmp", "/dev/shm", "/run", "/app"):  # noqa: S108  # enclave memory
         size = 64 if place == "/run" else scratch if isinstance(scratch, int) else 1024
         _mount("tmpfs", place, "tmpfs", _MS_NOSUID | _MS_NODEV, f"size={size}m,mode=0700,uid={_USER},gid={_USER}")
-    _mount("host", str(_HOST), "9p", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, _SHARED)
+    _open_host()
     volumes = document.get("volumes")
     for number, volume in enumerate(volumes if isinstance(volumes, list) else []):
-        flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC | (_MS_RDONLY if volume["mode"] == "ro" else 0)
+        flags = _PLAIN | (_MS_RDONLY if volume["mode"] == "ro" else 0)
         _mount(f"sealed{number}", f"/sealed/{volume['name']}", "9p", flags, _SHARED)
     if document.get("staged") is True:
         for place in ("/sealed", "/trust"):  # for the guest alone
             os.chmod(place, 0)
+
+
+def _open_host() -> None:
+    _mount("host", str(_SHARE), "9p", _PLAIN, _SHARED)
+    opened = os.open(_SHARE, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    os.dup2(opened, _HOST_FD, inheritable=False)
+    os.close(opened)
+    _check(_libc.umount2(os.fsencode(_SHARE), _MNT_DETACH), "umount2")
 
 
 def _make_devices() -> None:
@@ -195,12 +221,13 @@ def _copy(source: socket.socket, target: socket.socket) -> None:
 def _guest(attester: Attester, *, network: bool) -> dict[str, object]:
     tee = attester.tee
     mine, theirs = socket.socketpair()
+    _check(_libc.unshare(_CLONE_NEWPID), "unshare")  # takes hold of what this thread starts
     child = os.fork()
     if child == 0:
         try:
             os.dup2(theirs.fileno(), _PLATFORM_FD, inheritable=True)
-            if not network:
-                _check(_libc.unshare(_CLONE_NEWNET), "unshare")
+            _check(_libc.unshare(_CLONE_NEWNS | (0 if network else _CLONE_NEWNET)), "unshare")
+            _mount("proc", "/proc", "proc", _PLAIN)  # of its own processes
             os.setgroups([])
             _become_user()
             os.chdir("/work")

@@ -109,7 +109,8 @@ class Bundle:
     @property
     def values(self) -> dict[str, str]:
         """The measurement by its name in policies: SGX's, or the launch digest that builds compute with the kernel."""
-        return {"measurement" if len(self.measurement) == 64 else "snp_measurement": self.measurement}
+        found = self.measure()
+        return {"measurement" if len(found) == 64 else "snp_measurement": found}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,7 @@ from strongroom.attest.quote import parse_quote, trimmed
 from strongroom.attest.snp import REPORT_BYTES, certificate_table, parse_report, read_table
 from strongroom.errors import EvidenceError, InputError, UnavailableError
 
-__all__ = ["TSM_REPORTS", "TsmAttester", "bind_at_runtime"]
+__all__ = ["TDX_REGISTERS", "TSM_REPORTS", "TsmAttester", "bind_at_runtime"]
 
 TSM_REPORTS = Path("/sys/kernel/config/tsm/report")
 TDX_REGISTERS = Path("/sys/class/misc/tdx_guest/measurements")
@@ -111,7 +111,7 @@ class TsmAttester:
 
 
 def bind_at_runtime(digest: bytes, registers: Path = TDX_REGISTERS) -> None:
-    """Measure the digest of the init data into RTMR3, for TDX guests whose MRCONFIGID somebody else fixed.
+    """Measure the digest of the init data into RTMR3 if whoever launched this TDX guest set no MRCONFIGID.
 
     `claims.check_init_data` accepts it only if nothing else was measured there.
 
@@ -119,7 +119,8 @@ def bind_at_runtime(digest: bytes, registers: Path = TDX_REGISTERS) -> None:
         UnavailableError: Not a TDX guest, a kernel before 6.16, or it refuses.
     """
     try:
-        _write(registers / "rtmr3:sha384", config_id(digest, 48))
+        if not any(_read(registers / "mrconfigid")):
+            _write(registers / "rtmr3:sha384", config_id(digest, 48))
     except OSError as exc:
         raise UnavailableError(
             f"RTMR3 cannot be extended: {exc.strerror}", hint="this takes a TDX guest with Linux 6.16"

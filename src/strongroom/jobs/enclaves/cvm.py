@@ -26,7 +26,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
-from strongroom.attest.binding import config_id, init_data_digest
+from strongroom.attest.binding import config_id, expected_register, init_data_digest
 from strongroom.errors import InputError, UnavailableError
 from strongroom.jobs.enclaves.libos import link_volumes
 from strongroom.jobs.enclaves.sim import SimulatedEnclave
@@ -108,8 +108,9 @@ class ConfidentialVM:
             "initrd": _file_digest(target / "initrd.cpio"),
             "firmware": _file_digest(Path(machine.firmware)) if machine.firmware else None,
             "command_line": COMMAND_LINE,
-            "snp": {"measurement": launch_digest or None, "host_data": config_id(digest, 32).hex(), "vmpl": 0},
-            "tdx": {"mrconfigid": config_id(digest, 48).hex()},
+            "snp": {"snp_measurement": launch_digest or None, "host_data": config_id(digest, 32).hex(), "vmpl": 0},
+            "tdx": {"mrconfigid": config_id(digest, 48).hex(), "rtmr3": bytes(48).hex()},
+            "tdx_without_mrconfigid": {"mrconfigid": bytes(48).hex(), "rtmr3": expected_register(digest).hex()},
             "measured": MEASURED,
             "not_measured": NOT_MEASURED,
         }

@@ -1,0 +1,65 @@
+"""One test per threat inside a confidential VM, with namespaces of this machine in its place (T271, T272)."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+HOST = """
+import os, sys
+from strongroom.guest import cvm
+mount = cvm._mount
+cvm._mount = lambda source, place, kind, flags, _: mount(source, place, "tmpfs", flags)  # there is no host to share 9p
+cvm._SHARE = cvm.Path(sys.argv[1])
+cvm._SHARE.mkdir(exist_ok=True)
+cvm._open_host()
+(cvm._HOST / "report.json").write_text("for the host")
+assert (cvm._HOST / "report.json").read_text() == "for the host"
+assert os.listdir(cvm._SHARE) == [] and not os.path.ismount(cvm._SHARE)
+assert "tmpfs " + str(cvm._SHARE) not in open("/proc/self/mounts").read()
+os.execv("/bin/sh", ["sh", "-c", "ls /proc/self/fd/%d/ 2>&1 || echo out of reach" % cvm._HOST_FD])
+"""
+
+LEFT_BEHIND = """
+import json, os, socket, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        time.sleep(60)
+    os._exit(0)
+os.wait()
+said = {"number": os.getpid(), "seen": sum(name.isdigit() for name in os.listdir("/proc"))}
+body = b"report" + json.dumps(said).encode()
+sock = socket.socket(fileno=10)
+sock.sendall(len(body).to_bytes(4, "big") + body)
+sock.recv(16)
+"""
+
+GUEST = """
+import json, os, sys
+from strongroom.guest import cvm
+cvm._become_user = lambda: None  # there is one user here
+os.setgroups = os.chdir = lambda _: None
+cvm._GUEST = sys.argv[1]
+class Hardware: tee = "snp"
+print(json.dumps(cvm._guest(Hardware(), network=False)), flush=True)
+"""
+
+
+def alone(script: str, argument: str) -> str:
+    """Run a script as root of namespaces of its own; return what it and all that it left behind print."""
+    words = ["unshare", "--user", "--map-root-user", "--mount", sys.executable, "-c", script, argument]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_T271_a_program_looks_names_up_in_the_hosts_folder(tmp_path: Path) -> None:
+    assert alone(HOST, str(tmp_path)).endswith("out of reach\n")
+
+
+def test_T272_what_a_program_left_running_ends_with_the_guest() -> None:
+    # Whoever is left holds standard output: this returns when nobody is.
+    assert json.loads(alone(GUEST, LEFT_BEHIND)) == {"number": 1, "seen": 2}
