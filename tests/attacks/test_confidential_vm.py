@@ -1,11 +1,19 @@
-"""One test per threat inside a confidential VM, with namespaces of this machine in its place (T271, T272)."""
+"""One test per threat inside a confidential VM, with namespaces of this machine in its place (T271 to T273)."""
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+from tests.unit.test_guest_volumes import EMPTY, Session, volume
+
+from strongroom.errors import UnavailableError
+from strongroom.guest import staging
+from strongroom.storage.dataset import DatasetInfo, write_info
 
 HOST = """
 import os, sys
@@ -63,3 +71,24 @@ def test_T271_a_program_looks_names_up_in_the_hosts_folder(tmp_path: Path) -> No
 def test_T272_what_a_program_left_running_ends_with_the_guest() -> None:
     # Whoever is left holds standard output: this returns when nobody is.
     assert json.loads(alone(GUEST, LEFT_BEHIND)) == {"number": 1, "seen": 2}
+
+
+class Growing(io.FileIO):
+    """A file that somebody appends to as fast as it is read."""
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        buffer[:] = bytes(len(buffer))
+        assert self.tell() < 1 << 26, "it would go on for ever"
+        return self.seek(len(buffer), 1) and len(buffer)
+
+
+def test_T273_a_file_grows_as_it_is_sealed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_info(str(tmp_path / "v"), DatasetInfo(dataset=EMPTY.dataset, key="sales", owner="me"))
+    staged, session = staging.StagedVolume(volume(tmp_path / "v"), tmp_path / "work"), Session()
+    staged.open_all()
+    (tmp_path / "work" / "a").write_bytes(b"x" * 100)
+    monkeypatch.setattr(staging, "open_below", lambda root, path: Growing(root / path))
+    grew = r"output out/a grew while it was sealed: expected 100 bytes, got \d+"
+    with staged.volume.changing(session), pytest.raises(UnavailableError, match=grew):  # type: ignore[arg-type]
+        staged.seal_changes()
+    assert not [p for p in (tmp_path / "v").iterdir() if p.name.startswith(staging.TEMPORARY)]

@@ -195,9 +195,9 @@ class StagedVolume:
                 digest = _digest(raw) if running else b""
                 with open(beside, "xb", buffering=0) as out:
                     with Writer(out, prefix, secret) as writer:
-                        writer.copy_from(raw)
+                        writer.copy_from(raw, lambda _: _check_size(what, info.st_size, writer.size))
                     os.fsync(out.fileno())
-            except DeniedError:
+            except (DeniedError, UnavailableError):
                 self._drop(path, beside)
                 raise
             except OSError as exc:
@@ -243,6 +243,12 @@ class StagedVolume:
             self.volume.finish(file.path, file.size)
             place.touched(file.path)
         place.settle()
+
+
+def _check_size(what: str, counted: int, sealed: int) -> None:
+    # No more is sealed than was counted against the key's limit, and a file that grows for ever ends here.
+    if sealed > counted:
+        raise UnavailableError(f"{what} grew while it was sealed: expected {counted} bytes, got {sealed}")
 
 
 def _remove_empty(root: Path, folder: Path) -> None:
