@@ -1,9 +1,10 @@
-"""One test per threat to enclaves that are built for SGX (docs/threat-model.md, T220 to T229)."""
+"""One test per threat to enclaves that are built for SGX (docs/threat-model.md, T220 to T229, T274, T275)."""
 
 from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -13,18 +14,25 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from tests.fakes.attest_parts import JOB, Platform, gramine_folder
 from tests.fakes.gramine_schema import refusals
 
+from strongroom._secret import SecretBytes
 from strongroom.attest.attesters.gramine import GramineAttester
 from strongroom.attest.binding import init_data_digest, job_init_data
 from strongroom.attest.claims import check_init_data
 from strongroom.attest.handshake import AttestRequest, tee_pubkey
 from strongroom.attest.sigstruct import Sigstruct
+from strongroom.cli.policy import _job
+from strongroom.crypto.keys import StaticKeyRing
 from strongroom.errors import EvidenceError, InputError, UnavailableError, VerificationError
+from strongroom.guest import libos
+from strongroom.guest.document import Report
+from strongroom.guest.main import attempt
+from strongroom.guest.session import Grant
 from strongroom.jobs.enclaves.gramine import render_manifest
 from strongroom.jobs.enclaves.libos import Needs, place_files
 from strongroom.jobs.enclaves.occlum import render_bom, render_occlum
 from strongroom.jobs.plan import LaunchPlan, plan_job
 from strongroom.jobs.registry import WORKLOADS
-from strongroom.jobs.spec import JobSpec, Sandbox
+from strongroom.jobs.spec import JobSpec, Sandbox, Sgx
 
 SIZE = Needs(size_mb=2048, threads=32, stack_mb=2, parts={"LibOS": 64, "scratch": 512})
 DIGEST = "5f" * 32
@@ -96,7 +104,7 @@ def test_T222_a_file_of_a_package_is_called_like_a_template(plan: LaunchPlan) ->
 def test_T222_names_that_no_list_can_carry(name: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match="no measured file may have in its name"):
-        place_files(tmp_path / "root", {name: tmp_path / "file"}, {}, tmp_path / "cache")
+        place_files(tmp_path / "root", {name: tmp_path / "file"}, {})
 
 
 def test_T223_gramine_quotes_other_report_data(tmp_path: Path) -> None:
@@ -157,3 +165,63 @@ def test_T225_results_of_tasks_over_loopback(tmp_path: Path) -> None:
         "spark.network.crypto.cipher=AES/GCM/NoPadding",
         "spark.network.crypto.enabled=true",
     ]
+
+
+@pytest.fixture
+def booted(plan: LaunchPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Report]:
+    """Start the guest of a job, up to where its program would run, which is an error here."""
+
+    def boot(document: dict[str, object], grants: dict[tuple[str, str], object]) -> Report:
+        asked: list[object] = []
+
+        class Session:
+            def __init__(self, *_words: object, **_named: object) -> None:
+                self.attest = lambda: asked.append("evidence")
+
+        (tmp_path / "launch.json").write_text("{}")
+        (tmp_path / "init-data.toml").write_text(job_init_data(document))
+        for name, value in (("LAUNCH", tmp_path), ("JOB_FOLDER", tmp_path), ("ServiceSession", Session)):
+            monkeypatch.setattr(libos, name, value)
+        monkeypatch.setattr(libos, "check_code", lambda *_: {})
+        monkeypatch.setattr(libos, "receive", lambda *_: asked.append("keys") or grants)
+        monkeypatch.setattr(libos, "run_libos_job", lambda *_: asked.append("program"))
+        report = Report()
+        attempt(report, lambda: libos._boot(report, object()))  # type: ignore[arg-type]
+        report.details["asked"] = asked
+        return report
+
+    return boot
+
+
+VOLUME = {"name": "in", "dataset": "a" * 32, "key": "sales", "owner": "f" * 64, "mode": "ro"}
+
+
+def test_T274_a_program_that_could_take_the_keys_itself(plan: LaunchPlan, booted: Callable[..., Report]) -> None:
+    document = {**plan.document, "volumes": [VOLUME]}
+    for said in ({}, {"unsafe_program_has_keys": "true"}, {"unsafe_program_has_keys": 1}):
+        report = booted({**document, **said}, {})
+        assert "unsafe_program_has_keys: expected true" in str(report.error["message"])
+        assert report.details["asked"] == []
+    column = {"volumes": [], "keys": [{"name": "k", "owner": "f" * 64, "mode": "ro"}]}
+    assert "unsafe_program_has_keys" in str(booted({**document, **column}, {}).error["message"])
+    for allowed in ({**document, "unsafe_program_has_keys": True}, {**document, "volumes": []}):
+        assert booted(allowed, {}).details["asked"] == ["evidence", "keys", "program"]
+    # The owner who is asked to approve it is told.
+    spec = replace(plan.spec, sgx=Sgx(unsafe_program_has_keys=True))
+    shown = plan_job(spec, WORKLOADS, ("sha256:" + "1" * 64,)).document
+    assert shown["unsafe_program_has_keys"] is True
+    assert "the program can take the named keys" in "\n".join(_job(dict(shown), None))  # type: ignore[arg-type]
+    assert "unsafe_program_has_keys" not in plan_job(
+        replace(spec, enclave="cvm"), WORKLOADS, ("sha256:" + "1" * 64,)
+    ).document  # there it cannot
+
+
+def test_T275_limits_that_a_libos_cannot_hold(plan: LaunchPlan, booted: Callable[..., Report]) -> None:
+    document = {**plan.document, "volumes": [VOLUME], "unsafe_program_has_keys": True}
+    grant = Grant(ring=StaticKeyRing("sales", {1: SecretBytes(b"k" * 32)}), heads={}, run_id=bytes(16), ends_at=0)
+    for limited in (replace(grant, max_bytes=1 << 40), replace(grant, max_bytes=0), replace(grant, approval=True)):
+        report = booted(document, {("f" * 64, "other"): grant, ("f" * 64, "sales"): limited})
+        assert report.status == "refused"
+        assert "key 'sales': outputs: expected any" in str(report.error["message"])
+        assert report.details["asked"] == ["evidence", "keys"]
+    assert booted(document, {("f" * 64, "sales"): grant}).error == {}

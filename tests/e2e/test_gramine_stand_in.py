@@ -37,6 +37,8 @@ workload = "python"
 program = "app.py"
 arguments = ["--x"]
 enclave = "gramine"
+[sgx]
+unsafe_program_has_keys = true
 [sandbox]
 network = true
 scratch_mb = 64

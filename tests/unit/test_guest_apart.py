@@ -81,6 +81,9 @@ def test_links_and_pipes_do_not_pass(tmp_path: Path) -> None:
     for left in ("os.symlink('/etc/passwd', 'out/x')", "os.mkfifo('out/x')", "os.symlink('/etc', 'out/x')"):
         with pytest.raises(ValueError, match="out/x is neither a file nor a folder"):
             ran(tmp_path / str(len(left)), ["-c", f"import os; {left}"])
+    long = line(path="out/" + "\u00e9" * 9000, size=-2) + END  # what is refused is told to the host
+    with pytest.raises(ValueError, match=r"^out/(\\xe9){24} is neither a file nor a folder$"):
+        apart.receive_files(tmp_path, ["out"], io.BytesIO(long))
 
 
 def line(**fields: object) -> bytes:

@@ -101,6 +101,7 @@ def test_first_file_system(plan: LaunchPlan, enclave: ConfidentialVM, tmp_path: 
         assert not parent or names.index(parent) < names.index(name)
     before = (bundle.folder / "initrd.cpio").read_bytes()
     (tmp_path / "app.py").touch()
+    (tmp_path / "app.py").chmod(0o600)  # another umask
     assert (enclave.build(plan, tmp_path / "c").folder / "initrd.cpio").read_bytes() == before
     listed = subprocess.run(["cpio", "-t"], input=before, capture_output=True, check=False) if _has("cpio") else None
     assert listed is None or set(listed.stdout.decode().split()) == set(names)

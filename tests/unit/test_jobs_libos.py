@@ -12,17 +12,20 @@ from pathlib import Path
 
 import pytest
 from tests.fakes.gramine_schema import refusals
+from tests.unit.test_jobs_cvm import unpacked
 
 from strongroom.errors import InputError, UnavailableError, VerificationError
 from strongroom.jobs.differences import read_build
+from strongroom.jobs.enclaves.cvm import ConfidentialVM
 from strongroom.jobs.enclaves.gramine import GramineEnclave
 from strongroom.jobs.enclaves.occlum import OcclumEnclave
 from strongroom.jobs.plan import Bundle, LaunchPlan, plan_job
 from strongroom.jobs.registry import WORKLOADS
 from strongroom.jobs.runtimes import Runtimes
-from strongroom.jobs.spec import JobSpec, Sandbox, Sgx, Volume
+from strongroom.jobs.spec import Cvm, JobKey, JobSpec, Sandbox, Sgx, Volume
 from strongroom.kms.policies import difference
 
+TRUSTED = Sgx(unsafe_program_has_keys=True)
 GOLDEN = Path(__file__).parent.parent / "golden"
 OWN, TAG = f"python{sys.version_info.major}.{sys.version_info.minor}", sys.implementation.cache_tag
 SITE = f"env/lib/{OWN}/site-packages"
@@ -82,12 +85,13 @@ def jobs(tmp_path: Path) -> dict[str, JobSpec]:
     volume = Volume(name="in", location=sealed, dataset="a" * 32, key="sales", owner="f" * 64, mode="ro")
     sandbox = Sandbox(network=True, scratch_mb=512)
     python = JobSpec(
-        name="j", workload="python", program=tmp_path / "app.py", sandbox=sandbox, enclave="gramine", volumes=(volume,)
+        name="j", workload="python", program=tmp_path / "app.py", sandbox=sandbox, enclave="gramine", volumes=(volume,),
+        sgx=TRUSTED,
     )
     spark = {"spark.master": "local[2]", "spark.driver.memory": "1g"}
     return {
         "python": python,
-        "torch": replace(python, program=tmp_path / "train.py", sgx=Sgx(edmm=True, product=7, svn=2)),
+        "torch": replace(python, program=tmp_path / "train.py", sgx=replace(TRUSTED, edmm=True, product=7, svn=2)),
         "spark": replace(
             python, workload="spark", program=tmp_path / "pi.jar", main_class="org.example.Pi", engine=spark
         ),
@@ -100,12 +104,16 @@ def planned(spec: JobSpec) -> LaunchPlan:
 
 def build(spec: JobSpec, runtimes: Runtimes, folder: Path) -> Bundle:
     kind = GramineEnclave if spec.enclave == "gramine" else OcclumEnclave
-    return kind(runtimes, cache=folder / "cache", identity_pem="PEM").build(planned(spec), folder / "bundles")
+    return kind(runtimes, identity_pem="PEM").build(planned(spec), folder / "bundles")
 
 
-def golden(name: str, text: str, bundle: Bundle) -> None:
+def init_data(bundle: Bundle) -> bytes:
+    return (bundle.folder / "root/strongroom/job/init-data.toml").read_bytes()
+
+
+def golden(name: str, text: str, job: bytes) -> None:
     """Compare with a reviewed file; digests of what differs from one Python to the next are of one version here."""
-    job = (bundle.folder / "root/strongroom/job/init-data.toml").read_bytes()  # Spark's names the folder of its jars
+    # Spark's job names the folder of its jars.
     of_own, of_one = (hashlib.sha256(j).hexdigest() for j in (job, job.replace(OWN.encode(), b"python3.11")))
     text = text.replace(of_own, of_one).replace(of_own.upper(), of_one.upper())
     text = text.replace(OWN, "python3.11").replace(TAG or "", "cpython-311")
@@ -131,16 +139,33 @@ def test_gramine_takes_the_manifest(
     assert not bundle.simulated
     with pytest.raises(UnavailableError, match="Gramine's own tools make it"):
         bundle.measurement  # noqa: B018
-    golden(f"gramine-{name}.manifest", text, bundle)
+    golden(f"gramine-{name}.manifest", text, init_data(bundle))
 
 
-@pytest.mark.parametrize("name", ["python", "spark"])
+@pytest.mark.parametrize("name", ["python", "torch", "spark"])
 def test_occlum_gets_settings_and_a_bom(
     name: str, jobs: dict[str, JobSpec], runtimes: FewFiles, tmp_path: Path
 ) -> None:
-    bundle = build(replace(jobs[name], enclave="occlum"), runtimes, tmp_path)
-    golden(f"occlum-{name}.yaml", (bundle.folder / "Occlum.yaml").read_text(), bundle)
-    golden(f"occlum-{name}-bom.yaml", (bundle.folder / "bom.yaml").read_text(), bundle)
+    spec = replace(jobs[name], enclave="occlum", sgx=replace(jobs[name].sgx, edmm=False))
+    bundle = build(spec, runtimes, tmp_path)
+    golden(f"occlum-{name}.yaml", (bundle.folder / "Occlum.yaml").read_text(), init_data(bundle))
+    golden(f"occlum-{name}-bom.yaml", (bundle.folder / "bom.yaml").read_text(), init_data(bundle))
+
+
+@pytest.mark.parametrize("name", ["python", "torch", "spark"])
+def test_a_confidential_vm_gets_a_first_file_system_and_commands(
+    name: str, jobs: dict[str, JobSpec], runtimes: FewFiles, tmp_path: Path
+) -> None:
+    (tmp_path / "vmlinuz").write_bytes(b"kernel")
+    spec = replace(jobs[name], enclave="cvm", sandbox=Sandbox(scratch_mb=512), cvm=Cvm(kernel=str(tmp_path / "vmlinuz")))
+    enclave = ConfidentialVM(runtimes, cache=tmp_path / "cache", identity_pem="PEM")
+    folder = enclave.build(planned(spec), tmp_path / "bundles").folder
+    initrd = f"sha256:{hashlib.sha256((folder / 'initrd.cpio').read_bytes()).hexdigest()}"
+    texts = [(folder / f).read_text() for f in ("reference.json", "launch-snp.sh", "launch-tdx.sh")]
+    found = unpacked(folder / "initrd.cpio")
+    texts += [found["init"][1].decode(), "".join(f"{mode:06o} {at}\n" for at, (mode, _, _) in found.items())]
+    text = "\n----\n".join(texts).replace(initrd, "INITRD").replace(str(tmp_path), "/build")
+    golden(f"cvm-{name}.txt", text, found["strongroom/job/init-data.toml"][1])
 
 
 def files(bundle: Bundle) -> dict[str, str]:
@@ -188,10 +213,21 @@ def test_a_build_is_reproducible_and_a_change_is_explained(
     assert files(build(spec, runtimes, tmp_path)) != files(elsewhere)
 
 
+def test_no_earlier_digest_is_believed(
+    jobs: dict[str, JobSpec], runtimes: FewFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[object] = []
+    digest = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda file, name: read.append(file.name) or digest(file, name))
+    bundles = [build(jobs["python"], runtimes, tmp_path) for _ in range(2)]
+    assert len(read) == 2 * len(files(bundles[0]))
+    assert {Path(str(path)).parts[-2] for path in read} >= {"app", "job", "bin"}
+
+
 def test_occlum_builds_are_explained_too(jobs: dict[str, JobSpec], runtimes: FewFiles, tmp_path: Path) -> None:
     spec = replace(jobs["python"], enclave="occlum")
     bundle = build(spec, runtimes, tmp_path)
-    build(replace(spec, sgx=Sgx(svn=3)), runtimes, tmp_path)
+    build(replace(spec, sgx=replace(TRUSTED, svn=3)), runtimes, tmp_path)
     lines = difference(read_build(bundle.folder, before=True), read_build(bundle.folder))
     assert len(lines) == 1
     assert "version_number: 0" in lines[0]
@@ -206,9 +242,11 @@ REFUSED = {
     "checkpoints": ("gramine", "python", {"checkpoint_s": 60}, "the guest does not see"),
     "a module": ("gramine", "python", {"program": None, "inline": ("-m", "app")}, "name a program|not known"),
     "fork": ("occlum", "python", {"program": "forks.py"}, "occlum has no fork, and the program imports multiprocessing"),
-    "too small": ("gramine", "spark", {"sgx": Sgx(size_mb=1024)}, r"expected at least \d+, got 1024: guest 256 .* heap 1024"),
-    "few threads": ("gramine", "spark", {"sgx": Sgx(max_threads=8)}, "max_threads: expected at least 112 for this job, got 8"),
-    "EDMM": ("occlum", "python", {"sgx": Sgx(edmm=True)}, "edmm is for gramine"),
+    "too small": ("gramine", "spark", {"sgx": replace(TRUSTED, size_mb=1024)}, r"expected at least \d+, got 1024: guest 256 .* heap 1024"),
+    "few threads": ("gramine", "spark", {"sgx": replace(TRUSTED, max_threads=8)}, "max_threads: expected at least 112 for this job, got 8"),
+    "keys": ("gramine", "python", {"sgx": Sgx()}, "the program can get the job's named keys for itself"),
+    "a column key": ("occlum", "spark", {"sgx": Sgx(), "volumes": (), "keys": (JobKey(name="k", owner="f" * 64),)}, "named keys"),
+    "EDMM": ("occlum", "python", {"sgx": replace(TRUSTED, edmm=True)}, "edmm is for gramine"),
 }  # fmt: skip
 
 
@@ -297,6 +335,6 @@ def test_where_gramine_is_its_tools_expand_and_measure(
     with pytest.raises(VerificationError, match="the signature does not hold"):
         build(jobs["python"], runtimes, tmp_path).measurement  # noqa: B018
     (tools / "gramine-manifest").write_text("#!/bin/sh\necho unknown key: sgx.foo >&2\nexit 1\n")
-    changed = replace(jobs["python"], sgx=Sgx(svn=1))
+    changed = replace(jobs["python"], sgx=replace(TRUSTED, svn=1))
     with pytest.raises(InputError, match="gramine-manifest fails: unknown key: sgx"):
         build(changed, runtimes, tmp_path)

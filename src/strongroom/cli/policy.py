@@ -265,6 +265,8 @@ def _plain(text: str) -> str:
 def _job(document: dict[str, Any], names: Petnames) -> list[str]:
     text = ["the whole job:"]
     text += output.facts({f"  {_plain(k)}": json.dumps(v) for k, v in sorted(document.items()) if k != "volumes"})
+    if document.get("unsafe_program_has_keys"):
+        text += ["  WARNING: under this LibOS the program can take the named keys themselves, not only what they open"]
     volumes = cast(list[dict[str, str]], document["volumes"])
     rows = [
         ("  " + json.dumps(v["name"]), "reads and writes" if v["mode"] == "rw" else "reads", json.dumps(v["key"]),

@@ -68,7 +68,7 @@ def receive_files(root: Path, names: list[str], stream: BinaryIO) -> None:
         if size == -1:
             (root / path).mkdir(parents=True, exist_ok=True)
         elif size < 0:
-            raise ValueError(f"{path} is neither a file nor a folder")
+            raise ValueError(f"{ascii(path)[1:-1][:100]} is neither a file nor a folder")  # the host is told
         else:
             with open(root / path, "xb") as target:
                 _copy(stream, target, size)

@@ -5,7 +5,8 @@ program: open the volumes, hand them to a process of its own (`apart.py`), take 
 serve the key agent, let it read and write sealed files itself, commit.
 
 What confines a program elsewhere is not here: no namespaces, no seccomp, no Landlock. The program is in an enclave
-process of its own, has no keys, and could write to what the host sees: the job document says so (`network`).
+process of its own, and could attest for the job's keys as well, and write to what the host sees: the job document says
+both (`unsafe_program_has_keys`, `network`), and no key is used whose policy limits outputs.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ from typing import NoReturn
 from strongroom import log
 from strongroom.attest.attesters import Attester
 from strongroom.attest.attesters.gramine import GramineAttester
-from strongroom.errors import InputError, StrongroomError, UnavailableError
+from strongroom.errors import DeniedError, InputError, StrongroomError, UnavailableError
 from strongroom.guest import apart
 from strongroom.guest.agent import KeyAgent
 from strongroom.guest.document import Report, texts
+from strongroom.guest.document import column_keys as keys_of
+from strongroom.guest.document import volumes as volumes_of
 from strongroom.guest.lease import Lease
 from strongroom.guest.main import attempt, check_code, read_job, read_object, receive
 from strongroom.guest.run import (
@@ -38,7 +41,6 @@ from strongroom.guest.run import (
     column_keys,
     make_places,
     open_volumes,
-    output_limit,
     tell_committed,
 )
 from strongroom.guest.session import Grant, ServiceSession
@@ -50,6 +52,7 @@ __all__ = ["main", "run_libos_job"]
 
 _log = logging.getLogger(__name__)
 
+_ATTESTS = "every process of such an enclave can attest, and get the job's named keys for itself"
 JOB_FOLDER, CODE_FOLDER, LAUNCH = Path("/strongroom/job"), Path("/app"), Path("/launch")
 
 
@@ -74,6 +77,8 @@ def _boot(report: Report, attester: Attester) -> None:
     launch = read_object(LAUNCH / "launch.json")  # the host's word, for addresses only
     init_data, document = read_job(JOB_FOLDER)  # 1.
     check_code(document, CODE_FOLDER)  # 2.
+    if (volumes_of(document) or keys_of(document)) and document.get("unsafe_program_has_keys") is not True:
+        raise DeniedError("unsafe_program_has_keys: expected true, as the job names keys, got none", hint=_ATTESTS)
     environment = document.get("environment")
     if isinstance(environment, dict):  # where the LibOS' own C library is, the manifest says
         document["environment"] = {**environment, "LD_LIBRARY_PATH": os.environ.get("LD_LIBRARY_PATH", "")}
@@ -88,9 +93,18 @@ def _boot(report: Report, attester: Attester) -> None:
     report.status = "refused"
     report.details["token"] = session.attest()  # 3.
     grants = receive(session, document)
+    _check_outputs(grants)
     report.status = "failed"
     report.details["attested_ms"] = round((time.monotonic() - started) * 1000)
     run_libos_job(document, session, grants, report)  # 4.
+
+
+def _check_outputs(grants: Mapping[tuple[str, str], Grant]) -> None:
+    for _, name in (at for at, grant in grants.items() if grant.max_bytes is not None or grant.approval):
+        raise DeniedError(
+            f"key {name!r}: outputs: expected any, as a program under a LibOS can write to the host, got a limit",
+            hint="the owner: `strongroom policy outputs KEY --any`, or run the job in a confidential VM (enclave cvm)",
+        )
 
 
 def run_libos_job(
@@ -112,12 +126,10 @@ def run_libos_job(
         return min(session.key(owner, name).ends_at for owner, name in grants)
 
     lease = Lease(session.lock, renew, min((g.ends_at for g in grants.values()), default=None))
-    limit = output_limit(grants)
     pipes = _Pipes(document, volumes) if staged else None
     workload = Workload(
         document,
         staged=staged,
-        max_printed=limit,
         before=pipes.before if pipes else (),
         handed=pipes.handed if pipes else (),
     )
@@ -204,4 +216,4 @@ class _Pipes:
                     apart.receive_files(WORK, self._written, stream)
                     self._received = None
         except (ValueError, OSError, RecursionError) as exc:
-            self._received = InputError(f"the program's outputs: {exc}")
+            self._received = InputError(f"the program's outputs: {getattr(exc, 'strerror', None) or exc}")

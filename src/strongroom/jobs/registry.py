@@ -38,11 +38,11 @@ def enclave(kind: str, runtimes: Runtimes, *, cache: Path, service: Path, identi
         case "gramine":  # those for hardware are imported when one is built
             from strongroom.jobs.enclaves.gramine import GramineEnclave  # noqa: PLC0415
 
-            return GramineEnclave(runtimes, cache=cache, identity_pem=identity_pem)
+            return GramineEnclave(runtimes, identity_pem=identity_pem)
         case "occlum":
             from strongroom.jobs.enclaves.occlum import OcclumEnclave  # noqa: PLC0415
 
-            return OcclumEnclave(runtimes, cache=cache, identity_pem=identity_pem)
+            return OcclumEnclave(runtimes, identity_pem=identity_pem)
         case "cvm":
             from strongroom.jobs.enclaves.cvm import ConfidentialVM  # noqa: PLC0415
 

@@ -111,6 +111,8 @@ class Sgx:
         edmm: Add memory as it is used; needs a CPU and a kernel that can.
         product: ISVPRODID.
         svn: ISVSVN.
+        unsafe_program_has_keys: The program is trusted with the keys that the job names, which a LibOS cannot keep from
+            it; in the job document too.
     """
 
     size_mb: int = 0
@@ -118,10 +120,12 @@ class Sgx:
     edmm: bool = False
     product: int = 0
     svn: int = 0
+    unsafe_program_has_keys: bool = False
 
     def __post_init__(self) -> None:
-        if type(self.edmm) is not bool:
-            raise InputError(f"[sgx] edmm is true or false, got {self.edmm!r}")
+        for name in ("edmm", "unsafe_program_has_keys"):
+            if type(getattr(self, name)) is not bool:
+                raise InputError(f"[sgx] {name} is true or false, got {getattr(self, name)!r}")
         for name, most in (("size_mb", 1 << 20), ("max_threads", 4096), ("product", 0xFFFF), ("svn", 0xFFFF)):
             if type(getattr(self, name)) is not int or getattr(self, name) != 0:
                 _check_range(f"[sgx] {name}", getattr(self, name), most)
@@ -265,6 +269,8 @@ def job_document(
         document["kbs"] = [_volume(v) for v in volumes if v.manifest]
     if spec.checkpoint_s:
         document["checkpoint_s"] = spec.checkpoint_s
+    if spec.libos and spec.sgx.unsafe_program_has_keys:
+        document["unsafe_program_has_keys"] = True
     if spec.keys:
         keys = sorted(spec.keys, key=lambda k: k.name)
         document["keys"] = [{"name": k.name, "owner": k.owner, "mode": k.mode} for k in keys]

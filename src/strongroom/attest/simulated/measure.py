@@ -16,16 +16,15 @@ import os
 import re
 import stat
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from strongroom._encoding import labelled_hash
 from strongroom.errors import InputError
 
-__all__ = ["FileDigests", "measure_mounts", "tree_digest"]
+__all__ = ["measure_mounts", "tree_digest"]
 
 _UNUSED_S = 7 * 86_400
-_MAX_FILES = 200_000
 _HEX = re.compile(r"[0-9a-f]{64}")
 _Row = tuple[str, str, int, str]  # name, kind (f, l, d), executable or 0, stat identity or link target
 
@@ -62,44 +61,6 @@ def tree_digest(root: Path, cache: Path | None = None) -> bytes:
     except OSError as exc:
         raise InputError(f"{exc.filename} cannot be measured: {exc.strerror}") from exc
     return digest
-
-
-class FileDigests:
-    """Digests of single files, cached by the same identity as trees.
-
-    Args:
-        cache: Folder of the digest cache.
-    """
-
-    def __init__(self, cache: Path) -> None:
-        self._kept = cache / "files.json"
-        self._known = _read(self._kept)
-
-    def of(self, paths: Collection[Path]) -> dict[Path, str]:
-        """Return SHA-256 in hex of each file's content.
-
-        Raises:
-            InputError: One is not readable.
-        """
-        from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415  # see `_digest`
-
-        def content(path: Path) -> str:
-            found = self._known.get(_stat_identity(path.stat()))
-            return str(found) if _HEX.fullmatch(str(found)) else _hash_file(path)
-
-        try:
-            with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-                return dict(zip(paths, pool.map(content, paths), strict=True))
-        except OSError as exc:
-            raise InputError(f"{exc.filename} cannot be measured: {exc.strerror}") from exc
-
-    def keep(self, digests: Mapping[Path, str]) -> None:
-        """Remember digests under what the files are by now: a link that was made to one changes its ctime."""
-        new = {_stat_identity(path.stat()): digest for path, digest in digests.items()}
-        known = {**{k: v for k, v in self._known.items() if k not in new}, **new}
-        self._known = dict(list(known.items())[-_MAX_FILES:])
-        self._kept.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _write(self._kept, self._known)
 
 
 def measure_mounts(mounts: list[tuple[str, Path]], launch: bytes, cache: Path | None) -> bytes:

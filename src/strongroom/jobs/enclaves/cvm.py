@@ -173,7 +173,7 @@ def _write_initrd(path: Path, places: Mapping[str, Path], texts: Mapping[str, tu
 
 def _tree(place: str, source: Path) -> dict[str, tuple[int, bytes | Path, int]]:
     if source.is_file():
-        return {place: (stat.S_IFREG | (source.stat().st_mode & 0o555), source, 0)}
+        return {place: (_mode(source), source, 0)}
     found: dict[str, tuple[int, bytes | Path, int]] = {}
     for folder, folders, names in os.walk(source):
         if "__pycache__" in folders:  # byte code differs from one compilation to the next: builds would too
@@ -185,8 +185,13 @@ def _tree(place: str, source: Path) -> dict[str, tuple[int, bytes | Path, int]]:
             if path.is_symlink():
                 found[f"{inside}/{name}"] = (stat.S_IFLNK | 0o777, os.fsencode(os.readlink(path)), 0)
             elif path.is_file():
-                found[f"{inside}/{name}"] = (stat.S_IFREG | (path.stat().st_mode & 0o555), path, 0)
+                found[f"{inside}/{name}"] = (_mode(path), path, 0)
     return found
+
+
+def _mode(path: Path) -> int:
+    # Readable to the program, and the same whoever builds: of the builder's own rights, that it is a program is kept.
+    return stat.S_IFREG | (0o555 if path.stat().st_mode & 0o111 else 0o444)
 
 
 def _modules(machine: Cvm) -> list[tuple[str, bytes]]:

@@ -50,13 +50,11 @@ class GramineEnclave:
 
     Args:
         runtimes: Where runtimes come from.
-        cache: Digest cache.
         identity_pem: The trust service's identity certificate; the guest checks it against the measured SPKI id.
     """
 
-    def __init__(self, runtimes: Runtimes, *, cache: Path, identity_pem: str) -> None:
+    def __init__(self, runtimes: Runtimes, *, identity_pem: str) -> None:
         self._runtimes = runtimes
-        self._cache = cache
         self._identity_pem = identity_pem
 
     def build(self, plan: LaunchPlan, folder: Path) -> Bundle:
@@ -71,7 +69,7 @@ class GramineEnclave:
         target = folder / f"gramine-{plan.job.removeprefix('sha256:')[:16]}"
         target.mkdir(parents=True, exist_ok=True, mode=0o700)
         texts = {f"{JOB_FOLDER}/init-data.toml": plan.init_data}
-        digests = place_files(target / "root", files, texts, self._cache)
+        digests = place_files(target / "root", files, texts)
         manifest = render_manifest(plan, size, digests)
         template = target / TEMPLATE
         if not template.exists() or template.read_text() != manifest:

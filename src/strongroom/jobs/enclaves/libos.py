@@ -14,11 +14,11 @@ import re
 import shutil
 import sys
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
 
-from strongroom.attest.simulated.measure import FileDigests
 from strongroom.errors import InputError
 from strongroom.jobs.plan import LaunchPlan
 from strongroom.jobs.runtimes import Runtimes
@@ -85,6 +85,9 @@ def check_job(plan: LaunchPlan, kind: str, *, forks: bool) -> None:
     elif not forks and (found := sorted(_imports(spec) & _FORKING)):
         reason = f"{kind} has no fork, and the program imports {found[0]}"
         hint = "enclave gramine can fork"
+    elif (spec.volumes or spec.keys) and not spec.sgx.unsafe_program_has_keys:
+        reason = "every process of the enclave can attest, so the program can get the job's named keys for itself"
+        hint = "[sgx] unsafe_program_has_keys = true if it is trusted with them; enclave cvm keeps them from it"
     if reason:
         raise InputError(f"enclave kind {kind}: {reason}", hint=hint)
 
@@ -124,24 +127,22 @@ def select_files(plan: LaunchPlan, runtimes: Runtimes) -> dict[str, Path]:
     return files | {f"/app/{path.name}": path.resolve() for path in spec.code}
 
 
-def place_files(root: Path, files: Mapping[str, Path], texts: Mapping[str, str], cache: Path) -> dict[str, str]:
+def place_files(root: Path, files: Mapping[str, Path], texts: Mapping[str, str]) -> dict[str, str]:
     """Make the folder `root` hold exactly `files` and `texts` by their path inside; return name there -> SHA-256.
 
-    Files are links to the same bytes, or copies. What was hashed is what is there: else it is an error.
+    Files are links to the same bytes, or copies. Each is read once it is there, and no earlier digest is believed:
+    whoever could write to a cache of them would choose what hardware measures. What changes later does not open inside.
 
     Raises:
-        InputError: A name that a measured list cannot carry, or a file that changes meanwhile.
+        InputError: A name that a measured list cannot carry, or a file that is not readable.
     """
     for name in (*files, *texts):
         if not name.isprintable():
             raise InputError(f"{name!r} has a character that no measured file may have in its name")
-    digests = FileDigests(cache)
-    sources = set(files.values())
-    contents, before = digests.of(sources), {path: path.stat() for path in sources}
     made = {root / name[1:] for name in (*files, *texts)}
     for name, source in files.items():
         target = root / name[1:]
-        if os.path.lexists(target) and os.path.samestat(target.lstat(), before[source]):
+        if os.path.lexists(target) and os.path.samestat(target.lstat(), source.stat()):
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         target.unlink(missing_ok=True)
@@ -159,14 +160,17 @@ def place_files(root: Path, files: Mapping[str, Path], texts: Mapping[str, str],
         for name in names:
             if (old := Path(folder) / name) not in made:
                 old.unlink()
-    placed = {root / name[1:]: contents[source] for name, source in files.items()}
-    for name, source in files.items():
-        now, then = (root / name[1:]).stat(), before[source]
-        if (now.st_size, now.st_mtime_ns) != (then.st_size, then.st_mtime_ns):
-            raise InputError(f"{source} changed while the bundle was built", hint="build it again")
-    digests.keep({**placed, **contents})
-    placed |= {root / name[1:]: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
-    return {path.relative_to(root).as_posix(): digest for path, digest in placed.items()}
+    try:
+        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+            digests = list(pool.map(_content, sorted(made)))
+    except OSError as exc:
+        raise InputError(f"{exc.filename} cannot be measured: {exc.strerror}") from exc
+    return {path.relative_to(root).as_posix(): digest for path, digest in zip(sorted(made), digests, strict=True)}
+
+
+def _content(path: Path) -> str:
+    with open(path, "rb", buffering=0) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_launch(folder: Path, identity_pem: str) -> None:

@@ -56,13 +56,11 @@ class OcclumEnclave:
 
     Args:
         runtimes: Where runtimes come from.
-        cache: Digest cache.
         identity_pem: The trust service's identity certificate; the guest checks it against the measured SPKI id.
     """
 
-    def __init__(self, runtimes: Runtimes, *, cache: Path, identity_pem: str) -> None:
+    def __init__(self, runtimes: Runtimes, *, identity_pem: str) -> None:
         self._runtimes = runtimes
-        self._cache = cache
         self._identity_pem = identity_pem
 
     def build(self, plan: LaunchPlan, folder: Path) -> Bundle:
@@ -79,7 +77,7 @@ class OcclumEnclave:
         target = folder / f"occlum-{plan.job.removeprefix('sha256:')[:16]}"
         target.mkdir(parents=True, exist_ok=True, mode=0o700)
         texts = {f"{JOB_FOLDER}/init-data.toml": plan.init_data, ENTRY: _ENTRY_SCRIPT}
-        digests = place_files(target / "root", files, texts, self._cache)
+        digests = place_files(target / "root", files, texts)
         (target / "root" / ENTRY[1:]).chmod(0o755)
         settings = render_occlum(plan, size)
         text = json.dumps({"settings": settings.splitlines(), "files": digests}, indent=1, sort_keys=True)
