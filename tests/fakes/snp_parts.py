@@ -5,18 +5,21 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.x509.oid import NameOID
+from tests.fakes import second_snp_verifier
 from tests.fakes.attest_parts import CONFIG_ID, NOW, REPORT_DATA
 
+from strongroom.attest.claims import Claims
 from strongroom.attest.endorsement_snp import SNPEndorsements
 from strongroom.attest.endorsements import TrustAnchor
 from strongroom.attest.evidence import Evidence
@@ -157,7 +160,7 @@ class Maker:
         return TrustAnchor(kind="hardware", certificate_der=self.ark.public_bytes(DER))
 
     def verifier(self, **rules: object) -> SNPVerifier:
-        floors = dict.fromkeys(("unnamed", "19-01-1", "1a-02-1"), self.tcb)
+        floors = dict.fromkeys(("unnamed", "19-01-1", "19-11-1", "1a-02-1"), self.tcb)
         return SNPVerifier(self.anchor, SNPRules(**{"floors": floors, "vlek": "Tests", **rules}))  # type: ignore[arg-type]
 
     def report(
@@ -206,4 +209,54 @@ def _builder(subject: str, issuer: str, key: object, serial: int, days: int) -> 
 
 
 MILAN = Maker()
+GENOA = Maker(product="Genoa", tcb=TCB(bootloader=10, tee=0, snp=23, microcode=30))
 TURIN = Maker(product="Turin", tcb=TCB(fmc=1, bootloader=1, tee=0, snp=4, microcode=71))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One presented report with its endorsements and what the owner asks for."""
+
+    maker: Maker = MILAN
+    quote: bytes
+    endorsements: SNPEndorsements
+    tee: str = "snp"
+    now: datetime = NOW
+    rules: dict[str, object] = field(default_factory=dict)
+
+    def product(self) -> Claims:
+        """Return what the product says, or raise as it does."""
+        evidence = Evidence(tee=self.tee, quote=self.quote)
+        return self.maker.verifier(**self.rules).verify(evidence, self.endorsements, now=self.now)
+
+    def second(self) -> second_snp_verifier.Verdict:
+        """Return what the second verifier says, or raise `Refused`."""
+        rules = self.maker.verifier(**self.rules).rules
+        assert rules is not None
+        floors = {name: tuple(map(int, str(tcb).split("."))) for name, tcb in rules.floors.items()}
+        asked = second_snp_verifier.Rules(floors, rules.minimum_abi, rules.smt, rules.cxl, rules.vlek)
+        given, root = self.endorsements.to_json(), self.maker.ark.public_bytes(DER)
+        return second_snp_verifier.verify(self.quote, self.tee, given, root, asked, self.now)
+
+    def bytes(self, change: Callable[[bytes], bytes]) -> Case:
+        return replace(self, quote=change(self.quote))
+
+    def endorsed(self, **changes: object) -> Case:
+        return replace(self, endorsements=replace(self.endorsements, **changes))  # type: ignore[arg-type]
+
+
+def case(
+    maker: Maker = MILAN,
+    kind: str = "vcek",
+    *,
+    version: int | None = None,
+    changes: dict[int, bytes] | None = None,
+    key: dict[str, Any] | None = None,
+    **rest: Any,
+) -> Case:
+    """Return a good case, but for `changes` in the report; with `key` its certificate comes along, changed so."""
+    line = {0x188: b"\x19\x11\1"} if maker.product == "Genoa" and (version or 2) > 2 else {}
+    raw = maker.report(kind, version=version, changes={**line, **(changes or {})})
+    if key is not None:
+        raw += certificate_table({kind: maker.key(kind, **key).public_bytes(DER)})
+    return Case(maker=maker, quote=raw, **{"endorsements": maker.endorsements(kind), **rest})
