@@ -68,6 +68,8 @@ def entry(name: str, offset: int, size: int) -> bytes:
 VCEK = MILAN.key().public_bytes(DER)
 TABLE = certificate_table({"vcek": VCEK})
 ORDER = second_snp_verifier.N.to_bytes(72, "little")
+# The mask's hash function in the parameters of RSASSA-PSS: SHA-384, SHA-512.
+PSS_SHA384, PSS_SHA512 = (bytes.fromhex(f"06092a864886f70d010108300d06096086480165030402{n}") for n in ("02", "03"))
 SIGNED = "not signed by its chip's key"
 
 # name: (case, family, what the product says, check of the second verifier)
@@ -183,10 +185,13 @@ CASES: dict[str, tuple[Case, str, str, str]] = {
         "chain_signature"),
     "intermediate of another issuer's name": (
         case().endorsed(ask=MILAN.authority("SEV-Milan", "ARK-Genoa", 1, serial=2).public_bytes(DER)),
-        VERIFICATION, "not a certificate authority under the root", "rights"),
+        VERIFICATION, "the intermediate is not signed by ARK-Milan", "rights"),
     "intermediate that is none": (ask(ca=False), VERIFICATION, "not a certificate authority", "rights"),
     "VLEK's intermediate that is none": (asvk(ca=False), VERIFICATION, "not a certificate authority", "rights"),
     "intermediate signed by PKCS #1": (ask(pss=None), VERIFICATION, "the intermediate is not", "chain_signature"),
+    "intermediate of one algorithm outside, another inside": (
+        case().endorsed(ask=PSS_SHA512.join(MILAN.ask.public_bytes(DER).rsplit(PSS_SHA384, 1))),
+        VERIFICATION, "the intermediate is not signed", "chain_signature"),
     "unreadable intermediate": (
         case().endorsed(ask=b"0"), ENDORSEMENT, "intermediate is not readable", "intermediate_unreadable"),
     "expired intermediate": (ask(days=-1), ENDORSEMENT, "SEV-Milan holds", "validity"),
@@ -198,6 +203,9 @@ CASES: dict[str, tuple[Case, str, str, str]] = {
     "revoked root": (crl(1), ENDORSEMENT, "revoked: ARK-Milan", "revoked"),
     "no revocation list": (case().endorsed(crl=b"-"), ENDORSEMENT, "crl is not readable", "crl_unreadable"),
     "another root's revocation list": (crl(issuer="ARK-Genoa"), ENDORSEMENT, "list is another root's", "crl_issuer"),
+    "revocation list of an unreadable issuer": (
+        case().endorsed(crl=MILAN.crl().replace(b"\x0c\x09ARK-Milan", b"\x0d\x09ARK-Milan")),
+        ENDORSEMENT, "crl is not readable", "crl_issuer"),
     "forged revocation list": (crl(key=1), VERIFICATION, "list is not signed by ARK-Milan", "crl_signature"),
     "forged revocation list, Turin": (
         crl(key=1, maker=TURIN), VERIFICATION, "list is not signed by ARK-Turin", "crl_signature"),

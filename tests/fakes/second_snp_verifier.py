@@ -58,6 +58,15 @@ def verify(
     evidence: bytes, tee: str, endorsements: Mapping[str, object], root: bytes, rules: Rules, now: datetime
 ) -> Verdict:
     """Return what the report proves, or raise `Refused`."""
+    try:
+        return _verify(evidence, tee, endorsements, root, rules, now)
+    except (ValueError, LookupError) as exc:
+        raise Refused(ENDORSEMENT, "unreadable", repr(exc)) from exc
+
+
+def _verify(
+    evidence: bytes, tee: str, endorsements: Mapping[str, object], root: bytes, rules: Rules, now: datetime
+) -> Verdict:
     report, brought = evidence[:SIZE], evidence[SIZE:]
     if len(report) != SIZE:
         raise Refused(EVIDENCE, "length", str(len(report)))
@@ -303,8 +312,8 @@ def _time(tag: int, raw: bytes) -> datetime:
 def _sealed(der: bytes) -> tuple[bytes, bytes, bytes, bytes]:
     """Return what is signed, its content, the algorithm and the signature of a certificate or a revocation list."""
     ((tag, outer),) = _items(der)
-    (_, tbs), (_, algorithm), (kind, bits) = _items(outer)
-    if (tag, kind, bits[0]) != (0x30, 3, 0):
+    (body, tbs), (method, algorithm), (kind, bits) = _items(outer)
+    if (tag, body, method, kind, bits[0]) != (0x30, 0x30, 0x30, 3, 0):
         raise ValueError("form")
     return _encoded(*_items(outer)[0]), tbs, algorithm, bits[1:]
 

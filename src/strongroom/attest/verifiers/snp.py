@@ -206,7 +206,7 @@ def _index(keys: tuple[bytes, ...], ask: bytes) -> dict[tuple[str, bytes, tuple[
         try:
             leaf = _load("key", key)
             if ask:
-                _check_signed("key", _load("intermediate", ask), leaf.signature, leaf.tbs_certificate_bytes)
+                _check_signed("key", _load("intermediate", ask), leaf)
             chip = (_extension(leaf, "4") or b"").ljust(64, b"\0") if _common_name(leaf) == "SEV-VCEK" else b""
             levels = tuple(_level(leaf, _SPL[part], part) for part in TCB.PARTS)
         except (EndorsementError, VerificationError) as exc:
@@ -244,9 +244,9 @@ def _chain(endorsements: SNPEndorsements, signer: str) -> tuple[x509.Certificate
             f"endorsements: expected {expected} over the report's {signer}, got {_common_name(ask)!r:.60}", hint=_FETCH
         )
     for name, certificate in (("root", ark), ("intermediate", ask)):
-        _check_signed(name, ark, certificate.signature, certificate.tbs_certificate_bytes)
-        if certificate.issuer != ark.subject or not _is_ca(certificate):
-            raise VerificationError(f"chain: the {name} is not a certificate authority under the root")
+        _check_signed(name, ark, certificate)
+        if not _is_ca(certificate):
+            raise VerificationError(f"chain: the {name} is not a certificate authority")
     _check_revocation(endorsements.crl, ark, ask)
     return ask, ark
 
@@ -254,15 +254,15 @@ def _chain(endorsements: SNPEndorsements, signer: str) -> tuple[x509.Certificate
 def _check_revocation(der: bytes, ark: x509.Certificate, ask: x509.Certificate) -> None:
     try:
         crl = x509.load_der_x509_crl(der)
-        critical = [e.oid.dotted_string for e in crl.extensions if e.critical]
+        issuer, critical = crl.issuer, [e.oid.dotted_string for e in crl.extensions if e.critical]
         revoked = {entry.serial_number for entry in crl}
     except UNREADABLE as exc:
         raise EndorsementError("endorsements: the revocation list crl is not readable", hint=_FETCH) from exc
-    if crl.issuer != ark.subject:
+    if issuer != ark.subject:
         raise EndorsementError("endorsements: the revocation list is another root's", hint=_FETCH)
     if critical:
         raise EndorsementError(f"endorsements: the revocation list has an extension that is not known: {critical[0]}")
-    _check_signed("revocation list", ark, crl.signature, crl.tbs_certlist_bytes)
+    _check_signed("revocation list", ark, crl)
     for certificate in (ark, ask):
         if certificate.serial_number in revoked:
             name = _common_name(certificate)
@@ -284,7 +284,7 @@ def _leaf(report: SNPReport, endorsements: SNPEndorsements, ask: x509.Certificat
     if leaf.issuer != ask.subject:
         issuer = leaf.issuer.rfc4514_string()
         raise EndorsementError(f"chain: expected a key under {_common_name(ask)}, got one under {issuer!r:.80}")
-    _check_signed("key", ask, leaf.signature, leaf.tbs_certificate_bytes)
+    _check_signed("key", ask, leaf)
     return leaf
 
 
@@ -353,13 +353,22 @@ def _check_policy(report: SNPReport, rules: SNPRules) -> None:
         raise VerificationError(f"policy: expected a minimum ABI of {expected}, got {got}")
 
 
-def _check_signed(what: str, issuer: x509.Certificate, signature: bytes, signed: bytes) -> None:
+def _check_signed(
+    what: str, issuer: x509.Certificate, signed: x509.Certificate | x509.CertificateRevocationList
+) -> None:
     key = issuer.public_key()
     if not isinstance(key, rsa.RSAPublicKey) or key.key_size != 4096:
         raise VerificationError(f"chain: {_common_name(issuer)} has no RSA-4096 key")
     try:
-        key.verify(signature, signed, _PSS, hashes.SHA384())
-    except InvalidSignature as exc:
+        # The second call compares the algorithm inside of what is signed with the one outside, which no signature covers.
+        if isinstance(signed, x509.Certificate):
+            key.verify(signed.signature, signed.tbs_certificate_bytes, _PSS, hashes.SHA384())
+            signed.verify_directly_issued_by(issuer)
+        else:
+            key.verify(signed.signature, signed.tbs_certlist_bytes, _PSS, hashes.SHA384())
+            if not signed.is_signature_valid(key):
+                raise InvalidSignature
+    except UNREADABLE as exc:
         raise VerificationError(f"chain: the {what} is not signed by {_common_name(issuer)}") from exc
 
 
