@@ -23,11 +23,11 @@ from tests.fakes.quote_parts import FORMATS, PKI, PLATFORM, Case, case, patched
 from strongroom.attest.endorsements import INTEL_ROOT, Endorsements
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.quote import describe, parse_quote, trimmed
+from strongroom.attest.verifiers import sgx
 from strongroom.attest.verifiers.dcap import DCAPVerifier
 from strongroom.errors import AttestationError, EndorsementError, EvidenceError, VerificationError
 
 STATUSES = second_verifier.STATUSES
-VERIFIED = [name for name in FORMATS if name not in ("sgx4", "sgx5")]
 
 
 def _second(given: Case) -> second_verifier.Verdict:
@@ -53,7 +53,7 @@ def _both(given: Case) -> tuple[object, object]:
     return first, second
 
 
-@pytest.mark.parametrize("name", VERIFIED)
+@pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("status", STATUSES)
 def test_every_status_of_every_format(name: str, status: str) -> None:
     advisories = [] if status == "UpToDate" else ["INTEL-SA-00001", "INTEL-SA-00002"]
@@ -68,15 +68,31 @@ def test_every_status_of_every_format(name: str, status: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["sgx4", "sgx5"])
-def test_sgx_in_the_newer_formats_is_explained_and_refused(name: str) -> None:
-    # Intel's library takes them and so does the second verifier; dcap-qvl does not, and the stricter wins.
-    given = case(name)
-    assert _second(given).status == "UpToDate"
+def test_sgx_in_the_newer_formats_says_what_version_3_says(name: str) -> None:
+    given, older = case(name), case("sgx3")
     quote = parse_quote(given.quote)
     assert (quote.tee, quote.version) == ("sgx", int(name[3]))
     assert b"".join(field.raw for field in quote.fields) == given.quote
-    with pytest.raises(EvidenceError, match="SGX TEE quote must have version 3"):
-        PLATFORM.verifier.verify(Evidence(tee="sgx", quote=given.quote), given.endorsements, now=given.now)
+    claims, expected = (
+        PLATFORM.verifier.verify(Evidence(tee="sgx", quote=one.quote), one.endorsements, now=one.now)
+        for one in (given, older)
+    )
+    assert claims == expected
+    # The same parts in the other envelope are no quote of it: what is signed names the version.
+    as_3 = sgx.as_version_3(quote)
+    assert len(as_3) == len(older.quote)
+    for raw, reason in ((as_3, "report signature"), (_in_envelope(older, name), "got one over version 3")):
+        assert _both(given.bytes(lambda _, raw=raw: raw)) == ("refused",) * 2
+        with pytest.raises(VerificationError, match=reason):
+            PLATFORM.verifier.verify(Evidence(tee="sgx", quote=raw), given.endorsements, now=given.now)
+
+
+def _in_envelope(older: Case, name: str) -> bytes:
+    """Return the quote `older`, signed as version 3, in the envelope of `name`."""
+    newer, quote = case(name).quote, older.quote
+    at = parse_quote(newer).spans["auth.signature"][0]
+    newer = patched(newer, 8, quote[8:12])  # security versions, which the newer header has no place for
+    return newer[:at] + quote[436:500] + newer[at + 64 :]
 
 
 REAL = json.loads((Path(__file__).parents[1] / "vectors" / "quotes-real.json").read_text())["cases"]
@@ -158,11 +174,12 @@ def _judged(rng: random.Random, status: str) -> dict[str, Any]:
     return {"tcbDate": date, "tcbStatus": status, "advisoryIDs": rng.sample(["A1", "A2", "A3", "A4"], 2)}
 
 
-def test_random_tcb_levels_are_matched_alike() -> None:
+@pytest.mark.parametrize("names", [("sgx3", "tdx4", "tdx5", "tdx5-1.5", "tdx5-ex"), ("sgx4", "sgx5")], ids=str)
+def test_random_tcb_levels_are_matched_alike(names: tuple[str, ...]) -> None:
     rng = random.Random(20261127)
     seen = set()
     for _ in range(150):
-        given = case(rng.choice(VERIFIED)).document("tcb_info", lambda d: _random_tcb(rng, d))
+        given = case(rng.choice(names)).document("tcb_info", lambda d: _random_tcb(rng, d))
         given = given.document("qe_identity", lambda d: _random_identity(rng, d))
         if given.tee == "tdx":
             given = given.body(0, bytes([rng.choice([2, 3, 4]), rng.choice([0, 1, 1, 1])]))
@@ -180,7 +197,7 @@ def test_random_tcb_levels_are_matched_alike() -> None:
 @pytest.mark.filterwarnings("ignore:Parsed a serial number")
 def test_no_flipped_bit_is_believed_by_either() -> None:
     rng = random.Random(5)
-    for name in VERIFIED:
+    for name in FORMATS:
         given = case(name)
         raw = given.quote
         for _ in range(40):

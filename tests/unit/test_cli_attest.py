@@ -96,7 +96,7 @@ def _verify(
 
 
 @pytest.mark.parametrize("status", STATUSES)
-@pytest.mark.parametrize("name", ["sgx3", "tdx4", "tdx5", "tdx5-1.5"])
+@pytest.mark.parametrize("name", ["sgx3", "sgx4", "sgx5", "tdx4", "tdx5", "tdx5-1.5"])
 def test_every_status_has_a_verdict_that_explains_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, status: str
 ) -> None:

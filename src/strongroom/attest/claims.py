@@ -39,6 +39,9 @@ class Claims:
         tcb_eval_number: Edition of the TCB info, None if unknown.
         ppid: The platform's provisioning id, empty if unknown.
         piid: The platform's instance id, empty if unknown.
+        dynamic_platform: Intel: packages may join the platform later; None where its certificate does not say.
+        cached_keys: Intel: Intel keeps the platform's root keys; None likewise.
+        smt: Intel: hyperthreading was on when the platform registered; None likewise.
         rtmrs: RTMR 0 to 3 for TDX, else empty.
         chip_id: SNP's CHIP_ID, 64 bytes; else empty.
         vmpl: The privilege level that SNP's report was asked from, else None.
@@ -70,6 +73,9 @@ class Claims:
     tcb_eval_number: int | None = None
     ppid: bytes = b""
     piid: bytes = b""
+    dynamic_platform: bool | None = None
+    cached_keys: bool | None = None
+    smt: bool | None = None
     rtmrs: tuple[bytes, ...] = ()
     chip_id: bytes = b""
     vmpl: int | None = None

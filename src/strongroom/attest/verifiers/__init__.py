@@ -12,7 +12,7 @@ from strongroom.attest.endorsement_snp import AnyEndorsements, SNPEndorsements
 from strongroom.attest.endorsements import TrustAnchor
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.quote import parse_quote
-from strongroom.attest.verifiers.dcap import covers_platform
+from strongroom.attest.verifiers.chains import covers_platform
 from strongroom.attest.verifiers.newest import newest
 from strongroom.attest.verifiers.snp import covers
 from strongroom.errors import EndorsementError, VerificationError

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from strongroom._encoding import parse_json
 from strongroom.attest.endorsement_snp import AnyEndorsements, SNPEndorsements
 from strongroom.attest.endorsements import Endorsements, TrustAnchor
-from strongroom.attest.verifiers.dcap import tcb_signers
+from strongroom.attest.verifiers.chains import tcb_signers
 from strongroom.crypto.x509 import UNREADABLE
 from strongroom.errors import EndorsementError, InputError
 

@@ -360,7 +360,7 @@ def _check_signed(
     if not isinstance(key, rsa.RSAPublicKey) or key.key_size != 4096:
         raise VerificationError(f"chain: {_common_name(issuer)} has no RSA-4096 key")
     try:
-        # The second call compares the algorithm inside of what is signed with the one outside, which nothing signs.
+        # The second call compares the algorithm inside of what is signed with the one outside, which nobody signed.
         if isinstance(signed, x509.Certificate):
             key.verify(signed.signature, signed.tbs_certificate_bytes, _PSS, hashes.SHA384())
             signed.verify_directly_issued_by(issuer)
