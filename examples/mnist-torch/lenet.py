@@ -3,7 +3,7 @@ r"""Trains LeNet on MNIST with PyTorch and says how many of the test images it r
 python lenet.py FOLDER MODEL [EPOCHS]
 strongroom run --venv env --volume model=model:vision:rw -- python examples/mnist-torch/lenet.py mnist model
 
-FOLDER has the four files of MNIST (train-images-idx3-ubyte and so on), MODEL takes lenet.pt; see README.md.
+FOLDER has the four files of MNIST (train-images-idx3-ubyte and so on), MODEL takes lenet.safetensors; see README.md.
 """
 
 import sys
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 BATCH = 128
@@ -52,7 +53,7 @@ def main(folder: Path, target: Path, epochs: int) -> None:
         with torch.no_grad():
             right = int((model(test_images).argmax(1) == test_labels).sum())
         print(f"epoch {epoch}: correct: {right}, count: {len(test_labels)}, accuracy: {right / len(test_labels):.4f}")
-    torch.save(model.state_dict(), target / "lenet.pt")
+    save_file(model.state_dict(), target / "lenet.safetensors")
 
 
 main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else 2)

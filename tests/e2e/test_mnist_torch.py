@@ -40,7 +40,7 @@ def test_lenet_learns_what_it_learns_plain(shell: Shell, plain: Path) -> None:
         assert hashlib.md5((mnist / name).read_bytes()).hexdigest() == md5
     shell.run("key", "create", "vision")
     shell.run("data", "seal", str(mnist), "mnist", "--key", "vision")
-    shell.run("env", "lock", "torch==2.13.0", "numpy", "-o", "locked.txt", timeout_s=600)
+    shell.run("env", "lock", "torch==2.13.0", "numpy", "safetensors", "-o", "locked.txt", timeout_s=600)
     shell.run("env", "build", "locked.txt", "env", timeout_s=900)
 
     words = ["--approve", "--unsafe-accept-simulated", "--venv", "env", "--volume", "model=model:vision:rw", "--"]
@@ -56,10 +56,24 @@ def test_lenet_learns_what_it_learns_plain(shell: Shell, plain: Path) -> None:
     plainly = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=900).stdout
     assert accuracies(said) == pytest.approx(accuracies(plainly), abs=0.003)
 
-    model = (plain / "model/lenet.pt").read_bytes()
-    assert b"torch._utils" in model
-    assert_nothing_in_clear(shell.folder / "model", [b"torch._utils", b"_rebuild_tensor"])
+    model = (plain / "model/lenet.safetensors").read_bytes()
+    names = re.findall(rb'"[0-9].weight"', model)
+    assert len(names) == 4
+    assert_nothing_in_clear(shell.folder / "model", [b'":{"dtype":"F32"', model[-64:]])
     image = (mnist / "train-images-idx3-ubyte").read_bytes()[16:][784:1568]
     assert_nothing_in_clear(shell.folder / "mnist", [image])
-    shell.run("data", "open", "model", "opened")
-    assert len((shell.folder / "opened/lenet.pt").read_bytes()) == len(model)
+    shell.run("model", "open", "model", "opened")
+    assert len((shell.folder / "opened/lenet.safetensors").read_bytes()) == len(model)
+
+    # Where it comes from, and that one byte more or less is told.
+    shown = shell.json("model", "show", "model")
+    assert isinstance(origin := shown["provenance"], dict)
+    assert origin["attested"] is True
+    assert [(one["key"], one["epoch"]) for one in origin["inputs"] if one["volume"] == "mnist"] == [("vision", 1)]
+    assert "made by an attested job (SIMULATED enclave)" in shell.run("model", "verify", "model").stdout
+    sealed = shell.folder / "model/lenet.safetensors"
+    altered = bytearray(sealed.read_bytes())
+    altered[50_000] ^= 1
+    sealed.write_bytes(altered)
+    refused = shell.run("model", "verify", "model", check=False)
+    assert (refused.returncode, "altered" in refused.stderr) == (1, True), refused.stderr
