@@ -32,8 +32,10 @@ class Shell:
     def workspace(self) -> Workspace:
         return Workspace.find(self.folder)
 
-    def run(self, *words: str, check: bool = True, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
-        """Run one command; with `check` a failure fails the test with everything that was said."""
+    def run(
+        self, *words: str, check: bool = True, timeout_s: float = 300, said: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run one command, with `said` as its input; with `check` a failure fails the test with all that it printed."""
         done = subprocess.run(
             [STRONGROOM, *words],
             cwd=self.folder,
@@ -42,6 +44,7 @@ class Shell:
             text=True,
             timeout=timeout_s,
             check=False,
+            input=said,
         )
         if check and done.returncode:
             raise AssertionError(f"strongroom {' '.join(words)} -> {done.returncode}\n{done.stdout}\n{done.stderr}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import ssl
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ from tests.fakes.attest_parts import MEASUREMENT, Platform, make_pki
 from tests.fakes.service_parts import MANIFEST, Client, House, document, make_house, owner_pem
 
 from strongroom._encoding import b64u, b64u_decode, canonical_json
+from strongroom.attest.appraisal import AllOf, Measurement, MinimumSvn, Policy, UnsafeAcceptSimulated
 from strongroom.attest.binding import config_id, init_data_digest, job_init_data
 from strongroom.attest.claims import Claims
 from strongroom.attest.endorsement_files import write_bundle
@@ -27,13 +29,15 @@ from strongroom.attest.reference import ReferenceValues, sign_reference
 from strongroom.attest.simulated.pki import SimulatedPKI
 from strongroom.attest.verifiers import verify_any
 from strongroom.cli import policy as policy_commands
+from strongroom.cli.service_verify import judge_service
+from strongroom.client.evidence import Pin, Shown, ask
 from strongroom.client.owner import OwnerClient
 from strongroom.client.petnames import Petnames
 from strongroom.client.workspace import Workspace
 from strongroom.crypto import jose, x509
 from strongroom.crypto.https import HTTPSConnection, Reply
 from strongroom.crypto.jose import ReceiverKey
-from strongroom.errors import AppraisalError, InputError, StrongroomError, VerificationError
+from strongroom.errors import AppraisalError, DeniedError, InputError, StrongroomError, VerificationError
 from strongroom.guest.session import ServiceSession
 from strongroom.kms.policies import OutputRule
 from strongroom.service import guest_api
@@ -222,22 +226,23 @@ class _Wire:
 
 
 class _Attester:
-    """Quotes for the job that it is given."""
+    """Quotes with `changes`."""
 
     tee = "sgx"
 
-    def __init__(self, house: House, init_data: str) -> None:
-        self._platform, self._config = house.platform, config_id(init_data_digest(init_data))
+    def __init__(self, house: House, **changes: bytes) -> None:
+        self._platform, self._changes = house.platform, changes
 
     def attest(self, report_data: bytes) -> Evidence:
-        return self._platform.evidence(report_data=report_data, config_id=self._config)
+        return self._platform.evidence(**{"report_data": report_data, **self._changes})
 
 
 def _session(house: House, job: dict[str, object]) -> ServiceSession:
     pem, init_data = house.service.identity_pem, job_init_data(job)
     key = x509.certificate_from_pem(pem).public_key()
     assert isinstance(key, ec.EllipticCurvePublicKey)
-    session = ServiceSession("unix:none", pem, [x509.spki_id(key)], _Attester(house, init_data), init_data)
+    attester = _Attester(house, config_id=config_id(init_data_digest(init_data)))
+    session = ServiceSession("unix:none", pem, [x509.spki_id(key)], attester, init_data)
     session.attest()
     return session
 
@@ -352,3 +357,158 @@ def _owner_client(house: House, folder: Path, monkeypatch: pytest.MonkeyPatch) -
 def _nonce(reply: Reply) -> str:
     payload = json.loads(b64u_decode(reply.headers["strongroom-proof"].split(".")[1]))
     return str(payload["nonce"])
+
+
+SERVICE = AllOf((Measurement((MEASUREMENT.hex(),)), UnsafeAcceptSimulated()))
+
+
+def _attesting_house(folder: Path) -> House:
+    house = make_house(folder, kind="shares", options={"threshold": "2", "shares": "2"})
+    house.service.unlock(house.handout, now=datetime.now(UTC))
+    house.service.attester = _Attester(house)
+    return house
+
+
+def _identity(house: House) -> str:
+    key = x509.certificate_from_pem(house.service.identity_pem).public_key()
+    assert isinstance(key, ec.EllipticCurvePublicKey)
+    return x509.spki_id(key)
+
+
+def _failing(house: House, shown: Shown, policy: Policy = SERVICE) -> str:
+    now = datetime.now(UTC)
+    choices = [(house.platform.verifier, house.platform.pki.endorsements(now))]
+    verdict = judge_service(shown, _identity(house), policy, choices, now=now)
+    assert verdict.accepted is all(check.passed for check in verdict.checks)
+    return "; ".join(str(check) for check in verdict.checks if not check.passed)
+
+
+def test_T279_a_trust_service_that_is_not_the_code_its_owner_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house, other = _attesting_house(tmp_path / "one"), _attesting_house(tmp_path / "two")
+    wire = _Wire(house, monkeypatch)
+    client = _owner_client(house, tmp_path, monkeypatch)
+    shown = ask(client.send)
+    assert (_failing(house, shown), shown.locked) == ("", False)
+    earlier = wire.last("/evidence")
+
+    # The evidence of another enclave of the same code, and of an earlier question, are for another key and nonce.
+    theirs = ask(_unproven(other))
+    assert _failing(other, theirs) == ""
+    assert _failing(house, theirs).startswith(f"identity: expected {_identity(house)}, got {_identity(other)}")
+    assert "RA-TLS: expected nonce" in _failing(house, replace(shown, nonce=bytes(32)))
+    wire.change = lambda *_: earlier
+    with pytest.raises(VerificationError, match="proof: nonce"):
+        ask(client.send)
+    wire.change = lambda _, reply: replace(reply, body=_answer(other, theirs))
+    with pytest.raises(VerificationError, match="proof: answer"):
+        ask(client.send)
+    wire.change = lambda _, reply: reply
+
+    # Other code, no hardware, nothing bound, a root key on the machine's disk, no TEE.
+    assert "root: expected hardware, got simulated" in _failing(house, shown, AllOf((Measurement(("00" * 32,)),)))
+    assert "policy: expected one that names the code" in _failing(
+        house, shown, AllOf((MinimumSvn(0), UnsafeAcceptSimulated()))
+    )
+    house.service.attester = _Attester(house, measurement=b"\xee" * 32)
+    assert f"measurement: expected {MEASUREMENT.hex()}, got eeee" in _failing(house, ask(client.send))
+    house.service.attester = _Attester(house, report_data=bytes(64))
+    assert "report data: expected" in _failing(house, ask(client.send))
+    house.service.attester = _Attester(house)
+    client.call("POST", "/v1/root/rotate", {"kind": "keyfile"})
+    assert "root_key: expected one that people keep (passphrase or shares), got keyfile" in _failing(
+        house, ask(client.send)
+    )
+    house.service.attester = None
+    with pytest.raises(DeniedError, match="runs outside a TEE"):
+        ask(client.send)
+    for nonce in ("", "A" * 42, "A" * 44, "=" * 43):
+        assert house.as_owner()("POST", "/v1/evidence", {"nonce": nonce}).code == "input"
+
+
+def test_T280_a_pinned_workspace_gives_nothing_to_anything_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house, other = _attesting_house(tmp_path / "one"), _attesting_house(tmp_path / "two")
+    wire = _Wire(house, monkeypatch)
+    _owner_client(house, tmp_path, monkeypatch)
+    own, endorsements = tmp_path / ".strongroom", str(tmp_path / "one" / "service" / "endorsements")
+    root = house.platform.pki.anchor()
+    pin = Pin(policy=SERVICE, root=root.fingerprint, kind=root.kind, endorsements=endorsements, settings={})
+    pin.save(own)
+
+    def client() -> OwnerClient:
+        return OwnerClient(Workspace(folder=own, identity=_identity(house), owner=house.owner, name="first"))
+
+    one = client()
+    one.call("GET", "/v1/keys")
+    one.call("GET", "/v1/keys")
+    assert [path for path, _ in wire.seen] == ["/v1/evidence", "/v1/keys", "/v1/keys"], "asked once, and first"
+    attacks: list[tuple[Callable[[], None], type[StrongroomError], str]] = [
+        (lambda: setattr(house.service, "attester", None), DeniedError, "outside a TEE"),
+        (
+            lambda: setattr(house.service, "attester", _Attester(house, measurement=b"\xee" * 32)),
+            AppraisalError,
+            "trust service: measurement: expected",
+        ),
+        (lambda: replace(pin, root="ab" * 32).save(own), VerificationError, "root: expected one of none"),
+        (lambda: replace(pin, kind="hardware").save(own), VerificationError, "root: expected one of none"),
+        (lambda: (own / "service-pin.json").write_text("{}") and None, InputError, "pin.json is not readable"),
+    ]
+    for attack, error, reason in attacks:
+        wire.seen.clear()
+        pin.save(own)
+        house.service.attester = _Attester(house)
+        attack()
+        with pytest.raises(error, match=reason):
+            client().call("POST", "/v1/keys", {"name": "sales"})
+        assert not any(path == "/v1/keys" for path, _ in wire.seen)
+    # Who holds the service's TLS key may show a genuine, locked service of their own: it can still answer nothing.
+    pin.save(own)
+    house.service.attester = _Attester(house)
+    locked = replace(ask(_unproven(other.reopened(), _Attester(other))), locked=True)
+    pin.check(locked, _identity(house))
+    assert locked.key != other.service.unlock_key.public_key()
+    with pytest.raises(AppraisalError, match="identity: expected"):
+        pin.check(replace(locked, locked=False), _identity(house))
+
+
+def test_T281_credentials_go_to_no_locked_service_but_the_accepted_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = _attesting_house(tmp_path)
+    house, shares = first.reopened(), first.handout
+    wire = _Wire(house, monkeypatch)
+    _owner_client(house, tmp_path, monkeypatch)
+    root, own = house.platform.pki.anchor(), tmp_path / ".strongroom"
+    endorsements = str(tmp_path / "service" / "endorsements")
+    Pin(policy=SERVICE, root=root.fingerprint, kind=root.kind, endorsements=endorsements, settings={}).save(own)
+    client = OwnerClient(Workspace(folder=own, identity=_identity(house), owner=house.owner, name="first"))
+    assert client.call("GET", "/v1/status")["locked"] is True
+    for attester, error in ((None, DeniedError), (_Attester(house, measurement=b"\xee" * 32), AppraisalError)):
+        house.service.attester = attester
+        with pytest.raises(error):
+            client.unlock(shares)
+        assert "unlock" not in wire.asked
+    house.service.attester = _Attester(house)
+    with pytest.raises(DeniedError, match="share"):
+        client.unlock(shares[:1])
+    client.unlock(shares)
+    assert not house.service.locked
+    assert not any(share in json.dumps(wire.asked["unlock"]) for share in shares)
+    # What was sealed to that process opens in no other.
+    again = house.reopened()
+    answer = again.as_owner()("POST", "/v1/unlock", wire.asked["unlock"])
+    assert (answer.code, again.service.locked) == ("verification", True)
+
+
+def _unproven(house: House, attester: _Attester | None = None) -> Callable[[str, str, object], dict[str, object]]:
+    if attester is not None:
+        house.service.attester = attester
+    return lambda method, path, body: house.as_owner()(method, path, body).json
+
+
+def _answer(house: House, shown: Shown) -> bytes:
+    pem = ssl.DER_cert_to_PEM_cert(shown.der)
+    return canonical_json({"certificate": pem, "locked": house.service.locked})

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 from cryptography import x509 as cx
+from tests.fakes.attest_parts import FakeAttester
 from tests.fakes.service_parts import MANIFEST, Client, House, document, key_bytes, make_house, new_manifest, owner_pem
 
 from strongroom._encoding import parse_json
@@ -25,7 +26,9 @@ from strongroom.service.state import TrustService
 
 @pytest.fixture
 def house(tmp_path: Path) -> House:
-    return make_house(tmp_path)
+    made = make_house(tmp_path)
+    made.service.attester = FakeAttester()
+    return made
 
 
 def _jwk() -> dict[str, str]:
@@ -61,6 +64,7 @@ FLOOR = "19-01-1=3.0.8.115"
 BODIES: dict[str, Callable[[], dict[str, Any]]] = {
     "status": dict,
     "unlock": lambda: {"credentials": ["x"]},
+    "evidence": lambda: {"nonce": "A" * 43},
     "list_keys": dict,
     "create_key": lambda: {"name": "new", "exportable": True},
     "show_key": dict,
@@ -94,8 +98,9 @@ BODIES: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 CHECKS: dict[str, Callable[[dict[str, Any]], bool]] = {
-    "status": lambda a: a["admin"] and not a["locked"] and a["attested"] is False,
+    "status": lambda a: a["admin"] and not a["locked"] and a["attested"] is True,
     "unlock": lambda a: a == {"locked": False},
+    "evidence": lambda a: "BEGIN CERTIFICATE" in a["certificate"] and a["locked"] is False,
     "list_keys": lambda a: [k["name"] for k in a["keys"]] == ["sales"],
     "create_key": lambda a: a["name"] == "new" and a["exportable"],
     "show_key": lambda a: [v["version"] for v in a["versions"]] == [1, 2],

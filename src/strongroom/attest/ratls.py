@@ -79,11 +79,13 @@ class RATLSClaims:
         algorithm: Number of the hash, of IANA's named information: 1, 7 or 8.
         digest: Of the key's DER SubjectPublicKeyInfo.
         nonce: The challenge, None without one.
+        root_kind: What a trust service says of its root key, None elsewhere.
     """
 
     algorithm: int
     digest: bytes
     nonce: bytes | None
+    root_kind: bytes | None = None
 
 
 def make_certificate(
@@ -93,6 +95,7 @@ def make_certificate(
     now: datetime,
     lifetime: timedelta,
     nonce: bytes | None = None,
+    root_kind: str = "",
     name: str = "RA-TLS",
 ) -> x509.Certificate:
     """Return a certificate of `key`, signed by it, with evidence of the enclave that holds it.
@@ -103,11 +106,13 @@ def make_certificate(
         now: UTC.
         lifetime: Of the certificate.
         nonce: The challenge of whoever will read it, if the protocol has one.
+        root_kind: Of a trust service's root key: where it rests.
         name: The subject.
     """
     entry = _head(_ARRAY, 2) + _head(_UINT, _SHA256) + _string(hashlib.sha256(_spki(key.public_key())).digest())
-    said = {"pubkey-hash": entry} if nonce is None else {"nonce": nonce, "pubkey-hash": entry}
-    claims = _head(_MAP, len(said)) + b"".join(_text(name) + _string(value) for name, value in said.items())
+    given = {"nonce": nonce, "strongroom-root": root_kind.encode() or None, "pubkey-hash": entry}
+    said = {label: value for label, value in given.items() if value is not None}
+    claims = _head(_MAP, len(said)) + b"".join(_text(label) + _string(value) for label, value in said.items())
     quote = attester.attest(_report_data(claims)).quote
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
     builder = (
@@ -231,7 +236,8 @@ def read_claims(raw: bytes) -> RATLSClaims:
     digest = entry.done(entry.string(_BYTES))
     if algorithm not in _HASHES or len(digest) != _HASHES[algorithm]().digest_size:
         raise EvidenceError(f"RA-TLS: no hash of a key: algorithm {algorithm} with {len(digest)} bytes")
-    return RATLSClaims(algorithm=algorithm, digest=digest, nonce=claims.get(b"nonce"))
+    nonce, root_kind = claims.get(b"nonce"), claims.get(b"strongroom-root")
+    return RATLSClaims(algorithm=algorithm, digest=digest, nonce=nonce, root_kind=root_kind)
 
 
 class _Reader:

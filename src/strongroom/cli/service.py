@@ -14,6 +14,7 @@ import click
 from strongroom.cli import output
 from strongroom.cli.common import epilog, json_option, owner, workspace
 from strongroom.cli.endorsements import anchor_option, read_anchor
+from strongroom.cli.service_verify import measure, verify
 from strongroom.client.workspace import Workspace
 from strongroom.errors import InputError, UnavailableError
 
@@ -25,17 +26,35 @@ def command() -> None:
     """The workspace's trust service. It starts by itself when it is needed."""
 
 
-def _own() -> Workspace:
+command.add_command(measure)
+command.add_command(verify)
+
+
+def _own(enclave: str | None = None) -> Workspace:
     here = workspace()
     if not here.embedded:
         raise InputError("this workspace has no trust service of its own", hint=f"its administrator, at {here.service}")
+    if enclave and here.is_running():
+        raise InputError("the trust service is running already", hint="`strongroom service stop` first")
+    if enclave:
+        here = here.in_enclave("" if enclave == "none" else enclave)
+    if enclave == "sim":
+        output.say("SIMULATED: evidence will be made, and no hardware protects the trust service")
     return here
 
 
-@command.command("start", epilog=epilog("strongroom service start"))
-def start() -> None:
+_enclave_option = click.option(
+    "--enclave",
+    type=click.Choice(["sim", "gramine", "cvm", "none"]),
+    help="The TEE that this command runs in, from now on; `sim`: a SIMULATED one, which protects nothing.",
+)
+
+
+@command.command("start", epilog=epilog("strongroom service start", "strongroom service start --enclave sim"))
+@_enclave_option
+def start(enclave: str | None) -> None:
     """Start the service in the background."""
-    here = _own()
+    here = _own(enclave)
     if here.is_running():
         output.say("the trust service is running already")
         return
@@ -44,12 +63,14 @@ def start() -> None:
 
 
 @command.command("run", epilog=epilog("strongroom service run --listen 127.0.0.1:8700"))
-@click.option("--listen", default=None, help="host:port for owners; guests get the next port.")
-def run(listen: str | None) -> None:
+@click.option("--listen", default="", help="host:port for owners; guests get the next port.")
+@_enclave_option
+def run(listen: str, enclave: str | None) -> None:
     """Run the service in the foreground."""
     from strongroom.service.main import main as serve
 
-    sys.argv = ["strongroom-service", str(_own().folder), *([listen] if listen else [])]
+    here = _own(enclave)
+    sys.argv = ["strongroom-service", str(here.folder), listen, here.enclave]
     raise SystemExit(serve())
 
 
@@ -108,7 +129,7 @@ def unlock() -> None:
     else:
         output.say("reading one passphrase or share a line until the end of input")
         credentials = [line.strip() for line in sys.stdin if line.strip()]
-    client.call("POST", "/v1/unlock", {"credentials": credentials})
+    client.unlock(credentials)
     output.say("the trust service is unlocked")
 
 

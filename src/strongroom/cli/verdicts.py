@@ -34,9 +34,9 @@ from strongroom.errors import AttestationError, InputError
 if TYPE_CHECKING:
     from strongroom.client.workspace import Workspace
 
-__all__ = ["Verdict", "judged", "read_evidence", "read_policy", "trusted_choices", "verify"]
+__all__ = ["Choices", "Verdict", "failed", "judged", "read_evidence", "read_policy", "trusted_choices", "verify"]
 
-_Choices = Sequence[tuple[AnchoredVerifier, AnyEndorsements]]
+Choices = Sequence[tuple[AnchoredVerifier, AnyEndorsements]]
 _REASON = re.compile(r"(?P<check>[^:]+): (?P<about>.*?)expected (?P<expected>.*?), got (?P<got>.*)", re.DOTALL)
 _WANTED = {
     "evidence": "one whole quote or report",
@@ -144,7 +144,7 @@ class Verdict:
 def judged(
     evidence: Evidence,
     policy: Policy,
-    choices: _Choices,
+    choices: Choices,
     *,
     now: datetime,
     init_data: str | None = None,
@@ -155,7 +155,7 @@ def judged(
         claims = verify_any(evidence, choices, now=now)
     except AttestationError as exc:
         hint = exc.hint or "do not trust what sent this evidence"
-        return Verdict(evidence=evidence, now=now, claims=None, checks=(_failed(exc),), hint=hint)
+        return Verdict(evidence=evidence, now=now, claims=None, checks=(failed(exc),), hint=hint)
     checks = [
         Finding("signatures", "a chain to a trusted root", "hold, up to the root above", passed=True),
         Finding("endorsements", "for this platform, now", "for this platform, now", passed=True),
@@ -167,14 +167,15 @@ def judged(
             checks.append(Finding("init_data", "the job's", "the job's", passed=True))
         except AttestationError as exc:
             job = None
-            checks.append(_failed(exc))
+            checks.append(failed(exc))
     checks += findings(policy, AppraisalContext(claims=claims, job=job))
-    failed = [check.check.rpartition(": ")[2] for check in checks if not check.passed]
-    hint = "; ".join(dict.fromkeys(_HINTS.get(name, _OTHER) for name in failed))
+    wrong = [check.check.rpartition(": ")[2] for check in checks if not check.passed]
+    hint = "; ".join(dict.fromkeys(_HINTS.get(name, _OTHER) for name in wrong))
     return Verdict(evidence=evidence, now=now, claims=claims, checks=tuple(checks), hint=hint)
 
 
-def _failed(exc: AttestationError) -> Finding:
+def failed(exc: AttestationError) -> Finding:
+    """Return what an error says as the check that failed."""
     found = _REASON.fullmatch(str(exc))
     if found is not None:
         return Finding(found["check"], found["about"] + found["expected"], found["got"])
@@ -230,7 +231,7 @@ def read_evidence(path: Path) -> tuple[str, bytes, bytes]:
     return "snp" if raw[2:4] == b"\0\0" else "tdx" if raw[4:8] == b"\x81\0\0\0" else "sgx", raw, certificate
 
 
-def trusted_choices(bundle: Path | None, settings: dict[str, str]) -> _Choices:
+def trusted_choices(bundle: Path | None, settings: dict[str, str]) -> Choices:
     """Return verifiers with the endorsements in `bundle`, or in the workspace's trust service.
 
     What the service's folder holds under roots that nobody here trusts is passed over, and what is not readable.

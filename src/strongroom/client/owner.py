@@ -8,14 +8,15 @@ from typing import Literal
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from strongroom._encoding import b64u_decode, parse_json
+from strongroom._encoding import b64u_decode, canonical_json, parse_json
 from strongroom._secret import SecretBytes
+from strongroom.client.evidence import Pin, ask
 from strongroom.client.seen import Seen
 from strongroom.client.workspace import Workspace
 from strongroom.crypto import jose, tls, x509
 from strongroom.crypto.https import HTTPSConnection
 from strongroom.crypto.keys import StaticKeyRing
-from strongroom.errors import UnavailableError, VerificationError
+from strongroom.errors import StrongroomError, UnavailableError, VerificationError
 from strongroom.kms.audit import AuditHead, read_head, verify_records
 from strongroom.kms.datasets import HEAD_TYPE
 from strongroom.storage.dataset import Head
@@ -23,6 +24,8 @@ from strongroom.storage.dataset import Head
 __all__ = ["OwnerClient", "pinned_identity", "verify_exported"]
 
 _PAGE = 1000
+_BEFORE = ("/v1/status", "/v1/evidence")
+"""What is asked before the evidence is judged, and given nothing."""
 _EMPTY_PAGES = 5
 
 
@@ -64,15 +67,42 @@ class OwnerClient:
         )
         self._connection = HTTPSConnection(workspace.address, context)
         self.seen = Seen.load(workspace.folder / "seen.json")
+        self._pin = Pin.load(workspace.folder)
 
     def call(self, method: str, path: str, body: object = None) -> dict[str, object]:
         """Return the answer to one request of the owner API.
 
         Raises:
             StrongroomError: As the service reports it.
-            VerificationError: The service's identity key did not sign the answer to this request.
+            AttestationError: The service's identity key did not sign the answer to this request, or the workspace
+                pins what the service is, and it is something else.
             IntegrityError: The service shows an older state than this owner saw.
         """
+        if self._pin is not None and path not in _BEFORE:
+            pin, self._pin = self._pin, None
+            try:
+                pin.check(ask(self.send), self.workspace.identity)
+            except StrongroomError:
+                self._pin = pin
+                raise
+        return self.send(method, path, body)
+
+    def unlock(self, credentials: Sequence[str]) -> None:
+        """Send the credentials; in a workspace with a pin, sealed to a key that the accepted code made.
+
+        Raises:
+            DeniedError: They are not enough.
+            AttestationError: As for `call`.
+        """
+        body: dict[str, object] = {"credentials": list(credentials)}
+        if self._pin is not None:
+            shown = ask(self.send)
+            self._pin.check(shown, self.workspace.identity)
+            body = {"sealed": jose.jwe_seal(canonical_json(body["credentials"]), shown.key)}
+        self.send("POST", "/v1/unlock", body)
+
+    def send(self, method: str, path: str, body: object = None) -> dict[str, object]:
+        """Return the answer to one request, without a look at what the workspace pins; as `call` otherwise."""
         try:
             reply = self._connection.proven(method, path, body, to=self.owner, key=self._identity)
         except UnavailableError as exc:

@@ -7,6 +7,7 @@ The workspace of a further owner has no service of its own: it names the folder 
   workspace.toml        where the service is and which identity it must have
   owner.key, owner.pem  the owner's client certificate (0600)
   seen.json             the newest audit head and epochs this owner saw
+  service-pin.json      what this owner accepted of the service's TEE (`service verify --pin`)
   owners.json           what this owner calls other owners
   service/              the embedded service's data; root/ its root key, outside the data folder
   simulated/            the simulated platform's seed and endorsements (SIMULATED)
@@ -23,7 +24,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from strongroom._unix import connect_unix
@@ -46,6 +47,7 @@ class Workspace:
         owner: Fingerprint of the owner's certificate.
         name: What the owner called itself.
         service: Where another workspace's service is: its `.strongroom` folder or `host:port`; "" if it is embedded.
+        enclave: In which TEE the embedded service is started: sim, gramine or cvm; "" for none.
     """
 
     folder: Path
@@ -53,6 +55,7 @@ class Workspace:
     owner: str
     name: str
     service: str = ""
+    enclave: str = ""
 
     @classmethod
     def find(cls, named: Path | None) -> Workspace:
@@ -77,6 +80,7 @@ class Workspace:
                 owner=str(found["owner"]),
                 name=str(found["name"]),
                 service=str(found.get("service", "")),
+                enclave=str(found.get("enclave", "")),
             )
         except (OSError, KeyError, ValueError) as exc:
             raise InputError(f"{folder}/workspace.toml is not readable: {exc}") from exc
@@ -137,6 +141,14 @@ class Workspace:
             return f"https://{self.service}"
         return f"unix:{self.run_folder / 'owner.sock'}"
 
+    def in_enclave(self, enclave: str) -> Workspace:
+        """Return the workspace after it was written down in which TEE its service is started from now on."""
+        changed = replace(self, enclave=enclave)
+        names = ("identity", "owner", "name", "service", "enclave")
+        values = {name: getattr(changed, name) for name in names}
+        write_workspace(self.folder, {name: value for name, value in values.items() if value})
+        return changed
+
     def is_running(self) -> bool:
         """Return whether the embedded service answers."""
         try:
@@ -166,7 +178,7 @@ class Workspace:
         with open(self.run_folder / "service.log", "ab") as log:
             written = log.tell()
             process = subprocess.Popen(
-                [sys.executable, "-m", "strongroom.service.main", str(self.folder)],
+                [sys.executable, "-m", "strongroom.service.main", str(self.folder), "", self.enclave],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

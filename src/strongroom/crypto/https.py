@@ -107,7 +107,7 @@ class HTTPSConnection:
     def proven(self, method: str, path: str, body: object = None, *, to: str, key: ec.EllipticCurvePublicKey) -> Reply:
         """Return the service's answer to one request, which its identity key signed for this request and `to`.
 
-        A locked service cannot sign: it may say that it is locked, and nothing else.
+        A locked service cannot sign: it may say that it is locked, and show evidence, which needs no other proof.
 
         Raises:
             VerificationError: It did not; and as for `request`.
@@ -115,7 +115,7 @@ class HTTPSConnection:
         nonce = b64u(os.urandom(24))
         reply = self.request(method, path, body, {NONCE: nonce})
         proof = reply.headers.get(PROOF, "")
-        if proof or path != "/v1/status" or reply.json().get("locked") is not True:
+        if proof or path not in ("/v1/status", "/v1/evidence") or reply.json().get("locked") is not True:
             check_proof(proof, [key], request=f"{method} {path}", nonce=nonce, to=to, answer=reply.body)
         return reply
 

@@ -113,9 +113,16 @@ class AddOwner(Body):
 
 
 class Unlock(Body):
-    """Passphrase, or one share per entry."""
+    """Passphrase, or one share per entry; or their list as a JWE to the key that a locked service's evidence names."""
 
-    credentials: Annotated[list[str], msgspec.Meta(min_length=1, max_length=16)]
+    credentials: Annotated[list[str], msgspec.Meta(max_length=16)] = []
+    sealed: dict[str, str] = {}
+
+
+class AskEvidence(Body):
+    """Evidence of the TEE that the service runs in, for the caller's own nonce: 32 bytes, base64url."""
+
+    nonce: Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9_-]{43}$")]
 
 
 class TrustRoot(Body):
@@ -174,6 +181,14 @@ ROUTES: tuple[Route, ...] = (
         summary="Unlock the root key",
         body=Unlock,
         admin=True,
+        locked=True,
+    ),
+    Route(
+        method="POST",
+        path="/v1/evidence",
+        name="evidence",
+        summary="Evidence of the service's own TEE",
+        body=AskEvidence,
         locked=True,
     ),
     Route(method="GET", path="/v1/keys", name="list_keys", summary="The owner's keys"),

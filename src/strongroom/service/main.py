@@ -1,13 +1,19 @@
-"""`python -m strongroom.service.main WORKSPACE [LISTEN]`: the embedded trust service of a workspace."""
+"""`python -m strongroom.service.main WORKSPACE LISTEN ENCLAVE`: the embedded trust service of a workspace.
+
+LISTEN may be empty; so may ENCLAVE, outside a TEE. Which TEE this is, is the host's word; what counts is its evidence.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from strongroom import log
 from strongroom._unix import protect_process
+from strongroom.attest.attesters import Attester
 from strongroom.config import Settings
 from strongroom.errors import StrongroomError, UnavailableError
 
@@ -31,13 +37,28 @@ def main() -> int:
             folder / "service",
             folder / "root",
             run,
-            listen=sys.argv[2] if len(sys.argv) > 2 else None,
+            listen=sys.argv[2] or None,
             on_start=lambda: (run / "service.pid").write_text(str(os.getpid())),
+            tee=lambda: _tee(sys.argv[3], folder / "simulated" / "seed"),
         )
     except StrongroomError as exc:
         sys.stderr.write(f"{exc}\n" + (f"\nhint: {exc.hint}\n" if exc.hint else ""))
         return ALREADY_RUNNING if isinstance(exc, UnavailableError) else exc.exit_status
     return 0
+
+
+def _tee(enclave: str, seed: Path) -> AbstractContextManager[Attester | None]:
+    from strongroom.attest.attesters.gramine import GramineAttester  # noqa: PLC0415  # most services run outside
+    from strongroom.attest.attesters.tsm import TsmAttester  # noqa: PLC0415
+    from strongroom.attest.simulated.process import simulated_platform  # noqa: PLC0415
+
+    kinds: dict[str, Callable[[], AbstractContextManager[Attester | None]]] = {
+        "": nullcontext,
+        "gramine": lambda: nullcontext(GramineAttester()),
+        "cvm": lambda: nullcontext(TsmAttester()),
+        "sim": lambda: simulated_platform(seed),
+    }
+    return kinds[enclave]()
 
 
 if __name__ == "__main__":

@@ -6,17 +6,21 @@ certificate, never from the request.
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TypeVar
 
+import msgspec
 import sqlalchemy as sa
 
 from strongroom import __version__
+from strongroom._encoding import b64u_decode, parse_json
+from strongroom.attest import ratls
 from strongroom.attest.endorsement_files import MAKERS
 from strongroom.attest.verifiers.choose import snp_rules
-from strongroom.crypto import jose
+from strongroom.crypto import jose, x509
 from strongroom.errors import DeniedError, InputError
 from strongroom.kms import messages
 from strongroom.kms.broker import KeyWanted, OwnerReceiver
@@ -25,6 +29,10 @@ from strongroom.service.state import TrustService
 
 __all__ = ["Call", "OwnerAPI"]
 
+_OUTSIDE = (
+    "this trust service runs outside a TEE: whoever owns its machine has its keys, and its owners have to trust them"
+)
+_EVIDENCE_LIFETIME = timedelta(minutes=5)
 _B = TypeVar("_B", bound=messages.Body)
 
 
@@ -62,6 +70,7 @@ class OwnerAPI:
     def __init__(self, service: TrustService, reload_tls: object = None) -> None:
         self._service = service
         self._reload_tls = reload_tls
+        self._quoting = threading.Lock()  # attesters answer one request at a time
 
     def status(self, call: Call) -> dict[str, object]:
         """Return what this service is, trusts and runs on."""
@@ -74,15 +83,36 @@ class OwnerAPI:
             "anchors": [dict(a) for a in service.anchors],
             "owner": call.owner,
             "admin": call.owner == service.admin,
-            "attested": False,
+            "attested": service.attester is not None,
             "lease_s": service.lease_s,
-            "note": "this trust service is not attested: it must run on a machine that its owners trust",
+            "note": _OUTSIDE if service.attester is None else "it offers evidence: `strongroom service verify`",
         }
+
+    def evidence(self, call: Call) -> dict[str, object]:
+        """Return evidence of the service's TEE for the caller's nonce, in a certificate of its key (`ratls`)."""
+        service, body = self._service, _body(call, messages.AskEvidence)
+        if service.attester is None:
+            raise DeniedError(_OUTSIDE, hint="its administrator: `strongroom service start --enclave KIND`")
+        locked = service.locked
+        with self._quoting:
+            certificate = ratls.make_certificate(
+                service.unlock_key if locked else service.parts.identity,
+                service.attester,
+                now=call.now,
+                lifetime=_EVIDENCE_LIFETIME,
+                nonce=b64u_decode(body.nonce),
+                root_kind=service.root_kind,
+            )
+        return {"certificate": x509.certificate_pem(certificate), "locked": locked}
 
     def unlock(self, call: Call) -> dict[str, object]:
         """Unlock the root key."""
         body = _body(call, messages.Unlock)
-        self._service.unlock(body.credentials, now=call.now)
+        credentials = body.credentials
+        if body.sealed:
+            with jose.jwe_open(body.sealed, self._service.unlock_key) as raw:
+                credentials = msgspec.convert(parse_json(raw, "the credentials"), list[str])
+        self._service.unlock(credentials, now=call.now)
         with self._service.store.transaction() as tx:
             self._append(tx, call, "unlock", self._service.root_kind)
         if callable(self._reload_tls):

@@ -18,6 +18,7 @@ import ssl
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,6 +26,7 @@ from typing import Any, NoReturn
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from strongroom.attest.attesters import Attester
 from strongroom.crypto import tls
 from strongroom.errors import InputError, StrongroomError, UnavailableError
 from strongroom.service.app import PEER, guest_app, owner_app
@@ -42,6 +44,7 @@ MAX_REST_BYTES = 32 << 20
 LEAF_RENEWAL_S = 86_400.0
 HOUSEKEEPING_S = 60.0
 _PR_SET_PDEATHSIG = 1
+_Sockets = tuple[list[socket.socket], list[socket.socket]]
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -103,7 +106,15 @@ class _Loop(asyncio.SelectorEventLoop):
         return await super().create_server(*args, **options)
 
 
-def serve(folder: Path, root_folder: Path, run: Path, *, listen: str | None, on_start: Callable[[], object]) -> None:
+def serve(
+    folder: Path,
+    root_folder: Path,
+    run: Path,
+    *,
+    listen: str | None,
+    on_start: Callable[[], object],
+    tee: Callable[[], AbstractContextManager[Attester | None]] = nullcontext,
+) -> None:
     """Run the service until SIGTERM; the worker is started again whenever it dies.
 
     Args:
@@ -112,6 +123,7 @@ def serve(folder: Path, root_folder: Path, run: Path, *, listen: str | None, on_
         run: Folder for the sockets `owner.sock` and `guest/guest.sock`.
         listen: `host:port` for owners and `host:port+1` for guests, or None for Unix sockets only.
         on_start: Called once the sockets are there.
+        tee: Gives each worker the attester of the TEE that it runs in.
     """
     lock = _single(run)
     sockets = _bind(run, listen)
@@ -131,11 +143,12 @@ def serve(folder: Path, root_folder: Path, run: Path, *, listen: str | None, on_
     while not stopping:
         started = time.monotonic()
         signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)  # a signal between fork and here would be lost
-        worker = os.fork()
-        if worker == 0:
-            _work(folder, root_folder, sockets)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
-        _, status = os.waitpid(worker, 0)
+        with tee() as attester:
+            worker = os.fork()
+            if worker == 0:
+                _work(folder, root_folder, sockets, attester)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
+            _, status = os.waitpid(worker, 0)
         worker = 0
         code = os.waitstatus_to_exitcode(status)
         if stopping or code == 0:
@@ -160,7 +173,7 @@ def _single(run: Path) -> socket.socket:
     return lock
 
 
-def _bind(run: Path, listen: str | None) -> tuple[list[socket.socket], list[socket.socket]]:
+def _bind(run: Path, listen: str | None) -> _Sockets:
     (run / "guest").mkdir(exist_ok=True, mode=0o700)
     owner, guest = [_unix(run / "owner.sock")], [_unix(run / "guest" / "guest.sock")]
     if listen:
@@ -195,7 +208,7 @@ def _unix(path: Path) -> socket.socket:
     return sock
 
 
-def _work(folder: Path, root_folder: Path, sockets: tuple[list[socket.socket], list[socket.socket]]) -> NoReturn:
+def _work(folder: Path, root_folder: Path, sockets: _Sockets, attester: Attester | None) -> NoReturn:
     status = 2
     try:
         # Without its supervisor a worker would go on alone: nobody could stop it or start it again.
@@ -203,7 +216,7 @@ def _work(folder: Path, root_folder: Path, sockets: tuple[list[socket.socket], l
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
-        status = _serve_until_stopped(folder, root_folder, sockets)
+        status = _serve_until_stopped(folder, root_folder, sockets, attester)
     except BaseException:
         _log.exception("the worker failed")
     finally:
@@ -211,11 +224,11 @@ def _work(folder: Path, root_folder: Path, sockets: tuple[list[socket.socket], l
         os._exit(status)  # never back into the supervisor's code
 
 
-def _serve_until_stopped(
-    folder: Path, root_folder: Path, sockets: tuple[list[socket.socket], list[socket.socket]]
-) -> int:
+def _serve_until_stopped(folder: Path, root_folder: Path, sockets: _Sockets, attester: Attester | None) -> int:
     try:
-        service = TrustService(folder, root_folder)
+        if attester is not None:
+            attester.attest(bytes(64))  # a TEE that gives no evidence is not the one that was asked for
+        service = TrustService(folder, root_folder, attester)
         if not service.needs_credentials:
             service.unlock([], now=datetime.now(UTC))
         with asyncio.Runner(loop_factory=_Loop) as runner:
@@ -229,7 +242,7 @@ def _serve_until_stopped(
     return 0
 
 
-async def _run(service: TrustService, sockets: tuple[list[socket.socket], list[socket.socket]]) -> None:
+async def _run(service: TrustService, sockets: _Sockets) -> None:
     chain, key = service.leaf(now=datetime.now(UTC))
     owner_tls = tls.server_context(chain, key, client_pems=service.owner_certificates())
     guest_tls = tls.server_context(chain, key, client_pems=None)

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from strongroom._secret import SecretBytes
 from strongroom._unix import flush_folder
+from strongroom.attest.attesters import Attester
 from strongroom.attest.endorsement_snp import AnyEndorsements
 from strongroom.attest.endorsements import TrustAnchor
 from strongroom.attest.verifiers.newest import Mark, newest
@@ -62,9 +63,16 @@ class Unlocked:
 
 
 class TrustService:
-    """A trust service on `folder` (database, endorsements) and `root_folder` (root key, outside the data folder)."""
+    """A trust service on `folder` (database, endorsements) and `root_folder` (root key, outside the data folder).
 
-    def __init__(self, folder: Path, root_folder: Path) -> None:
+    Attributes:
+        attester: Of the TEE that it runs in, None outside one.
+        unlock_key: Of this process alone: what a locked service's evidence names.
+    """
+
+    def __init__(self, folder: Path, root_folder: Path, attester: Attester | None = None) -> None:
+        self.attester = attester
+        self.unlock_key = x509.new_key()
         self.folder = folder
         self.roots = RootFolder(root_folder)
         if not (folder / "state.db").exists():

@@ -35,7 +35,16 @@ from strongroom._unix import flush_folder
 from strongroom.attest.simulated.measure import measure_mounts
 from strongroom.errors import InputError, IntegrityError, StrongroomError
 
-__all__ = ["FUSE", "GUEST_COMMAND", "SandboxBundle", "bundle_measurement", "load_seed", "run_and_exit"]
+__all__ = [
+    "FUSE",
+    "GUEST_COMMAND",
+    "SandboxBundle",
+    "bundle_measurement",
+    "load_seed",
+    "receive",
+    "run_and_exit",
+    "send",
+]
 
 PLATFORM_FD = 10
 _INFO_FD = 12
@@ -328,31 +337,31 @@ class _Platform:
 
     def _serve(self, sock: socket.socket) -> None:
         while True:
-            message = _receive(sock)
+            message = receive(sock)
             if message is None:
                 return
             if message.startswith(b"report"):
                 found = parse_json(message[6:], "the guest's report", max_bytes=_MAX_MESSAGE)
                 self._report = found if isinstance(found, dict) else {}
-                _send(sock, b"\0")
+                send(sock, b"\0")
             elif message.startswith(b"quote") and len(message) == 69:
                 try:
-                    _send(sock, b"\0" + self._quote(message[5:]))
+                    send(sock, b"\0" + self._quote(message[5:]))
                 except StrongroomError as exc:
-                    _send(sock, b"\1" + str(exc).encode())
+                    send(sock, b"\1" + str(exc).encode())
             else:
-                _send(sock, b"\1unknown request")
+                send(sock, b"\1unknown request")
 
     def _serve_door(self, sock: socket.socket) -> None:
         # Sockets of the machine's network, for a sandbox that has none: guest/door.py. What passes through is TLS.
         while True:
-            request = _receive(sock)
+            request = receive(sock)
             if request is None:
                 return
             try:
                 opened = self._open_door(request.decode())
             except (OSError, ValueError) as exc:
-                _send(sock, b"\1" + (getattr(exc, "strerror", None) or str(exc)).encode())
+                send(sock, b"\1" + (getattr(exc, "strerror", None) or str(exc)).encode())
                 continue
             with opened:
                 host, port = opened.getsockname()[:2]
@@ -404,7 +413,8 @@ def _out_of_the_way(sock: socket.socket) -> socket.socket:
     return socket.socket(fileno=_high(sock.detach()))
 
 
-def _receive(sock: socket.socket) -> bytes | None:
+def receive(sock: socket.socket) -> bytes | None:
+    """Return the next message, None at the end."""
     head = _exactly(sock, 4)
     if head is None:
         return None
@@ -424,7 +434,8 @@ def _exactly(sock: socket.socket, size: int) -> bytes | None:
     return bytes(parts)
 
 
-def _send(sock: socket.socket, body: bytes) -> None:
+def send(sock: socket.socket, body: bytes) -> None:
+    """Send a message, if anybody still listens."""
     with contextlib.suppress(BrokenPipeError):
         sock.sendall(struct.pack(">I", len(body)) + body)
 

@@ -1,0 +1,112 @@
+"""`strongroom service verify`: is the trust service the code that its owner looked at, in a TEE?"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from strongroom.attest.appraisal import AllOf, Measurement, NotDebug, Policy, TcbStatus, UnsafeAcceptSimulated
+from strongroom.cli import output
+from strongroom.cli.common import epilog, json_option, owner
+from strongroom.cli.verdicts import Choices, Verdict, failed, judged, read_policy, trusted_choices
+from strongroom.errors import AttestationError, InputError
+
+if TYPE_CHECKING:
+    from strongroom.client.evidence import Shown
+
+__all__ = ["judge_service", "measure", "verify"]
+
+_HINTS = {
+    "root": "this is for trials alone: repeat with --unsafe-accept-simulated",
+    "policy": "name the code: --measurement, or a policy that does in every branch",
+    "identity": "the workspace was made for another trust service",
+    "root_key": "whoever owns the machine has its identity too: `strongroom service rotate-root --kind shares`, of a "
+    "service that was set up on a machine of your own",
+}
+_OTHER = "compare it with your own build of the service, and give this one nothing meanwhile"
+
+
+@click.command("measure", epilog=epilog("strongroom service measure"))
+@json_option
+def measure(as_json: bool) -> None:
+    """Print what a SIMULATED platform measures of this installation, for `service verify --measurement`."""
+    from strongroom.attest.simulated.process import own_measurement
+
+    value = own_measurement().hex()
+    output.data({"measurement": value, "simulated": True}, as_json, [value])
+    output.say(
+        "SIMULATED: Strongroom's own files and Python's version; a hardware enclave measures all that runs in it"
+    )
+
+
+@click.command(
+    "verify",
+    epilog=epilog(
+        "strongroom service verify --measurement 89d2957f... --pin",
+        "strongroom service verify --policy service.json --endorsements sgx-00906ed50000.json",
+        "strongroom service verify --measurement $(strongroom service measure) --unsafe-accept-simulated",
+    ),
+)
+@click.option("--measurement", metavar="HEX", help="SGX: the MRENCLAVE of the service that you built or looked at.")
+@click.option("--policy", "policy_file", type=click.Path(path_type=Path), help="What is acceptable instead (JSON).")
+@click.option(
+    "--endorsements", "bundle", type=click.Path(path_type=Path), help="A bundle; default: the trust service's here."
+)
+@click.option("--minimum-tcb", metavar="PROCESSOR=VERSIONS", help="SEV-SNP: as `service trust` takes it.")
+@click.option("--unsafe-accept-simulated", is_flag=True, help="Accept the SIMULATED root: no hardware protects it.")
+@click.option("--pin", is_flag=True, help="If accepted: expect it at every connection of this workspace from now on.")
+@json_option
+def verify(
+    measurement: str | None,
+    policy_file: Path | None,
+    bundle: Path | None,
+    minimum_tcb: str | None,
+    unsafe_accept_simulated: bool,
+    pin: bool,
+    as_json: bool,
+) -> int:
+    """Ask the trust service for evidence of its TEE, and judge it: one page with every check."""
+    from strongroom.client.evidence import Pin, ask
+
+    policy = _policy(measurement, policy_file, unsafe_accept_simulated)
+    settings = {"minimum_tcb": minimum_tcb} if minimum_tcb else {}
+    choices = trusted_choices(bundle, settings)
+    client = owner()
+    here, shown = client.workspace, ask(client.send)
+    verdict = judge_service(shown, here.identity, policy, choices, now=datetime.now(UTC))
+    if pin and verdict.accepted and verdict.claims is not None:
+        where = bundle.resolve() if bundle else here.service_folder / "endorsements"
+        root, kind = verdict.claims.root_fingerprint, verdict.claims.root
+        Pin(policy=policy, root=root, kind=kind, endorsements=str(where), settings=settings).save(here.folder)
+    output.data({**verdict.to_json(), "locked": shown.locked}, as_json, verdict.page())
+    if pin:
+        output.say("pinned: every command asks for it first" if verdict.accepted else "not pinned")
+    return 0 if verdict.accepted else 1
+
+
+def judge_service(shown: Shown, identity: str, policy: Policy, choices: Choices, *, now: datetime) -> Verdict:
+    """Return the verdict on what a service showed: on its evidence under `policy`, and what the evidence is for."""
+    verdict = judged(shown.evidence, policy, choices, now=now)
+    if verdict.claims is None:
+        return verdict
+    try:
+        own = shown.findings(verdict.claims, identity, now=now)
+    except AttestationError as exc:
+        own = [failed(exc)]
+    hints = [verdict.hint] * bool(verdict.hint) + [
+        _HINTS.get(f.check, "trust nothing here") for f in own if not f.passed
+    ]
+    return replace(verdict, checks=(*verdict.checks, *own), hint="; ".join(hints))
+
+
+def _policy(measurement: str | None, file: Path | None, simulated: bool) -> Policy:
+    if (measurement is None) == (file is None):
+        raise InputError("say what the service has to be", hint="--measurement HEX or --policy FILE")
+    waiver = [UnsafeAcceptSimulated()] if simulated else []
+    if file is not None:
+        return AllOf((read_policy(file), *waiver)) if waiver else read_policy(file)
+    return AllOf((Measurement((str(measurement).lower(),)), TcbStatus(), NotDebug(), *waiver))

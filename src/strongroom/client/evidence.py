@@ -1,0 +1,166 @@
+"""Is the trust service the code that its owner looked at, in a TEE? Asked for a nonce of the owner's own.
+
+The answer is an RA-TLS certificate (`attest.ratls`) of the service's identity key, which signs all its answers: the
+evidence names that key and the nonce, so neither an earlier answer nor another service's passes. Of a locked service,
+whose identity key is not there, it is one of a key that its process made, to which credentials are sealed.
+
+It proves which code has the key, not that nobody else has it: that follows from where the root key rests, which the
+evidence says too. A *pin* keeps what an owner accepted; a workspace that has one asks again before anything else.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import os
+import ssl
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from strongroom._encoding import b64u, parse_json
+from strongroom.attest import ratls
+from strongroom.attest.appraisal import AppraisalContext, Finding, Policy, findings, policy_from_json, policy_to_json
+from strongroom.attest.claims import Claims
+from strongroom.attest.endorsement_files import read_bundle, read_folder
+from strongroom.attest.endorsement_snp import AnyEndorsements
+from strongroom.attest.evidence import Evidence
+from strongroom.attest.quote import parse_quote
+from strongroom.attest.verifiers import AnchoredVerifier, verify_any
+from strongroom.attest.verifiers.choose import verifier_for
+from strongroom.crypto import x509
+from strongroom.errors import AppraisalError, InputError, VerificationError
+
+__all__ = ["Pin", "Shown", "ask"]
+
+_FILE = "service-pin.json"
+_PEOPLE = ("passphrase", "shares")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """What a service showed for one nonce; nothing of it is believed yet."""
+
+    der: bytes
+    nonce: bytes
+    locked: bool
+
+    @property
+    def evidence(self) -> Evidence:
+        """The evidence in the certificate."""
+        quote = ratls.read_certificate(self.der)[1].quote
+        # A report of SEV-SNP has zeros where a quote has the type of its key.
+        return Evidence(tee="snp" if quote[2:4] == b"\0\0" else parse_quote(quote).tee, quote=quote)
+
+    @property
+    def key(self) -> ec.EllipticCurvePublicKey:
+        """The certificate's key."""
+        key = ratls.read_certificate(self.der)[0].public_key()
+        if not isinstance(key, ec.EllipticCurvePublicKey):
+            raise VerificationError("the trust service's evidence is for no key on P-256")
+        return key
+
+    def findings(self, claims: Claims, identity: str, *, now: datetime) -> list[Finding]:
+        """Return whether evidence that proves `claims` is for this nonce and the pinned identity, and what else holds.
+
+        Raises:
+            AttestationError: It is for another key or nonce.
+        """
+        ratls.verify_certificate(self.der, lambda _: claims, now=now, nonce=self.nonce)
+        statement = ratls.read_certificate(self.der)[1].claims
+        kind = (ratls.read_claims(statement or b"").root_kind or b"nothing").decode("ascii", "replace")
+        spki = x509.spki_id(self.key)
+        found = Finding("identity", identity, spki, hmac.compare_digest(spki, identity))
+        if self.locked:
+            found = Finding("identity", identity, "LOCKED: a key of this process, for credentials alone", passed=True)
+        asked = "this command's, and this key"
+        people = f"one that people keep ({' or '.join(_PEOPLE)})"
+        return [
+            Finding("nonce", asked, asked, passed=True),
+            found,
+            Finding("root_key", people, kind, kind in _PEOPLE),
+        ]
+
+
+def ask(call: Callable[[str, str, object], dict[str, object]]) -> Shown:
+    """Return what the service shows for a fresh nonce.
+
+    Raises:
+        DeniedError: It runs outside a TEE.
+        VerificationError: The answer is not a certificate.
+    """
+    nonce = os.urandom(32)
+    answer = call("POST", "/v1/evidence", {"nonce": b64u(nonce)})
+    try:
+        der = ssl.PEM_cert_to_DER_cert(str(answer.get("certificate")))
+    except ValueError as exc:
+        raise VerificationError("the trust service's evidence is not a certificate") from exc
+    return Shown(der=der, nonce=nonce, locked=answer.get("locked") is True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pin:
+    """What an owner accepted of a service, and expects at every connection from then on.
+
+    Attributes:
+        policy: What its evidence has to satisfy.
+        root: Fingerprint of the root that it has to be under.
+        kind: Of the root: hardware or simulated.
+        endorsements: The bundle, or a folder of them; read anew each time, and proven each time.
+        settings: Of AMD's root, as `service trust` takes them.
+    """
+
+    policy: Policy
+    root: str
+    kind: str
+    endorsements: str
+    settings: dict[str, str]
+
+    @classmethod
+    def load(cls, folder: Path) -> Pin | None:
+        """Return the pin of the workspace in `folder`, None without one.
+
+        Raises:
+            InputError: It is not readable: who cannot say what was accepted accepts nothing.
+        """
+        path = folder / _FILE
+        if not path.exists():
+            return None
+        try:
+            value = parse_json(path.read_bytes(), str(path))
+            assert isinstance(value, dict)
+            return cls(**{**value, "policy": policy_from_json(value["policy"])})
+        except (OSError, AssertionError, KeyError, TypeError, InputError) as exc:
+            raise InputError(f"{path} is not readable: {exc}", hint="`strongroom service verify --pin` anew") from exc
+
+    def save(self, folder: Path) -> None:
+        """Pin it in the workspace in `folder`."""
+        names = ("root", "kind", "endorsements", "settings")
+        value = {"policy": policy_to_json(self.policy), **{name: getattr(self, name) for name in names}}
+        (folder / _FILE).write_text(json.dumps(value, indent=2) + "\n")
+
+    def check(self, shown: Shown, identity: str, *, now: datetime | None = None) -> None:
+        """Return only if what was shown is what was accepted.
+
+        Raises:
+            AttestationError: It is not true, or, with every reason, not what was accepted.
+        """
+        now = now or datetime.now(UTC)
+        claims = verify_any(shown.evidence, self._choices(), now=now)
+        found = findings(self.policy, AppraisalContext(claims=claims)) + shown.findings(claims, identity, now=now)
+        reasons = [f"trust service: {finding}" for finding in found if not finding.passed]
+        if reasons:
+            raise AppraisalError(reasons, hint="give it nothing; `strongroom service verify` shows every check")
+
+    def _choices(self) -> Sequence[tuple[AnchoredVerifier, AnyEndorsements]]:
+        path = Path(self.endorsements)
+        if path.is_dir():
+            found = read_folder(path)[0]
+        else:
+            anchor, bundle = read_bundle(path)
+            found = [(anchor, one) for one in bundle]
+        wanted = (self.root, self.kind)
+        return [(verifier_for(a, one, self.settings), one) for a, one in found if (a.fingerprint, a.kind) == wanted]

@@ -1,0 +1,56 @@
+"""A trust service in a SIMULATED enclave, from its start to a workspace that takes no other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.conftest import stop_service
+from tests.fakes.enclave_shell import Enclave
+
+from strongroom.client.setup import create_workspace
+
+pytestmark = pytest.mark.e2e
+
+
+def test_from_a_start_in_an_enclave_to_a_pinned_workspace(tmp_path: Path) -> None:
+    made = create_workspace(tmp_path, root_kind="shares", root_options={"threshold": "2", "shares": "2"})
+    shell, shares = Enclave(folder=tmp_path), "\n".join(made.handout)
+    try:
+        for words in ((), ("--measurement", "00" * 32, "--policy", "p.json")):
+            refused = shell.run("service", "verify", *words, check=False)
+            assert (refused.returncode, "say what the service has to be" in refused.stderr) == (1, True)
+        outside = shell.run("service", "verify", "--measurement", "00" * 32, check=False)
+        assert (outside.returncode, "runs outside a TEE" in outside.stderr) == (1, True)
+        running = shell.run("service", "start", "--enclave", "sim", check=False)
+        assert (running.returncode, "running already" in running.stderr) == (1, True)
+        shell.run("service", "stop")
+        assert "SIMULATED" in shell.run("service", "start", "--enclave", "sim").stderr
+        measured = shell.run("service", "measure")
+        assert "SIMULATED" in measured.stderr
+        words = ("service", "verify", "--measurement", measured.stdout.strip(), "--pin")
+        refused = shell.run(*words, check=False)
+        assert refused.returncode == 1
+        assert "root\n          expected hardware\n          got simulated" in refused.stdout
+        assert "not pinned" in refused.stderr
+        accepted = shell.run(*words, "--unsafe-accept-simulated")
+        assert accepted.stdout.startswith("ACCEPTED: true, and what the policy names. SIMULATED")
+        assert "LOCKED: a key of this process" in accepted.stdout
+        shell.run("service", "unlock", said=shares)
+        shell.run("key", "create", "sales")
+        verdict = shell.json(*words[:-1], "--unsafe-accept-simulated")
+        assert (verdict["accepted"], verdict["locked"]) == (True, False)
+        # It starts in the enclave by itself from now on; the workspace takes it from nowhere else.
+        shell.run("service", "stop")
+        shell.run("service", "unlock", said=shares)
+        assert shell.run("key", "list").stdout
+        shell.run("service", "stop")
+        shell.run("service", "start", "--enclave", "none")
+        for words in (("key", "list"), ("service", "unlock")):
+            refused = shell.run(*words, said=shares, check=False)
+            assert (refused.returncode, "runs outside a TEE" in refused.stderr) == (1, True), words
+        shell.run("service", "stop")
+        refused = shell.run("service", "start", "--enclave", "gramine", check=False)
+        assert (refused.returncode, "is this gramine-sgx?" in refused.stderr) == (1, True)
+    finally:
+        stop_service(shell.workspace)
