@@ -172,6 +172,12 @@ def service(f: _Figures) -> list[str]:
             f"| {number} | {g['exchanges_per_s']} | {g['exchange_p50_ms']} / {g['exchange_p99_ms']} "
             f"| {g['release_p50_ms']} / {g['release_p99_ms']} |"
         )
+    if isinstance(per_core := f.get("exchanges_per_s_and_core"), dict) and isinstance(steps := f["breakdown"], dict):
+        rates = " and ".join(f"{rate} a second and core ({how})" for how, rate in per_core.items())
+        how = f"The service alone, {f['rounds']} exchanges, one guest: {rates}. Where its time goes, mean of an exchange; the steps in one "
+        how += "process on one thread, the last two rows what the service's process uses beyond them, over the Unix socket."
+        lines += ["", how, "", "| step | ms of CPU | ms |", "| --- | --- | --- |"]
+        lines += [f"| {name} | {step['cpu_ms']} | {step['ms']} |" for name, step in steps.items()]
     return [*lines, ""]
 
 

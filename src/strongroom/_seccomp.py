@@ -14,7 +14,7 @@ import struct
 
 from strongroom.errors import InputError
 
-__all__ = ["filter_program"]
+__all__ = ["computing_program", "filter_program"]
 
 # name: (x86-64, arm64); -1 where the architecture has none
 _DENIED = {
@@ -28,6 +28,13 @@ _DENIED = {
     "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "ptrace": (101, 117), "quotactl": (179, 60),
     "reboot": (169, 142), "request_key": (249, 218), "setns": (308, 268), "swapoff": (168, 225),
     "swapon": (167, 224), "umount2": (166, 39), "unshare": (272, 97), "userfaultfd": (323, 282),
+}  # fmt: skip
+# What is left to a process that computes on what it has read and writes an answer; memory, locks, time, its end.
+_COMPUTING = {
+    "brk": (12, 214), "clock_gettime": (228, 113), "close": (3, 57), "exit": (60, 93), "exit_group": (231, 94),
+    "futex": (202, 98), "getrandom": (318, 278), "madvise": (28, 233), "mmap": (9, 222), "mprotect": (10, 226),
+    "mremap": (25, 216), "munmap": (11, 215), "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135),
+    "rt_sigreturn": (15, 139), "sched_yield": (24, 124), "write": (1, 64),
 }  # fmt: skip
 _CLONE = (56, 220)
 _CLONE3 = 435
@@ -47,12 +54,7 @@ def filter_program(machine: str | None = None) -> bytes:
     Raises:
         InputError: No numbers are known for the architecture.
     """
-    machine = machine or os.uname().machine
-    if machine not in _ARCHITECTURES:
-        raise InputError(f"no system call filter for {machine}: expected one of {', '.join(_ARCHITECTURES)}")
-    arch, column = _ARCHITECTURES[machine]
-    code = [(_LOAD, 0, 0, _ARCH), (_EQUAL, 1, 0, arch), (_RETURN, 0, 0, _KILL), (_LOAD, 0, 0, _NUMBER)]
-    code += [(_AT_LEAST, 0, 1, _X32), (_RETURN, 0, 0, _KILL)]
+    code, column = _beginning(machine or os.uname().machine)
     for numbers in _DENIED.values():
         if numbers[column] >= 0:
             code += [(_EQUAL, 0, 1, numbers[column]), (_RETURN, 0, 0, _ERRNO | _EPERM)]
@@ -60,3 +62,23 @@ def filter_program(machine: str | None = None) -> bytes:
     code += [(_EQUAL, 0, 3, _CLONE[column]), (_LOAD, 0, 0, _ARGUMENT0)]
     code += [(_ANY_BIT, 0, 1, _NAMESPACES), (_RETURN, 0, 0, _ERRNO | _EPERM), (_RETURN, 0, 0, _ALLOW)]
     return b"".join(struct.pack("<HBBI", *step) for step in code)
+
+
+def computing_program(machine: str | None = None) -> bytes:
+    """Return the filter of a process that may compute and write to what it has open: all else answers EPERM.
+
+    Raises:
+        InputError: No numbers are known for the architecture.
+    """
+    code, column = _beginning(machine or os.uname().machine)
+    for numbers in _COMPUTING.values():
+        code += [(_EQUAL, 0, 1, numbers[column]), (_RETURN, 0, 0, _ALLOW)]
+    return b"".join(struct.pack("<HBBI", *step) for step in [*code, (_RETURN, 0, 0, _ERRNO | _EPERM)])
+
+
+def _beginning(machine: str) -> tuple[list[tuple[int, int, int, int]], int]:
+    if machine not in _ARCHITECTURES:
+        raise InputError(f"no system call filter for {machine}: expected one of {', '.join(_ARCHITECTURES)}")
+    arch, column = _ARCHITECTURES[machine]
+    code = [(_LOAD, 0, 0, _ARCH), (_EQUAL, 1, 0, arch), (_RETURN, 0, 0, _KILL), (_LOAD, 0, 0, _NUMBER)]
+    return [*code, (_AT_LEAST, 0, 1, _X32), (_RETURN, 0, 0, _KILL)], column

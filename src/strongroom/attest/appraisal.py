@@ -34,6 +34,7 @@ from strongroom.attest.policies import (
     MinimumSvn,
     NotDebug,
     Reference,
+    Rego,
     Signer,
     SnpMeasurement,
     TcbStatus,
@@ -57,6 +58,7 @@ __all__ = [
     "NotDebug",
     "Policy",
     "Reference",
+    "Rego",
     "Signer",
     "SnpMeasurement",
     "TcbStatus",
@@ -70,6 +72,7 @@ __all__ = [
     "policy_simulated",
     "policy_to_json",
     "references",
+    "rego_modules",
 ]
 
 _log = logging.getLogger(__name__)
@@ -78,6 +81,7 @@ _CODE = frozenset({"code", "signer", "version"})
 _MAX_DEPTH = 8
 _MAX_CHECKS = 4096
 _MAX_VALUES = 1024
+_MAX_MODULE = 64 << 10
 _HEX = re.compile(r"(?:[0-9a-f]{64}|[0-9a-f]{96})")
 _HEX48 = re.compile(r"[0-9a-f]{96}")
 _MACHINE = re.compile(r"(?:[0-9a-f]{32}|[0-9a-f]{128})")
@@ -112,6 +116,13 @@ def references(policy: Policy, context: AppraisalContext) -> list[str]:
     if isinstance(policy, Reference) and all(finding.passed for finding in findings(policy, context)):
         return [policy.id]
     return []
+
+
+def rego_modules(policy: Policy) -> list[str]:
+    """Return the digests of the Rego modules anywhere in `policy`."""
+    if isinstance(policy, AllOf | AnyOf | Reference):
+        return [found for inner in policy.policies for found in rego_modules(inner)]
+    return [policy.digest] if isinstance(policy, Rego) else []
 
 
 def check_pins_code(policy: Policy) -> None:
@@ -179,6 +190,8 @@ def policy_to_json(policy: Policy) -> dict[str, object]:
             rest = {"values": list(policy.values)} | ({"free": free} if free else {})
         case MinimumSvn():
             rest = {"minimum": policy.minimum, **({} if policy.product is None else {"product": policy.product})}
+        case Rego():
+            rest = {"module": policy.module}
         case MinimumEvaluation():
             rest = {"minimum": policy.minimum}
         case TcbStatus():
@@ -258,6 +271,14 @@ def _reference(reader: _Reader, value: Mapping[str, object], depth: int) -> Refe
     return Reference(str(value["id"]), str(value["signer"]), reader.inner(value, depth))
 
 
+def _rego(value: Mapping[str, object]) -> Rego:
+    module = value["module"]
+    # Behind a NUL the library reads nothing, so nothing may stand there.
+    if not isinstance(module, str) or "\0" in module or not 0 < len(module.encode("utf-8", "replace")) <= _MAX_MODULE:
+        raise InputError(f"policy rego: module is not a text of 1 to {_MAX_MODULE} bytes without NUL")
+    return Rego(module)
+
+
 def _machine(text: str) -> bool:
     return _MACHINE.fullmatch(text) is not None and set(text) != {"0"}
 
@@ -319,6 +340,7 @@ _KINDS: dict[str, tuple[set[str], set[str], _Build]] = {
     "tcb_status": ({"allowed"}, {"advisories", "grace_days"}, lambda _r, v, _d: _tcb_status(v)),
     "minimum_evaluation": ({"minimum"}, _NONE, lambda _r, v, _d: MinimumEvaluation(_number(v, "minimum"))),
     "machine": ({"values"}, _NONE, lambda _r, v, _d: Machine(_texts(v, "values", _machine))),
+    "rego": ({"module"}, _NONE, lambda _r, v, _d: _rego(v)),
     "not_debug": (_NONE, _NONE, lambda _r, _v, _d: NotDebug()),
     "unsafe_accept_simulated": (_NONE, _NONE, lambda _r, _v, _d: UnsafeAcceptSimulated()),
 }

@@ -29,6 +29,7 @@ __all__ = [
     "MinimumSvn",
     "NotDebug",
     "Reference",
+    "Rego",
     "Signer",
     "SnpMeasurement",
     "TcbStatus",
@@ -266,8 +267,35 @@ class JobDigest:
 
 
 @dataclass(frozen=True, slots=True)
+class Rego:
+    """The Rego `module` says that `data.policy.allow` is true. It can refuse what others accept, and waive nothing.
+
+    `input` is an attestation result's payload as far as it says what was verified (`submods`), and the job document
+    (`job`). It has no report data, so that the same guest's next question is the same question.
+    """
+
+    module: str
+    kind: ClassVar[str] = "rego"
+
+    @property
+    def digest(self) -> str:
+        """`sha256:<hex>` of the module; decisions name it."""
+        return sha256_id(self.module.encode("utf-8"))
+
+    def judge(self, context: AppraisalContext, scope: Scope) -> list[Finding]:
+        """Return every comparison that decides, passed or not."""
+        from strongroom.attest import rego, result  # noqa: PLC0415  # few policies need them
+
+        claims = replace(context.claims, report_data=b"")
+        digest = None if context.job is None else job_digest(context.job)
+        cpu = result.submodule(claims, "verification-only", digest, appraised=False)
+        got = rego.ask(self.module, {"submods": {"cpu0": cpu}, "job": context.job})
+        return [*scope.findings(claims), Finding(f"rego {self.digest}", rego.ALLOWED, got, got == rego.ALLOWED)]
+
+
+@dataclass(frozen=True, slots=True)
 class AllOf:
-    """Every policy holds.
+    """Every policy holds. A `Rego` right inside is asked only if all others accept.
 
     `UnsafeAcceptSimulated`, `TcbStatus`, `SnpMeasurement` and a complete `TdxMeasurements` right inside apply to all.
     """
@@ -285,7 +313,10 @@ class AllOf:
         )
         if not checks:
             return [Finding("all_of", "at least one check", "none")]
-        found = [finding for policy in checks for finding in policy.judge(context, inner)]
+        found = [f for policy in checks if not isinstance(policy, Rego) for f in policy.judge(context, inner)]
+        for policy in checks:
+            if isinstance(policy, Rego) and all(f.passed for f in found):
+                found += policy.judge(context, inner)
         return list(dict.fromkeys(found))
 
 

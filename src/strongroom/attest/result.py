@@ -20,7 +20,7 @@ from strongroom.attest.claims import Claims
 from strongroom.crypto.jose import sign_jws, verify_jws
 from strongroom.errors import InputError, VerificationError
 
-__all__ = ["EAT_PROFILE", "issue_ear", "verify_ear"]
+__all__ = ["EAT_PROFILE", "issue_ear", "submodule", "verify_ear"]
 
 EAT_PROFILE = "tag:github.com,2023:veraison/ear"
 _TYP = "eat+jwt"
@@ -71,7 +71,7 @@ def issue_ear(
         "exp": issued + int(lifetime.total_seconds()),
         "eat_nonce": nonce,
         "ear.verifier-id": {"build": f"strongroom {__version__}", "developer": _DEVELOPER},
-        "submods": {"cpu0": _submodule(claims, policy_id, job_digest, appraised=appraised)},
+        "submods": {"cpu0": submodule(claims, policy_id, job_digest, appraised=appraised)},
     }
     return sign_jws(payload, key, typ=_TYP)
 
@@ -98,7 +98,8 @@ def verify_ear(token: str, keys: Sequence[ec.EllipticCurvePublicKey], now: datet
     return payload
 
 
-def _submodule(claims: Claims, policy_id: str, job_digest: str | None, *, appraised: bool) -> dict[str, object]:
+def submodule(claims: Claims, policy_id: str, job_digest: str | None, *, appraised: bool) -> dict[str, object]:
+    """Return what a result says of the CPU; see `issue_ear`."""
     vector = _vector(claims, appraised=appraised, bound_job=job_digest is not None)
     return {
         "ear.status": _status(vector, appraised=appraised),

@@ -49,6 +49,7 @@ def command() -> None:
         "strongroom policy set sales --allow job.toml --unsafe-accept-simulated",
         "strongroom policy set sales --allow job.toml --use read",
         "strongroom policy set sales --allow job.toml --free '2=2026-[0-9]{2}'",
+        "strongroom policy set sales --allow job.toml --rego policy.rego",
     ),
 )
 @click.argument("key")
@@ -63,14 +64,24 @@ def command() -> None:
     metavar="N=PATTERN",
     help="Argument N (from 0) may be any text that fully matches PATTERN.",
 )
+@click.option(
+    "--rego", "rego_file", type=click.Path(path_type=Path), help="A Rego module that has to accept the job as well."
+)
 @unsafe_option
 @json_option
 def set_(
-    key: str, job_file: Path, uses: tuple[str, ...], free: tuple[str, ...], unsafe_accept_simulated: bool, as_json: bool
+    key: str,
+    job_file: Path,
+    uses: tuple[str, ...],
+    free: tuple[str, ...],
+    rego_file: Path | None,
+    unsafe_accept_simulated: bool,
+    as_json: bool,
 ) -> None:
     """Allow the job in a job file to use KEY."""
     from strongroom.cli.job import plan_file
 
+    rego = _rego(rego_file) if rego_file else ""
     client = owner()
     runner, plan = plan_file(job_file, client)
     bundle = runner.build(plan)
@@ -83,6 +94,7 @@ def set_(
         job=plan.job,
         unsafe_accept_simulated=bundle.simulated and unsafe_accept_simulated,
         free=[_free(f) for f in free],
+        rego=rego,
         keys=[key],
         uses=uses,
     )
@@ -380,6 +392,19 @@ def _check_simulated(simulated: bool, accepted: bool) -> None:
             "this enclave is SIMULATED: no hardware protects it, and whoever runs it can read what is in it",
             hint="repeat with --unsafe-accept-simulated if that is what you want",
         )
+
+
+def _rego(path: Path) -> str:
+    from strongroom.attest.rego import evaluate
+
+    try:
+        module = path.read_text()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise InputError(f"{path} is not readable: {exc}", hint="name a Rego module") from exc
+    found = evaluate(module, {})  # what it says of nothing does not matter, whether it can be asked does
+    if found.startswith(("an error", "no answer", "regopy")):
+        raise InputError(f"{path}: {found}", hint="package policy, and a rule `allow`")
+    return module
 
 
 def _free(text: str) -> FreeArgument:

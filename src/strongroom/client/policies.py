@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import cast
 
 from strongroom.attest.appraisal import (
@@ -14,6 +15,7 @@ from strongroom.attest.appraisal import (
     NotDebug,
     Policy,
     Reference,
+    Rego,
     SnpMeasurement,
     TcbStatus,
     TdxMeasurements,
@@ -37,6 +39,7 @@ def allowance(
     simulated: bool,
     free: Sequence[FreeArgument] = (),
     reference: ReferenceValues | None = None,
+    rego: str = "",
 ) -> Policy:
     """Return the policy that allows exactly this job in exactly this enclave.
 
@@ -47,6 +50,7 @@ def allowance(
         simulated: Accept the simulated root; without it a simulated quote is refused.
         free: Arguments that may differ by pattern.
         reference: Where document and measurement come from; decisions name it.
+        rego: A module that has to accept too; decisions name its digest.
     """
     code: Policy
     named = {"measurement": measurement} if isinstance(measurement, str) else measurement
@@ -58,6 +62,7 @@ def allowance(
         code = TdxMeasurements(**{name: (value,) for name, value in named.items()})
     checks: list[Policy] = [code, JobDigest((job_digest(document, free),), tuple(free)), TcbStatus(), NotDebug()]
     checks += [UnsafeAcceptSimulated()] if simulated else []
+    checks += [Rego(rego)] if rego else []
     return Reference(reference.id, reference.signer, tuple(checks)) if reference else AllOf(tuple(checks))
 
 
@@ -78,6 +83,7 @@ def allow_job(
     unsafe_accept_simulated: bool,
     free: Sequence[FreeArgument] = (),
     reference: ReferenceValues | None = None,
+    rego: str = "",
     keys: Sequence[str] = (),
     uses: Sequence[str] = (),
     request: int | None = None,
@@ -93,6 +99,7 @@ def allow_job(
         unsafe_accept_simulated: See `allowance`.
         free: See `allowance`.
         reference: See `allowance`.
+        rego: See `allowance`.
         keys: Only these keys; empty for all that the job declares.
         uses: Only these uses; empty for all that the job declares.
         request: The pending request that this answers.
@@ -105,7 +112,9 @@ def allow_job(
     chosen = {k: [u for u in v if not uses or u in uses] for k, v in declared.items() if not keys or k in keys}
     if not any(chosen.values()):
         raise InputError(f"the job does not use {', '.join(keys) or 'a key of yours'}")
-    branch = allowance(document, measurement, simulated=unsafe_accept_simulated, free=free, reference=reference)
+    branch = allowance(
+        document, measurement, simulated=unsafe_accept_simulated, free=free, reference=reference, rego=rego
+    )
     shown = measurement if isinstance(measurement, str) else next(iter(measurement.values()))
     for key, wanted in chosen.items():
         found = client.call("GET", f"/v1/keys/{key}/policy")
@@ -132,7 +141,15 @@ def _with(existing: object, branch: Policy) -> Policy:
         return AnyOf((branch,))
     policy = policy_from_json(existing)
     branches = policy.policies if isinstance(policy, AnyOf) else (policy,)
-    return policy if branch in branches else AnyOf((*branches, branch))
+    # What was said of this job with another Rego module, or without one, is replaced: else the laxer would count.
+    kept = tuple(b for b in branches if _bare(b) != _bare(branch))
+    return policy if branch in branches and len(kept) == len(branches) - 1 else AnyOf((*kept, branch))
+
+
+def _bare(branch: Policy) -> Policy:
+    if isinstance(branch, AllOf | Reference):
+        return replace(branch, policies=tuple(p for p in branch.policies if not isinstance(p, Rego)))
+    return branch
 
 
 def _declared(document: Mapping[str, object], owner: str) -> dict[str, list[str]]:

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from strongroom._encoding import b64u, canonical_json
 from strongroom._secret import SecretBytes
-from strongroom.attest.appraisal import AppraisalContext, appraise, references
+from strongroom.attest.appraisal import AppraisalContext, appraise, references, rego_modules
 from strongroom.attest.claims import Claims
 from strongroom.crypto import jose, x509
 from strongroom.errors import AppraisalError, DeniedError, InputError, StrongroomError
@@ -269,7 +269,8 @@ class Broker:
         context = AppraisalContext(claims=guest.claims, job=dict(guest.document))
         policies = [self._policies.policy(tx, wanted.owner, wanted.name, use) for use in uses]
         found = {name for policy in policies if policy is not None for name in references(policy, context)}
-        return {"references": sorted(found)} if found else {}
+        modules = {digest for policy in policies if policy is not None for digest in rego_modules(policy)}
+        return {name: sorted(values) for name, values in (("references", found), ("rego", modules)) if values}
 
     def _reasons(self, tx: sa.Connection, guest: Guest, wanted: KeyWanted) -> list[str]:
         if not is_registered(tx, wanted.owner):

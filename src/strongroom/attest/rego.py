@@ -1,0 +1,161 @@
+"""Rego modules, evaluated in a process of their own by regopy (extra `rego`): the parent's side, and the child's.
+
+A module is its owner's text, and regopy is C++ that reads it: neither may come near the keys of several owners. So the
+child is a new program without environment or descriptors of the parent's, under limits of time and memory, whose only
+system calls after reading are those of `_seccomp.computing_program`: it can compute and write its answer, but open no
+file, make no socket, start nothing. The parent reads at most 4 KiB and kills it after `WALL_S`.
+
+The question is `data.policy.allow`, as for Trustee's resource policies. Whatever is not `true` is a refusal: undefined,
+another value, an error, no regopy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import resource
+import select
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+
+from strongroom._encoding import canonical_json, sha256_id
+from strongroom._seccomp import computing_program
+
+__all__ = ["ALLOWED", "ask", "evaluate"]
+
+ALLOWED = "true"
+QUERY = "data.policy.allow"
+CPU_S, WALL_S, MEMORY_BYTES = 2, 4.0, 512 << 20
+
+_KEPT_S = 60.0
+_MAX_ANSWER = 4096
+_CHILD = "from strongroom.attest.rego import answer; answer()"
+_kept: dict[str, tuple[float, str]] = {}
+_lock = threading.Lock()
+
+
+def ask(module: str, given: Mapping[str, object]) -> str:
+    """Return what the module says of `given`: `true`, or in words why not. An answer stands for a minute.
+
+    Answers are asked for while the service's database is locked, and the same guest's again and again. A module that
+    did not answer in time is not asked at all for that minute.
+    """
+    slow, key = sha256_id(module.encode()), sha256_id(canonical_json({"module": module, "input": given}))
+    with _lock:
+        now = time.monotonic()
+        for name in [name for name, (until, _) in _kept.items() if until <= now]:
+            del _kept[name]
+        for name in (slow, key):
+            if name in _kept:
+                return _kept[name][1]
+        found = evaluate(module, given)
+        late = time.monotonic() - now > WALL_S / 2
+        _kept[slow if late and found != ALLOWED else key] = (time.monotonic() + _KEPT_S, found)
+    return found
+
+
+def evaluate(module: str, given: Mapping[str, object]) -> str:
+    """Return what the module says of `given`: `true`, or in words why not."""
+    with os.fdopen(os.memfd_create("rego"), "wb") as question:
+        question.write(json.dumps({"module": module, "input": given}).encode())
+        question.flush()
+        question.seek(0)
+        child = subprocess.Popen(
+            [sys.executable, "-I", "-c", _CHILD],
+            stdin=question,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={},
+            cwd="/",
+            start_new_session=True,
+        )
+    assert child.stdout is not None
+    with child.stdout:
+        raw, in_time = _read(child.stdout.fileno(), time.monotonic() + WALL_S)
+    child.kill()
+    status = child.wait()
+    if not in_time:
+        return f"no answer within {WALL_S:g} s"
+    if not raw:
+        return f"no answer: the evaluation ended with {status} (limits: {CPU_S} s, {MEMORY_BYTES >> 20} MiB)"
+    return ascii(raw.decode("utf-8", "replace"))[1:-1][:300]
+
+
+def _read(fd: int, until: float) -> tuple[bytes, bool]:
+    found = b""
+    while len(found) < _MAX_ANSWER:
+        if not select.select([fd], [], [], max(0.0, until - time.monotonic()))[0]:
+            return found, False
+        part = os.read(fd, _MAX_ANSWER)
+        if not part:
+            break
+        found += part
+    return found, True
+
+
+def answer() -> None:
+    """Be the child: read a question, become unable to do anything but compute, write the answer, and end."""
+    out, void = os.dup(1), os.open("/dev/null", os.O_WRONLY)
+    os.dup2(void, 1)  # the interpreter prints what it does not like
+    with open(0, "rb") as given:
+        question = json.load(given)
+    try:
+        import regopy  # noqa: PLC0415  # here alone
+    except ImportError:
+        os.write(out, b"regopy is not installed beside the trust service: pip install 'strongroom[rego]'")
+        os._exit(0)
+
+    def query(module: str, given: object) -> str:
+        interpreter = regopy.Interpreter()
+        interpreter.add_module("policy", module)
+        interpreter.set_input(given)
+        return str(interpreter.query(QUERY))
+
+    query(_FIRST, {})
+    _confine()
+    try:
+        found = _said(query(question["module"], question["input"]))
+    except Exception as exc:  # a library's own errors, of any kind
+        found = f"an error: {' '.join(str(exc).split())}"
+    os.write(out, found.encode("utf-8", "replace")[:_MAX_ANSWER])
+    os._exit(0)
+
+
+def _said(text: str) -> str:
+    with contextlib.suppress(ValueError, AttributeError):
+        match json.loads(text):
+            case {"expressions": [True]}:
+                return ALLOWED
+            case {"expressions": [value]}:
+                return f"{json.dumps(value)}, which is not true" if value is not False else "false"
+    return text if text == "undefined" else f"an error: {text}"
+
+
+# What the libraries open and reserve at their first use, they do before the limits.
+_FIRST = 'package policy\nallow { crypto.sha256("") != "" }\n'
+
+
+class _Filter(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("program", ctypes.c_char_p)]
+
+
+def _confine() -> None:
+    with open("/proc/self/statm") as statm:  # regopy's allocator reserves addresses that it does not use
+        reserved = int(statm.read().split()[0]) * resource.getpagesize()
+    for kind, limit in (
+        (resource.RLIMIT_CPU, CPU_S),
+        (resource.RLIMIT_AS, reserved + MEMORY_BYTES),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        resource.setrlimit(kind, (limit, limit))
+    libc, program = ctypes.CDLL(None, use_errno=True), computing_program()
+    loaded = _Filter(length=len(program) // 8, program=program)
+    no_new_privileges, seccomp, mode_filter = 38, 22, 2
+    if libc.prctl(no_new_privileges, 1, 0, 0, 0) or libc.prctl(seccomp, mode_filter, ctypes.byref(loaded), 0, 0):
+        raise OSError(ctypes.get_errno(), "the system call filter cannot be set")

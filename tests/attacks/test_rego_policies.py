@@ -1,0 +1,226 @@
+# ruff: noqa: E501  # programs and tables
+"""Rego modules as policies, which refuse more and waive nothing, and modules that attack. T286 of docs/threat-model.md."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from tests.fakes.attest_parts import JOB, MEASUREMENT, Platform
+from tests.fakes.service_parts import make_house
+
+from strongroom.attest import rego
+from strongroom.attest.appraisal import (
+    AllOf,
+    AnyOf,
+    AppraisalContext,
+    Measurement,
+    Rego,
+    UnsafeAcceptSimulated,
+    appraise,
+    check_pins_code,
+    policy_from_json,
+    policy_to_json,
+)
+from strongroom.client.policies import _with, allowance
+from strongroom.errors import AppraisalError, InputError
+
+pytest.importorskip("regopy")
+
+HEAD = "package policy\nimport rego.v1\ndefault allow := false\n"
+CONTEXT = AppraisalContext(claims=Platform().claims(), job=JOB)
+CODE = (Measurement((MEASUREMENT.hex(),)), UnsafeAcceptSimulated())
+
+
+@pytest.fixture(autouse=True)
+def _nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rego, "_kept", {})
+
+
+def refused(module: str, *checks: object, expected: str) -> None:
+    policy = AllOf((*(checks or CODE), Rego(HEAD + module)))  # type: ignore[arg-type]
+    with pytest.raises(AppraisalError) as caught:
+        appraise(policy, CONTEXT)
+    (reason,) = caught.value.reasons
+    assert expected in reason
+    assert reason.startswith(f"rego {Rego(HEAD + module).digest}: expected true, got ")
+
+
+def test_a_module_reads_an_attestation_result_and_the_job() -> None:
+    module = f"""
+cpu := input.submods.cpu0
+claims := cpu["ear.veraison.annotated-evidence"].claims
+allow if {{
+    claims.measurement == "{MEASUREMENT.hex()}"
+    claims.report_data == ""
+    cpu["ear.status"] == "contraindicated"
+    cpu["ear.trustworthiness-vector"].hardware == 97
+    input.job.name == "count"
+    startswith(cpu["ear.veraison.annotated-evidence"].job_digest, "sha256:")
+}}
+"""
+    appraise(AllOf((*CODE, Rego(HEAD + module))), CONTEXT)
+    appraise(AllOf((*CODE, Rego("package policy\nallow { input.job.name == `count` }"))), CONTEXT)
+    refused('allow if input.job.name == "other"', expected="got ")
+
+
+def test_a_module_waives_nothing_and_names_no_code() -> None:
+    always = Rego(HEAD + "allow if true")
+    with pytest.raises(AppraisalError, match="root: expected hardware, got simulated"):
+        appraise(always, CONTEXT)
+    with pytest.raises(AppraisalError, match="measurement: expected"):
+        appraise(AllOf((Measurement(("00" * 32,)), UnsafeAcceptSimulated(), always)), CONTEXT)
+    for policy in (always, AllOf((always, UnsafeAcceptSimulated())), AnyOf((AllOf((*CODE, always)), always))):
+        with pytest.raises(InputError, match="names no code"):
+            check_pins_code(policy)
+    check_pins_code(AllOf((*CODE, always)))
+
+
+def test_json_round_trip_and_what_is_no_module() -> None:
+    policy = Rego(HEAD)
+    assert policy_from_json(policy_to_json(policy)) == policy
+    for module in ("", 7, None, "x" * 65_537, "\u00e9" * 33_000, HEAD + "allow := true\n\0 the rest is not read"):
+        with pytest.raises(InputError, match="policy rego: module is not a text"):
+            policy_from_json({"kind": "rego", "module": module})
+
+
+def test_a_later_word_on_a_job_replaces_the_earlier() -> None:
+    def said(module: str, **changes: object) -> object:
+        return allowance({**JOB, **changes}, MEASUREMENT.hex(), simulated=True, rego=module)
+
+    policy: object = None
+    for branch in (said(""), said("a"), said("b"), said("", name="other"), said("b")):
+        policy = policy_to_json(_with(policy, branch))  # type: ignore[arg-type]
+    assert policy == policy_to_json(AnyOf((said("b"), said("", name="other"))))  # type: ignore[arg-type]
+
+
+NOT_TRUE = {
+    "undefined": ("", "undefined"),
+    "a number": ("allow := 1 if true", "1, which is not true"),
+    "a text": ('allow := "true" if true', '"true", which is not true'),
+    "conflict": ("allow := 7 if true\nallow := 8 if true", "an error"),
+    "partial": ("x contains 1 if true\nallow := x if true", "[1], which is not true"),
+    "not Rego": ("allow if {", "an error"),
+    "no such function": ("allow if strongroom.allow()", "an error"),
+    "type error": ('allow if to_number("x") == 1', "undefined"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_TRUE)
+def test_whatever_is_not_true_is_a_refusal(name: str) -> None:
+    module, expected = NOT_TRUE[name]
+    module = module or 'allow if input.job.name == "x"'
+    refused(module, expected=expected if name != "undefined" else "got ")
+
+
+def test_T286_a_module_that_loops_or_allocates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rego, "WALL_S", 0.7)
+    began = time.monotonic()
+    r = "numbers.range(1, 30000)"
+    refused(f"allow if count([1 | some i in {r}; some j in {r}; i * j == 7]) > 0", expected="no answer within 0.7 s")
+    assert time.monotonic() - began < 3
+    monkeypatch.setattr(rego, "WALL_S", 4.0)
+    refused("allow if count(numbers.range(1, 3000000)) > 0", expected="no answer")
+    deep = "[" * 20_000 + "]" * 20_000
+    refused(f"allow := {deep} if true", expected="got ")
+
+
+def test_T286_a_module_that_was_slow_is_not_asked_again_for_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def slow(_module: str, given: object) -> str:
+        asked.append(given)
+        clock[0] += 3.9
+        return "no answer"
+
+    clock = [0.0]
+    monkeypatch.setattr(rego, "evaluate", slow)
+    monkeypatch.setattr(rego.time, "monotonic", lambda: clock[0])
+    for number in range(5):
+        assert rego.ask("m", {"n": number}) == "no answer"
+    assert len(asked) == 1
+    assert rego.ask("other", {"n": 0}) == "no answer"
+    clock[0] += 61
+    rego.ask("m", {"n": 0})
+    assert len(asked) == 3
+
+
+def test_an_answer_stands_for_the_same_question_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rego, "evaluate", lambda module, given: "true" if (module, given["n"]) == ("m", 1) else "false")
+    said = [rego.ask(m, {"n": n}) for m, n in (("m", 1), ("m", 2), ("o", 1), ("m", 1), ("m", 2))]
+    assert said == ["true", "false", "false", "true", "false"]
+
+
+def test_T286_a_module_that_reaches_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SECRET", "of the service")
+    refused("allow := opa.runtime() if true", expected="which is not true")
+    assert "SECRET" not in rego.evaluate(HEAD + "allow := opa.runtime() if true", {})
+    refused('allow if http.send({"method": "get", "url": "http://127.0.0.1:1/"}).status_code == 200', expected="got ")
+    refused('allow if count(net.lookup_ip_addr("localhost")) > 0', expected="got ")
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        "open('/etc/passwd')", "os.listdir('/')", "socket.socket()", "os.fork()", "os.execv('/bin/true', ['true'])",
+        "os.kill(os.getppid(), 0)", "os.open('/proc/self/mem', 2)", "os.read(0, 1)", "os.memfd_create('x')", "os.pipe()",
+        "os.dup(2)", "threading.Thread(target=print).start()", "os.stat('/')", "os.getcwd()",
+    ],
+)  # fmt: skip
+def test_T286_code_that_took_over_the_evaluation_can_only_answer(attempt: str) -> None:
+    """What a fault in the library would give an attacker: Python in the child, after the limits."""
+    code = (
+        "import os, socket, threading; from strongroom.attest.rego import _confine; _confine()\n"
+        f"try:\n    {attempt}\n    os.write(1, b'DONE')\n"
+        "except (OSError, RuntimeError) as exc:\n    os.write(1, type(exc).__name__.encode())\n"
+        "os._exit(0)\n"
+    )
+    assert _child(code) in ("PermissionError", "RuntimeError")
+
+
+def _child(code: str) -> str:
+    import subprocess
+    import sys
+
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, check=False, timeout=20)
+    return done.stdout.decode()
+
+
+def test_T286_the_child_has_nothing_of_the_parents(monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = os.open("/etc/passwd", os.O_RDONLY)
+    os.set_inheritable(secret, True)
+    look = "import os; os.write(1, repr((sorted(os.listdir('/proc/self/fd')), dict(os.environ), os.getcwd())).encode())"
+    monkeypatch.setattr(rego, "_CHILD", look)
+    found = rego.evaluate("", {})
+    os.close(secret)
+    assert found == "(['0', '1', '2', '3'], {'LC_CTYPE': 'C.UTF-8'}, '/')"  # 3 lists the folder
+
+
+def test_T286_a_child_that_says_too_much_or_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rego, "_CHILD", "import os\nwhile True: os.write(1, b'true' * 1000)")
+    assert len(rego.evaluate("", {})) == 300
+    monkeypatch.setattr(rego, "WALL_S", 0.3)
+    monkeypatch.setattr(rego, "_CHILD", "import os, time; os.write(1, b'true'); time.sleep(60)")
+    assert rego.evaluate("", {}) == "no answer within 0.3 s", "an answer counts when the child has ended"
+    assert threading.active_count() < 20
+
+
+def test_without_the_library_nothing_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rego, "_CHILD", "import sys; sys.modules['regopy'] = None; " + rego._CHILD)
+    refused("allow if true", expected="regopy is not installed beside the trust service")
+
+
+def test_decisions_name_the_module(tmp_path: Path) -> None:
+    house = make_house(tmp_path)
+    job, _ = house.ready()
+    policy = house.as_owner()("GET", "/v1/keys/sales/policy").json
+    module = HEAD + 'allow if input.job.name == "count"'
+    for use in ("read", "write"):
+        policy["policy"][use]["policies"].append({"kind": "rego", "module": module})
+    body = {"policy": policy["policy"], "revision": policy["revision"]}
+    assert house.as_owner()("PUT", "/v1/keys/sales/policy", body).status == 200
+    assert house.guest(job).attested().resource(house.owner).status == 200
+    assert house.decisions()[-1]["details"]["rego"] == [Rego(module).digest]
