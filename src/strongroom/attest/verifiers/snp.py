@@ -379,6 +379,8 @@ def _load(what: str, der: bytes) -> x509.Certificate:
         # Read here, so that nothing below fails on a malformed one.
         _ = (certificate.extensions, certificate.subject, certificate.issuer, certificate.public_key())
         _ = (certificate.not_valid_before_utc, certificate.not_valid_after_utc)
+        if not der.endswith(b"\0" + certificate.signature):
+            raise ValueError("the signature has unused bits")
     except UNREADABLE as exc:
         raise EndorsementError(f"chain: the certificate of the {what} is not readable", hint=_FETCH) from exc
     return certificate
