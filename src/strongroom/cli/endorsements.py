@@ -95,8 +95,8 @@ def fetch(
     from strongroom.attest.endorsement_files import anchor_of, file_name, write_bundle
     from strongroom.attest.evidence import Evidence
     from strongroom.attest.snp import parse_report
+    from strongroom.attest.verifiers.chip_keys import provider_of
     from strongroom.attest.verifiers.choose import verifier_for
-    from strongroom.attest.verifiers.snp import provider_of
 
     raw, now, folder = _read(evidence), datetime.now(UTC), _folder()
     snp = raw[2:4] == b"\0\0"  # a quote has the type of its attestation key there, which is 2
@@ -311,7 +311,7 @@ def _say_end(endorsements: AnyEndorsements, now: datetime) -> None:
 
 def _details(endorsements: AnyEndorsements) -> dict[str, object]:
     from strongroom.attest.endorsement_snp import SNPEndorsements
-    from strongroom.attest.verifiers.snp import describe_key
+    from strongroom.attest.verifiers.chip_keys import describe_key
 
     if isinstance(endorsements, SNPEndorsements):
         return {"keys": [describe_key(key) for key in endorsements.keys]}
