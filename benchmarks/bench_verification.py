@@ -18,7 +18,7 @@ from tests.fakes import snp_parts
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.simulated.pki import SimulatedPKI
 from strongroom.attest.simulated.quoting import SimulatedQuotingEnclave
-from strongroom.attest.verifiers import chains, dcap, snp
+from strongroom.attest.verifiers import chains, chip_keys, dcap
 
 __all__ = ["run"]
 
@@ -62,7 +62,7 @@ def _snp(rounds: int) -> dict[str, float]:
     signature, public = key.sign(message, scheme), key.public_key()
 
     def first() -> None:
-        snp._load.cache_clear()
+        chip_keys.load_certificate.cache_clear()
         verifier.verify(evidence, endorsements, now=maker.now)
 
     return _compared(

@@ -23,7 +23,7 @@ from strongroom.attest.binding import expected_register, init_data_digest, job_i
 from strongroom.attest.claims import check_init_data
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.snp import TCB, certificate_table
-from strongroom.attest.verifiers import snp, verify_any
+from strongroom.attest.verifiers import chip_keys, snp, verify_any
 from strongroom.cli.policy import command
 from strongroom.crypto.x509 import certificate_from_pem, uris
 from strongroom.errors import (
@@ -95,9 +95,11 @@ def test_T269_keys_that_stand_in_the_way_of_others_or_cost_time(monkeypatch: pyt
     forged = MILAN.key(signer=0)  # says it is the chip's, and is not signed by the intermediate
     given = MILAN.endorsements("vcek", forged, *decoys, MILAN.key())
     given = replace(given, keys=(b"not a certificate", *given.keys))
-    loaded, load = [], snp.x509.load_der_x509_certificate
-    monkeypatch.setattr(snp, "_load", snp._load.__wrapped__)  # whose memory of single certificates strangers can flush
-    monkeypatch.setattr(snp.x509, "load_der_x509_certificate", lambda der: loaded.append(der) or load(der))
+    loaded, load = [], chip_keys.x509.load_der_x509_certificate
+    uncached = chip_keys.load_certificate.__wrapped__  # its memory of single certificates strangers can flush
+    for module in (chip_keys, snp):
+        monkeypatch.setattr(module, "load_certificate", uncached)
+    monkeypatch.setattr(chip_keys.x509, "load_der_x509_certificate", lambda der: loaded.append(der) or load(der))
     for first in (True, False):
         loaded.clear()
         assert verify_any(MILAN.evidence(), [(MILAN.verifier(), given)], now=NOW).tcb_status == "UpToDate"

@@ -42,12 +42,13 @@ def _both(given: Case) -> tuple[object, object]:
     try:
         evidence = Evidence(tee=given.tee, quote=given.quote)
         c = PLATFORM.verifier.verify(evidence, given.endorsements, now=given.now)
-        first = (c.tcb_status, set(c.advisory_ids), c.tcb_date, c.measurement, c.report_data)
+        flags = (c.dynamic_platform, c.cached_keys, c.smt)
+        first = (c.tcb_status, set(c.advisory_ids), c.tcb_date, c.measurement, c.report_data, flags)
     except AttestationError:
         pass
     try:
         v = _second(given)
-        second = (v.status, set(v.advisories), v.date, v.measurement, v.report_data)
+        second = (v.status, set(v.advisories), v.date, v.measurement, v.report_data, v.flags)
     except second_verifier.Refused:
         pass
     return first, second
@@ -125,6 +126,9 @@ def test_quotes_of_real_machines_under_intels_root(real: dict[str, Any]) -> None
     assert (verdict.status, verdict.advisories) == expected[:2]
     assert (claims.measurement, claims.report_data) == (verdict.measurement, verdict.report_data)
     assert claims.tcb_date == verdict.date
+    # Servers with TDX have all three set; the certificate of a machine with one processor does not say.
+    flags = (claims.dynamic_platform, claims.cached_keys, claims.smt)
+    assert flags == verdict.flags == ((None,) * 3 if tee == "sgx" else (True,) * 3)
     assert (claims.tcb_date, claims.tcb_eval_number) in {("2024-03-13", 17), ("2025-08-13", 20)}
     assert any(claims.ppid)
     with pytest.raises(VerificationError, match="root: expected"):

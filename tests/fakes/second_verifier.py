@@ -51,6 +51,7 @@ class Verdict:
     date: str
     measurement: bytes
     report_data: bytes
+    flags: tuple[bool | None, ...]
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,7 @@ def _verify(quote: bytes, tee: str, collateral: Mapping[str, str], root_der: byt
         date=min([day for part, day in dates if part.startswith("OutOfDate")] or [day for _, day in dates])[:10],
         measurement=parts.body[at : at + (48 if tee == "tdx" else 32)],
         report_data=parts.body[520:584] if tee == "tdx" else parts.body[320:384],
+        flags=tuple(platform[f"7.{i}"] == b"\xff" if f"7.{i}" in platform else None for i in (1, 2, 3)),
     )
 
 

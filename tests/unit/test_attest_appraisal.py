@@ -17,6 +17,7 @@ from strongroom.attest.appraisal import (
     Measurement,
     MinimumEvaluation,
     MinimumSvn,
+    PlatformFlags,
     Policy,
     Reference,
     Signer,
@@ -291,6 +292,27 @@ def test_T231_advisories_grace_edition_and_machine() -> None:
     appraise(AllOf((known, Machine((claims.ppid.hex(),)))), context)
     hidden = replace(context, claims=replace(context.claims, ppid=bytes(16), piid=b""))
     assert _reasons(AllOf((known, Machine(("00" * 16,)))), hidden) == [f"machine: expected {'00' * 16}, got nothing"]
+
+
+def test_T289_flags_of_a_platform_that_nobody_allowed_or_that_nobody_knows() -> None:
+    context, found = HARDWARE, HARDWARE.claims
+    assert (found.dynamic_platform, found.cached_keys, found.smt) == (False, False, False)
+    strict, smt = AllOf((GOOD, PlatformFlags())), AllOf((GOOD, PlatformFlags(("smt",))))
+    server = AppraisalContext(claims=replace(found, dynamic_platform=True, cached_keys=None, smt=True))
+    appraise(strict, context)
+    appraise(GOOD, server)  # as in Intel's own appraisal, only what a policy asks for is judged
+    assert _reasons(strict, server) == [
+        "dynamic_platform: expected no, got yes", "cached_keys: expected no, got unknown", "smt: expected no, got yes",
+    ]  # fmt: skip
+    assert [r.split(":")[0] for r in _reasons(smt, server)] == ["dynamic_platform", "cached_keys"]
+    assert policy_from_json({"kind": "platform_flags"}) == PlatformFlags()
+    for policy in (strict, smt):
+        assert policy_from_json(policy_to_json(policy)) == policy
+        with pytest.raises(InputError, match="names no code"):
+            check_pins_code(policy.policies[1])
+    for allowed in ([], ["hyperthreading"], "smt"):
+        with pytest.raises(InputError, match="platform_flags"):
+            policy_from_json({"kind": "platform_flags", "allowed": allowed})
 
 
 def test_findings_say_what_passed_too() -> None:

@@ -23,6 +23,7 @@ from strongroom.attest import ratls
 from strongroom.attest.endorsement_files import MAKERS, write_bundle
 from strongroom.attest.endorsements import TrustAnchor
 from strongroom.cli.attest import command
+from strongroom.cli.service import command as service
 from strongroom.errors import InputError
 
 
@@ -149,6 +150,68 @@ def test_an_snp_report_has_a_verdict_and_is_explained(tmp_path: Path, monkeypatc
     assert _verify(tmp_path, quote, policy, anchor, given)[0] == 1  # nobody said which versions will do
     done = CliRunner().invoke(command, ["show", str(tmp_path / "q"), "--json"], standalone_mode=False)
     assert {"chip_id", "report_data", "vmpl"} <= {field["name"] for field in json.loads(done.stdout)["fields"]}
+
+
+def test_T290_a_verdict_as_of_another_time_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _workspace(tmp_path, monkeypatch)
+    quote, anchor, then = case("sgx3").quote, PKI.anchor(), datetime(2026, 3, 1, 12, tzinfo=UTC)
+    policy = {"kind": "all_of", "policies": [WAIVER, POLICIES["sgx"]]}
+    given = [PKI.endorsements(then)]
+    for at in ("2026-03-01T12:00Z", "2026-03-01T12:00", "2026-03-01T14:00+02:00"):
+        code, page, value = _verify(tmp_path, quote, policy, anchor, given, "--at", at)
+        assert (code, value["accepted"], value["as_of"], value["time"]) == (0, True, True, "2026-03-01T12:00:00Z")
+        first, *rest = page.splitlines()
+        assert first.startswith("ACCEPTED: ")
+        assert first.endswith("AS OF 2026-03-01T12:00:00Z: this says nothing of now")
+        assert any(line.split() == ["time", "2026-03-01T12:00:00Z,", "as", "--at", "says"] for line in rest), page
+    for at, reason in (("2026-04-01", "holds from"), ("2026-02-01", "holds from")):
+        code, page, value = _verify(tmp_path, quote, policy, anchor, given, "--at", at)
+        assert (code, value["as_of"], reason in page) == (1, True, True)
+        assert "AS OF" in page.splitlines()[0]
+    # Without it the time is now, at which these do not hold, and nothing is said of another.
+    code, page, value = _verify(tmp_path, quote, policy, anchor, [PKI.endorsements(datetime.now(UTC))])
+    assert (code, value["as_of"], "AS OF" in page) == (0, False, False)
+    for at in ("yesterday", "2026-13-01", "0001-01-01T00:00+14:00"):
+        with pytest.raises(InputError, match="--at: expected a time such as"):
+            _verify(tmp_path, quote, policy, anchor, given, "--at", at)
+
+
+def test_verify_takes_what_service_trust_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _workspace(tmp_path, monkeypatch)
+    maker = Maker(now=datetime.now(UTC))
+    anchor, floor = replace(maker.anchor, kind="simulated"), ("--minimum-tcb", f"unnamed={maker.tcb}")
+    policy = {"kind": "all_of", "policies": [WAIVER, POLICIES["snp"]]}
+    vcek, behind, vlek = maker.report(), maker.report(changes={8: b"\0\0\x22"}), maker.report("vlek")
+    for quote, kind, words, reason in (
+        (vcek, "vcek", (), ""),
+        (vcek, "vcek", ("--no-smt",), "expected no SMT"),
+        (vcek, "vcek", ("--minimum-abi", "1.51"), "expected a minimum ABI of 1.51"),
+        (vcek, "vcek", ("--minimum-tcb", "19-01-1=9.9.99.99"), ""),
+        (behind, "vcek", (), "expected no CXL"),
+        (behind, "vcek", ("--cxl",), ""),
+        (vlek, "vlek", (), "expected a VCEK, got a VLEK of 'Tests'"),
+        (vlek, "vlek", ("--vlek", "Tests"), ""),
+    ):
+        code, page, value = _verify(tmp_path, quote, policy, anchor, [maker.endorsements(kind)], *floor, *words)
+        assert code == bool(reason), page
+        said = " ".join(f"expected {c['expected']}, got {c['got']}" for c in value["checks"])
+        assert reason in said, page
+    trust = {option.name: option for option in service.commands["trust"].params}
+    mine = {option.name: option for option in command.commands["verify"].params}
+    for name in ("floors", "minimum_abi", "no_smt", "cxl", "vlek"):
+        assert trust[name].to_info_dict() == mine[name].to_info_dict()
+
+
+@pytest.mark.parametrize("name", ["sgx3", "sgx4", "tdx5"])
+def test_show_says_what_the_pck_certificate_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    _workspace(tmp_path, monkeypatch)
+    (tmp_path / "q").write_bytes(case(name).quote)
+    done = CliRunner().invoke(command, ["show", str(tmp_path / "q"), "--json"], standalone_mode=False)
+    rows = {row["name"]: row["value"] for row in json.loads(done.stdout)["fields"]}
+    assert {n: rows[f"pck.{n}"] for n in ("dynamic_platform", "cached_keys", "smt")} == dict.fromkeys(
+        ("dynamic_platform", "cached_keys", "smt"), "no"
+    )
+    assert len(rows["pck.piid"]) == 32
 
 
 def test_T235_a_file_cannot_make_its_root_a_hardware_makers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

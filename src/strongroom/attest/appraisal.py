@@ -22,6 +22,7 @@ from typing import cast
 
 from strongroom.attest.findings import AppraisalContext, Finding, Policy, Scope
 from strongroom.attest.policies import (
+    PLATFORM_FLAGS,
     TCB_STATUSES,
     TDX_REGISTERS,
     AllOf,
@@ -33,6 +34,7 @@ from strongroom.attest.policies import (
     MinimumEvaluation,
     MinimumSvn,
     NotDebug,
+    PlatformFlags,
     Reference,
     Rego,
     Signer,
@@ -56,6 +58,7 @@ __all__ = [
     "MinimumEvaluation",
     "MinimumSvn",
     "NotDebug",
+    "PlatformFlags",
     "Policy",
     "Reference",
     "Rego",
@@ -198,6 +201,8 @@ def policy_to_json(policy: Policy) -> dict[str, object]:
             rest = {"allowed": list(policy.allowed)}
             rest |= {"advisories": list(policy.advisories)} if policy.advisories else {}
             rest |= {} if policy.grace_days is None else {"grace_days": policy.grace_days}
+        case PlatformFlags():
+            rest = {"allowed": list(policy.allowed)} if policy.allowed else {}
         case NotDebug() | UnsafeAcceptSimulated():
             pass
         case _:
@@ -290,6 +295,10 @@ def _tdx(value: Mapping[str, object]) -> TdxMeasurements:
     return TdxMeasurements(**named)
 
 
+def _platform_flags(value: Mapping[str, object]) -> PlatformFlags:
+    return PlatformFlags(_texts(value, "allowed", PLATFORM_FLAGS.__contains__) if "allowed" in value else ())
+
+
 def _tcb_status(value: Mapping[str, object]) -> TcbStatus:
     allowed = _texts(value, "allowed", TCB_STATUSES.__contains__)
     grace = _number(value, "grace_days") if "grace_days" in value else None
@@ -341,6 +350,7 @@ _KINDS: dict[str, tuple[set[str], set[str], _Build]] = {
     "minimum_evaluation": ({"minimum"}, _NONE, lambda _r, v, _d: MinimumEvaluation(_number(v, "minimum"))),
     "machine": ({"values"}, _NONE, lambda _r, v, _d: Machine(_texts(v, "values", _machine))),
     "rego": ({"module"}, _NONE, lambda _r, v, _d: _rego(v)),
+    "platform_flags": (_NONE, {"allowed"}, lambda _r, v, _d: _platform_flags(v)),
     "not_debug": (_NONE, _NONE, lambda _r, _v, _d: NotDebug()),
     "unsafe_accept_simulated": (_NONE, _NONE, lambda _r, _v, _d: UnsafeAcceptSimulated()),
 }

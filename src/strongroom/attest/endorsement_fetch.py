@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from strongroom.attest.endorsement_snp import SNPEndorsements
 from strongroom.attest.endorsements import Endorsements
 from strongroom.attest.snp import SNPReport
-from strongroom.attest.verifiers.snp import key_of
+from strongroom.attest.verifiers.chip_keys import key_of
 from strongroom.crypto.tls import web_context
 from strongroom.crypto.x509 import UNREADABLE
 from strongroom.errors import EndorsementError, InputError, UnavailableError

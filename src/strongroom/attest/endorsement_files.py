@@ -14,12 +14,11 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import NameOID
 
 from strongroom._encoding import parse_json
 from strongroom.attest.endorsement_snp import AMD_ROOTS, AnyEndorsements, SNPEndorsements, read_endorsements
 from strongroom.attest.endorsements import INTEL_ROOT, TrustAnchor
-from strongroom.crypto.x509 import UNREADABLE
+from strongroom.crypto.x509 import UNREADABLE, common_name
 from strongroom.errors import EndorsementError, InputError
 
 __all__ = [
@@ -123,11 +122,10 @@ def title(endorsements: AnyEndorsements) -> str:
     """Return what `endorsements` are for: `sgx 00906ed50000` (with `platform` for that CA), or `snp SEV-Milan`."""
     if isinstance(endorsements, SNPEndorsements):
         try:
-            subject = x509.load_der_x509_certificate(endorsements.ask).subject
-            names = [str(name.value) for name in subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+            name = common_name(x509.load_der_x509_certificate(endorsements.ask).subject)
         except UNREADABLE as exc:
             raise EndorsementError("endorsements: ask is not a certificate") from exc
-        return f"snp {names[0] if names else ''}"
+        return f"snp {name}"
     try:
         document = parse_json(endorsements.tcb_info, "tcb_info")
         issuer = x509.load_pem_x509_certificates(endorsements.pck_crl_issuer_chain.encode())[0].subject

@@ -12,7 +12,7 @@ from typing import ClassVar, Protocol
 
 from strongroom.attest.claims import Claims
 
-__all__ = ["AppraisalContext", "Finding", "Policy", "Scope", "listed", "one_of", "platform_findings"]
+__all__ = ["AppraisalContext", "Finding", "Policy", "Scope", "listed", "one_of", "platform_findings", "shown_flag"]
 
 _HOW = {
     "snp": "snp_measurement names the launch digest",
@@ -99,6 +99,11 @@ def listed(values: Sequence[object]) -> str:
 def one_of(check: str, values: Sequence[str], got: str) -> Finding:
     """Return whether `got` is one of `values`."""
     return Finding(check, listed(values), got or "nothing", got in values)
+
+
+def shown_flag(value: bool | None) -> str:
+    """Return a flag in words."""
+    return "unknown" if value is None else "yes" if value else "no"
 
 
 def platform_findings(claims: Claims, allowed: Sequence[str], named: Sequence[str] = ()) -> list[Finding]:

@@ -12,11 +12,21 @@ from typing import ClassVar
 
 from strongroom._encoding import sha256_id
 from strongroom.attest.binding import job_init_data
-from strongroom.attest.findings import AppraisalContext, Finding, Policy, Scope, listed, one_of, platform_findings
+from strongroom.attest.findings import (
+    AppraisalContext,
+    Finding,
+    Policy,
+    Scope,
+    listed,
+    one_of,
+    platform_findings,
+    shown_flag,
+)
 from strongroom.attest.patterns import MAX_PATTERN_CHARS, compile_pattern
 from strongroom.errors import InputError
 
 __all__ = [
+    "PLATFORM_FLAGS",
     "TCB_STATUSES",
     "TDX_REGISTERS",
     "AllOf",
@@ -28,6 +38,7 @@ __all__ = [
     "MinimumEvaluation",
     "MinimumSvn",
     "NotDebug",
+    "PlatformFlags",
     "Reference",
     "Rego",
     "Signer",
@@ -49,6 +60,9 @@ TCB_STATUSES = (
     "TDRelaunchAdvisedConfigurationNeeded",
 )
 """What a policy may allow. Revoked is not among them: no policy can allow it."""
+
+PLATFORM_FLAGS = ("dynamic_platform", "cached_keys", "smt")
+"""What the PCK certificate of an Intel platform says of its configuration; each may be unknown."""
 
 TDX_REGISTERS = ("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3")
 
@@ -209,6 +223,29 @@ class Machine:
         got = [name.hex() for name in (claims.ppid, claims.piid, claims.chip_id) if any(name)]
         own = Finding(self.kind, listed(self.values), listed(got), not set(got).isdisjoint(self.values))
         return [*scope.findings(claims), own]
+
+
+@dataclass(frozen=True, slots=True)
+class PlatformFlags:
+    """No flag of an Intel platform is set but those in `allowed`; one that its certificate does not tell counts as set.
+
+    Without this check none is judged, as in Intel's own appraisal, which refuses only what a policy forbids: servers
+    with TDX have all three. A dynamic platform may get processors later, whose keys Intel's registration service gives
+    out; cached keys are platform keys that this service holds; SMT lets a neighbour measure time on the same core.
+    """
+
+    allowed: tuple[str, ...] = ()
+    kind: ClassVar[str] = "platform_flags"
+
+    def judge(self, context: AppraisalContext, scope: Scope) -> list[Finding]:
+        """Return every comparison that decides, passed or not."""
+        claims = context.claims
+        return scope.findings(claims) + [
+            Finding(name, "no", shown_flag(got), got is False)
+            for name in PLATFORM_FLAGS
+            if name not in self.allowed
+            for got in [getattr(claims, name)]
+        ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from functools import lru_cache
 
 from strongroom.errors import EvidenceError
 
-__all__ = ["MAX_QUOTE_BYTES", "Field", "FieldRow", "Quote", "describe", "parse_quote", "trimmed"]
+__all__ = ["MAX_QUOTE_BYTES", "Field", "FieldRow", "Quote", "Span", "Spans", "describe", "parse_quote", "trimmed"]
 
 MAX_QUOTE_BYTES = 1 << 16
 
@@ -38,7 +38,7 @@ _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----\n([A-Za-z0-9+/=\n]+)\n-----END 
 
 # name, size in bytes, how to show it (i: integer, x: hex, -: reserved), meaning
 _Layout = tuple[tuple[str, int, str, str], ...]
-_Span = tuple[int, int, str, str]
+Span = tuple[int, int, str, str]
 _HEADER_V3: _Layout = (
     ("version", 2, "i", "Version of the quote format"),
     ("attestation_key_type", 2, "i", "2 is ECDSA over P-256"),
@@ -140,39 +140,48 @@ class FieldRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Quote:
-    """A quote taken apart. All values are claims of whoever sent the bytes.
+class Spans:
+    """Bytes of which every one belongs to a field. All values are claims of whoever sent them.
 
     Attributes:
-        raw: The whole quote.
-        version: 3, 4 or 5.
-        tee: "sgx" or "tdx".
+        raw: The whole.
+        version: Of the format.
         spans: Where each field lies: name to offset, size, kind and meaning, in order of offset.
-        pck_chain: DER certificates: leaf, CA, root.
     """
 
     raw: bytes
     version: int
-    tee: str
-    spans: Mapping[str, _Span]
-    pck_chain: tuple[bytes, ...]
+    spans: Mapping[str, Span]
 
     def __getitem__(self, name: str) -> bytes:
         """Return the bytes of the field `name`, for example `body.report_data`."""
         offset, size, _, _ = self.spans[name]
         return self.raw[offset : offset + size]
 
+    def number(self, name: str) -> int:
+        """Return the little-endian integer in the field `name`."""
+        return int.from_bytes(self[name], "little")
+
     @property
     def fields(self) -> tuple[Field, ...]:
         """Every field in order of offset."""
         return tuple(
-            Field(name=name, offset=offset, raw=self.raw[offset : offset + size], kind=kind, meaning=meaning)
-            for name, (offset, size, kind, meaning) in self.spans.items()
+            Field(name=name, offset=offset, raw=self[name], kind=kind, meaning=meaning)
+            for name, (offset, _, kind, meaning) in self.spans.items()
         )
 
-    def number(self, name: str) -> int:
-        """Return the little-endian integer in the field `name`."""
-        return int.from_bytes(self[name], "little")
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quote(Spans):
+    """A quote of version 3, 4 or 5 taken apart.
+
+    Attributes:
+        tee: "sgx" or "tdx".
+        pck_chain: DER certificates: leaf, CA, root.
+    """
+
+    tee: str
+    pck_chain: tuple[bytes, ...]
 
     @property
     def measurement(self) -> bytes:
@@ -211,7 +220,7 @@ class _Reader:
     def __init__(self, raw: bytes) -> None:
         self.raw = raw
         self.at = 0
-        self.spans: dict[str, _Span] = {}
+        self.spans: dict[str, Span] = {}
 
     def take(self, name: str, size: int, kind: str, meaning: str) -> bytes:
         if size > len(self.raw) - self.at:

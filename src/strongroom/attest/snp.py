@@ -26,7 +26,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from strongroom.attest.quote import Field
+from strongroom.attest.quote import Span, Spans
 from strongroom.errors import EvidenceError, InputError
 
 __all__ = ["CERTIFICATES", "REPORT_BYTES", "TCB", "SNPReport", "certificate_table", "parse_report", "read_table"]
@@ -103,10 +103,13 @@ _TAIL = (
 )
 _OLD = ((0x188, 24, "reserved2", "-", "Reserved"),)
 _PLAIN = ((0x1F8, 168, "reserved5", "-", "Reserved"),)
-_LAYOUTS = {
-    2: (*_HEAD, *_OLD, *_MIDDLE, *_PLAIN, *_TAIL),
-    3: (*_HEAD, *_CPUID, *_MIDDLE, *_PLAIN, *_TAIL),
-    5: (*_HEAD, *_CPUID, *_MIDDLE, *_MITIGATIONS, *_TAIL),
+_LAYOUTS: Mapping[int, Mapping[str, Span]] = {
+    version: {name: (at, size, kind, meaning) for at, size, name, kind, meaning in (*_HEAD, *rows, *_TAIL)}
+    for version, rows in {
+        2: (*_OLD, *_MIDDLE, *_PLAIN),
+        3: (*_CPUID, *_MIDDLE, *_PLAIN),
+        5: (*_CPUID, *_MIDDLE, *_MITIGATIONS),
+    }.items()
 }
 
 
@@ -163,33 +166,16 @@ class TCB:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SNPReport:
-    """A report taken apart. All values are claims of whoever sent the bytes.
+class SNPReport(Spans):
+    """A report of version 2, 3 or 5 taken apart, without what follows it.
 
     Attributes:
-        raw: The report without what follows it.
-        version: 2, 3 or 5.
-        fields: Every field in order of offset.
         certificate: The signer's, DER, if the report brings it along; else empty.
     """
 
-    raw: bytes
-    version: int
-    fields: tuple[Field, ...]
     certificate: bytes
 
     tee: ClassVar[str] = "snp"
-
-    def __getitem__(self, name: str) -> bytes:
-        """Return the bytes of the field `name`, for example `report_data`."""
-        for field in self.fields:
-            if field.name == name:
-                return field.raw
-        raise KeyError(name)
-
-    def number(self, name: str) -> int:
-        """Return the little-endian integer in the field `name`."""
-        return int.from_bytes(self[name], "little")
 
     @property
     def signed(self) -> bytes:
@@ -257,17 +243,11 @@ def parse_report(raw: bytes) -> SNPReport:
     if version not in _LAYOUTS:
         raise EvidenceError(f"report: expected version 2, 3 or 5, got {version}")
     parsed = SNPReport(
-        raw=report,
-        version=version,
-        fields=tuple(
-            Field(name=name, offset=at, raw=report[at : at + size], kind=kind, meaning=meaning)
-            for at, size, name, kind, meaning in _LAYOUTS[version]
-        ),
-        certificate=next(iter(certificates.values()), b""),
+        raw=report, version=version, spans=_LAYOUTS[version], certificate=next(iter(certificates.values()), b"")
     )
-    for field in parsed.fields:
-        if field.kind == "-" and any(field.raw):
-            raise EvidenceError(f"report: reserved bytes at {field.offset:#x} are not zero in version {version}")
+    for name, (at, _, kind, _) in parsed.spans.items():
+        if kind == "-" and any(parsed[name]):
+            raise EvidenceError(f"report: reserved bytes at {at:#x} are not zero in version {version}")
     _check_values(parsed)
     if certificates and set(certificates) != {parsed.signer}:
         raise EvidenceError(f"report: expected the certificate of its {parsed.signer}, got {', '.join(certificates)}")

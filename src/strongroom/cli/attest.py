@@ -10,9 +10,11 @@ import click
 from strongroom.attest import ratls
 from strongroom.attest.claims import Claims
 from strongroom.attest.evidence import Evidence
-from strongroom.attest.quote import describe, parse_quote, trimmed
+from strongroom.attest.findings import shown_flag
+from strongroom.attest.quote import FieldRow, Quote, describe, parse_quote, trimmed
 from strongroom.attest.snp import parse_report
 from strongroom.attest.verifiers import verify_any
+from strongroom.attest.verifiers.chains import platform
 from strongroom.cli import output
 from strongroom.cli.common import epilog, json_option, workspace
 from strongroom.cli.endorsements import command as endorsements
@@ -63,7 +65,7 @@ def quote(job_file: Path, target: Path) -> None:
 def show(evidence: Path, as_json: bool) -> int:
     """Explain EVIDENCE (a quote or report: binary, base64, RCAR JSON or in an RA-TLS certificate) field by field."""
     tee, raw, certificate = read_evidence(evidence)
-    rows = describe(parse_report(raw).fields if tee == "snp" else parse_quote(trimmed(raw)).fields)
+    rows = describe(parse_report(raw).fields) if tee == "snp" else _quote_rows(parse_quote(trimmed(raw)))
     checks = _checks(raw, tee, certificate)
     value = {
         "tee": tee,
@@ -79,6 +81,29 @@ def show(evidence: Path, as_json: bool) -> int:
     text += ["", "checks:"] + [f"  {'pass' if passed else 'FAIL'}  {name}: {detail}" for name, passed, detail in checks]
     output.data(value, as_json, text)
     return 0 if all(passed for _, passed, _ in checks) else 1
+
+
+def _quote_rows(quote: Quote) -> list[FieldRow]:
+    rows, at = describe(quote.fields), quote.spans["auth.cert_data"]
+    try:
+        pck = platform(quote["auth.cert_data"])
+    except ValueError:
+        return rows
+    said = {
+        "fmspc": (pck.fmspc.hex(), "Platform family"),
+        "ppid": (pck.ppid.hex(), "Names the platform (`machine` in a policy)"),
+        "piid": (pck.piid.hex(), "Names this registration of a platform with several packages (`machine`)"),
+        "dynamic_platform": (shown_flag(pck.dynamic_platform), "Processors may join it later (`platform_flags`)"),
+        "cached_keys": (shown_flag(pck.cached_keys), "Intel's registration service holds its keys (`platform_flags`)"),
+        "smt": (shown_flag(pck.smt), "Hyperthreading was on when it registered (`platform_flags`)"),
+    }
+    return rows + [
+        FieldRow(
+            name=f"pck.{name}", offset=at[0], size=at[1], value=value, meaning=f"In the PCK certificate: {meaning}"
+        )
+        for name, (value, meaning) in said.items()
+        if value
+    ]
 
 
 def _short(text: str) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import click
 
@@ -19,12 +21,40 @@ if TYPE_CHECKING:
     from strongroom.attest.evidence import Evidence
     from strongroom.attest.snp import SNPReport
 
-__all__ = ["anchor_option", "command", "read_anchor"]
+__all__ = ["anchor_option", "command", "read_anchor", "snp_settings"]
 
 _SOON_DAYS = 7
 anchor_option = click.option(
     "--anchor", "anchor_file", type=click.Path(path_type=Path), help="Certificate of a root beside Intel's and AMD's."
 )
+
+
+def snp_settings(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command what an owner may ask of every platform under AMD's root, as its argument `settings`."""
+
+    @click.option(
+        "--minimum-tcb",
+        "floors",
+        multiple=True,
+        metavar="PROCESSOR=VERSIONS",
+        help="AMD: lowest bootloader.tee.snp.microcode, with fmc. first for Turin, of a processor: "
+        "family-model-stepping.",
+    )
+    @click.option(
+        "--minimum-abi", default="", help="AMD: lowest firmware interface that a guest's policy must ask for."
+    )
+    @click.option("--no-smt", is_flag=True, help="AMD: refuse guests that may share a core's threads with others.")
+    @click.option("--cxl", is_flag=True, help="AMD: accept guests whose memory may lie behind CXL.")
+    @click.option("--vlek", metavar="PROVIDER", default="", help="AMD: accept that cloud provider's keys (VLEK) too.")
+    @functools.wraps(function)
+    def command(
+        *given: Any, floors: tuple[str, ...], minimum_abi: str, no_smt: bool, cxl: bool, vlek: str, **rest: Any
+    ) -> Any:
+        settings = {"minimum_tcb": ",".join(floors), "minimum_abi": minimum_abi, "smt": "refused" if no_smt else ""}
+        settings |= {"cxl": "allowed" if cxl else "", "vlek": vlek}
+        return function(*given, settings={name: value for name, value in settings.items() if value}, **rest)
+
+    return command
 
 
 @click.group("endorsements")
@@ -65,8 +95,8 @@ def fetch(
     from strongroom.attest.endorsement_files import anchor_of, file_name, write_bundle
     from strongroom.attest.evidence import Evidence
     from strongroom.attest.snp import parse_report
+    from strongroom.attest.verifiers.chip_keys import provider_of
     from strongroom.attest.verifiers.choose import verifier_for
-    from strongroom.attest.verifiers.snp import provider_of
 
     raw, now, folder = _read(evidence), datetime.now(UTC), _folder()
     snp = raw[2:4] == b"\0\0"  # a quote has the type of its attestation key there, which is 2
@@ -281,7 +311,7 @@ def _say_end(endorsements: AnyEndorsements, now: datetime) -> None:
 
 def _details(endorsements: AnyEndorsements) -> dict[str, object]:
     from strongroom.attest.endorsement_snp import SNPEndorsements
-    from strongroom.attest.verifiers.snp import describe_key
+    from strongroom.attest.verifiers.chip_keys import describe_key
 
     if isinstance(endorsements, SNPEndorsements):
         return {"keys": [describe_key(key) for key in endorsements.keys]}

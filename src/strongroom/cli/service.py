@@ -13,7 +13,7 @@ import click
 
 from strongroom.cli import output
 from strongroom.cli.common import epilog, json_option, owner, workspace
-from strongroom.cli.endorsements import anchor_option, read_anchor
+from strongroom.cli.endorsements import anchor_option, read_anchor, snp_settings
 from strongroom.cli.service_verify import measure, verify
 from strongroom.client.workspace import Workspace
 from strongroom.errors import InputError, UnavailableError
@@ -180,27 +180,9 @@ def lease(seconds: int) -> None:
     ),
 )
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option(
-    "--minimum-tcb",
-    "floors",
-    multiple=True,
-    metavar="PROCESSOR=VERSIONS",
-    help="AMD: lowest bootloader.tee.snp.microcode, with fmc. first for Turin, of a processor: family-model-stepping.",
-)
-@click.option("--minimum-abi", default="", help="AMD: lowest firmware interface that a guest's policy must ask for.")
-@click.option("--no-smt", is_flag=True, help="AMD: refuse guests that may share a core's threads with others.")
-@click.option("--cxl", is_flag=True, help="AMD: accept guests whose memory may lie behind CXL.")
-@click.option("--vlek", metavar="PROVIDER", default="", help="AMD: accept that cloud provider's keys (VLEK) too.")
+@snp_settings
 @anchor_option
-def trust(
-    bundle: Path,
-    floors: tuple[str, ...],
-    minimum_abi: str,
-    no_smt: bool,
-    cxl: bool,
-    vlek: str,
-    anchor_file: Path | None,
-) -> None:
+def trust(bundle: Path, settings: dict[str, str], anchor_file: Path | None) -> None:
     """Believe evidence under the root in BUNDLE from now on (`strongroom attest endorsements fetch` writes one).
 
     The root is Intel's or AMD's, whatever BUNDLE says, or the one whose certificate --anchor names.
@@ -213,20 +195,17 @@ def trust(
         raise InputError("a SIMULATED root is trusted by its own workspace's service alone")
     if not found or any(anchor_of(one, read_anchor(anchor_file)) != anchor for one in found):
         raise InputError(f"{bundle}: expected endorsements under the root that it names, got none or another's")
-    if any(isinstance(one, SNPEndorsements) for one in found) and not floors:
+    if any(isinstance(one, SNPEndorsements) for one in found) and "minimum_tcb" not in settings:
         raise InputError(
             "AMD publishes no signed list of current versions, so the floor is yours to name: --minimum-tcb",
             hint="AMD's security bulletins name current versions; what a machine says of itself is no floor",
         )
-    settings = {"minimum_tcb": ",".join(floors), "minimum_abi": minimum_abi, "smt": "refused" if no_smt else ""}
-    settings |= {"cxl": "allowed" if cxl else "", "vlek": vlek}
-    given = {name: value for name, value in settings.items() if value}
     client, own = owner(), anchor.fingerprint not in MAKERS
     anchors = cast(list[dict[str, str]], client.call("GET", "/v1/status")["anchors"])
-    client.call("PUT", "/v1/anchors", {"fingerprint": anchor.fingerprint, "settings": given, "own_root": own})
-    before = next((a for a in anchors if a["fingerprint"] == anchor.fingerprint), given)
-    for name in sorted((before.keys() | given.keys()) - {"kind", "fingerprint"}):
-        if (was := before.get(name, "not set")) != (now := given.get(name, "not set")):
+    client.call("PUT", "/v1/anchors", {"fingerprint": anchor.fingerprint, "settings": settings, "own_root": own})
+    before = next((a for a in anchors if a["fingerprint"] == anchor.fingerprint), settings)
+    for name in sorted((before.keys() | settings.keys()) - {"kind", "fingerprint"}):
+        if (was := before.get(name, "not set")) != (now := settings.get(name, "not set")):
             output.say(f"WARNING: {name} was {was}, is {now}")
     output.say(f"evidence under {MAKERS.get(anchor.fingerprint, 'the root')} {anchor.fingerprint[:16]} is believed")
     if any(isinstance(one, SNPEndorsements) and title(one).endswith("-Milan") for one in found):

@@ -25,10 +25,13 @@ from strongroom.attest.claims import Claims, check_init_data
 from strongroom.attest.endorsement_files import MAKERS, read_bundle, read_folder
 from strongroom.attest.endorsement_snp import AnyEndorsements
 from strongroom.attest.evidence import Evidence
+from strongroom.attest.findings import shown_flag
+from strongroom.attest.policies import PLATFORM_FLAGS
 from strongroom.attest.verifiers import AnchoredVerifier, verify_any
 from strongroom.attest.verifiers.choose import verifier_for
 from strongroom.cli import output
 from strongroom.cli.common import epilog, json_option, owner, workspace
+from strongroom.cli.endorsements import snp_settings
 from strongroom.errors import AttestationError, InputError
 
 if TYPE_CHECKING:
@@ -45,6 +48,9 @@ _WANTED = {
 }
 _PLATFORM = "have the platform updated, or let the policy allow this status and these advisories by name (tcb_status)"
 _HINTS = {
+    **dict.fromkeys(
+        PLATFORM_FLAGS, "let the policy allow this configuration by name (platform_flags), or run elsewhere"
+    ),
     "root": "this is for trials alone, or let the policy say unsafe_accept_simulated",
     "policy": "name the code: measurement, signer with minimum_svn and product, snp_measurement, or tdx_measurements",
     **dict.fromkeys(("tcb_status", "advisories", "grace"), _PLATFORM),
@@ -60,12 +66,14 @@ class Verdict:
 
     Attributes:
         claims: What was proven, None if verification failed.
+        as_of: The owner named the time; it is not the time now.
         checks: Every comparison in order, up to the first that says the evidence is not true.
         hint: What to do about a refusal.
     """
 
     evidence: Evidence
     now: datetime
+    as_of: bool = False
     claims: Claims | None
     checks: tuple[Finding, ...]
     hint: str = ""
@@ -93,6 +101,7 @@ class Verdict:
             "tee": self.evidence.tee,
             "evidence_sha256": hashlib.sha256(self.evidence.quote).hexdigest(),
             "time": f"{self.now:%Y-%m-%dT%H:%M:%SZ}",
+            "as_of": self.as_of,
             "tcb_status": self.claims.tcb_status if self.claims else None,
             "advisory_ids": list(self.claims.advisory_ids) if self.claims else None,
             "checks": [check.to_json() for check in self.checks],
@@ -109,6 +118,8 @@ class Verdict:
         elif self.accepted:
             outcome = "ACCEPTED: true, and what the policy names"
             outcome += ". SIMULATED: no hardware protects this" if self.claims.simulated else ""
+        if self.as_of:
+            outcome += f". AS OF {self.now:%Y-%m-%dT%H:%M:%SZ}: this says nothing of now"
         text = [outcome, ""]
         text += output.facts({name: value for name, value in self._facts().items() if value})
         text += ["", "checks:"]
@@ -124,7 +135,7 @@ class Verdict:
         text = {
             "root": self.root,
             "evidence": f"{self.evidence.tee}, {len(quote)} bytes, SHA-256 {hashlib.sha256(quote).hexdigest()}",
-            "time": f"{self.now:%Y-%m-%dT%H:%M:%SZ}",
+            "time": f"{self.now:%Y-%m-%dT%H:%M:%SZ}" + (", as --at says" if self.as_of else ""),
         }
         if (claims := self.claims) is None:
             return text
@@ -134,6 +145,9 @@ class Verdict:
             "advisories": ", ".join(claims.advisory_ids) or "none",
             "edition": "" if claims.tcb_eval_number is None else f"{claims.tcb_eval_number} of the TCB info",
             "machine": machine,
+            "flags": ", ".join(
+                f"{name} {shown_flag(getattr(claims, name))}" for name in PLATFORM_FLAGS if claims.fmspc
+            ),
             "measurement": claims.measurement.hex(),
             **{f"rtmr{number}": value.hex() for number, value in enumerate(claims.rtmrs)},
             "signer": claims.signer.hex() if any(claims.signer) else "",
@@ -147,6 +161,7 @@ def judged(
     choices: Choices,
     *,
     now: datetime,
+    as_of: bool = False,
     init_data: str | None = None,
     job: dict[str, object] | None = None,
 ) -> Verdict:
@@ -155,7 +170,7 @@ def judged(
         claims = verify_any(evidence, choices, now=now)
     except AttestationError as exc:
         hint = exc.hint or "do not trust what sent this evidence"
-        return Verdict(evidence=evidence, now=now, claims=None, checks=(failed(exc),), hint=hint)
+        return Verdict(evidence=evidence, now=now, as_of=as_of, claims=None, checks=(failed(exc),), hint=hint)
     checks = [
         Finding("signatures", "a chain to a trusted root", "hold, up to the root above", passed=True),
         Finding("endorsements", "for this platform, now", "for this platform, now", passed=True),
@@ -171,7 +186,7 @@ def judged(
     checks += findings(policy, AppraisalContext(claims=claims, job=job))
     wrong = [check.check.rpartition(": ")[2] for check in checks if not check.passed]
     hint = "; ".join(dict.fromkeys(_HINTS.get(name, _OTHER) for name in wrong))
-    return Verdict(evidence=evidence, now=now, claims=claims, checks=tuple(checks), hint=hint)
+    return Verdict(evidence=evidence, now=now, as_of=as_of, claims=claims, checks=tuple(checks), hint=hint)
 
 
 def failed(exc: AttestationError) -> Finding:
@@ -276,7 +291,8 @@ def _known_roots(here: Workspace) -> set[tuple[str, str]]:
     epilog=epilog(
         "strongroom attest verify quote.bin --policy policy.json",
         "strongroom attest verify quote.bin --policy policy.json --job job.toml --json",
-        "strongroom attest verify quote.bin --policy policy.json --endorsements bundle.json",
+        "strongroom attest verify quote.bin --policy policy.json --endorsements bundle.json --at 2026-03-01T12:00Z",
+        "strongroom attest verify report.bin --policy policy.json --minimum-tcb 19-01-1=4.0.23.213 --vlek Provider",
     ),
 )
 @click.argument("evidence", type=click.Path(path_type=Path))
@@ -287,16 +303,16 @@ def _known_roots(here: Workspace) -> set[tuple[str, str]]:
     "--endorsements", "bundle", type=click.Path(path_type=Path), help="A bundle; default: the trust service's here."
 )
 @click.option("--job", "job_file", type=click.Path(path_type=Path), help="The job file that the evidence should bind.")
-@click.option(
-    "--minimum-tcb", metavar="PROCESSOR=VERSIONS", help="SEV-SNP: as `service trust` takes it; several with commas."
-)
+@click.option("--at", metavar="TIME", help="Verify as of this time (ISO 8601, UTC unless it says), not now.")
+@snp_settings
 @json_option
 def verify(
     evidence: Path,
     policy_file: Path,
     bundle: Path | None,
     job_file: Path | None,
-    minimum_tcb: str | None,
+    at: str | None,
+    settings: dict[str, str],
     as_json: bool,
 ) -> int:
     """Verify EVIDENCE (as `show` reads it) and appraise it: one page with every check, what it expected and got."""
@@ -308,10 +324,19 @@ def verify(
     verdict = judged(
         Evidence(tee=tee, quote=raw),
         policy,
-        trusted_choices(bundle, {"minimum_tcb": minimum_tcb} if minimum_tcb else {}),
-        now=datetime.now(UTC),
+        trusted_choices(bundle, settings),
+        now=datetime.now(UTC) if at is None else _time(at),
+        as_of=at is not None,
         init_data=plan.init_data if plan else None,
         job=dict(plan.document) if plan else None,
     )
     output.data(verdict.to_json(), as_json, verdict.page())
     return 0 if verdict.accepted else 1
+
+
+def _time(text: str) -> datetime:
+    try:
+        found = datetime.fromisoformat(text)
+        return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError) as exc:
+        raise InputError(f"--at: expected a time such as 2026-03-01T12:00Z, got {text!r:.40}") from exc

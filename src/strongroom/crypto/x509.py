@@ -23,6 +23,7 @@ __all__ = [
     "certificate_from_pem",
     "certificate_pem",
     "check_self_signed",
+    "common_name",
     "fingerprint",
     "issue",
     "new_csr",
@@ -103,6 +104,12 @@ def check_self_signed(certificate: x509.Certificate) -> None:
         certificate.verify_directly_issued_by(certificate)
     except (InvalidSignature, ValueError, TypeError) as exc:
         raise InputError("the certificate is not signed by its own key") from exc
+
+
+def common_name(name: x509.Name) -> str:
+    """Return the one common name in `name`, empty if there is none or several."""
+    values = name.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(values[0].value) if len(values) == 1 else ""
 
 
 def fingerprint(certificate: x509.Certificate) -> str:

@@ -15,18 +15,17 @@ from functools import lru_cache
 import dcap_qvl
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import NameOID
 
 from strongroom._encoding import parse_json
 from strongroom.attest.endorsement_snp import AnyEndorsements
 from strongroom.attest.endorsements import Endorsements, TrustAnchor
 from strongroom.attest.markers import SIMULATED_NAME
 from strongroom.attest.quote import Quote
-from strongroom.crypto.x509 import UNREADABLE
+from strongroom.crypto.x509 import UNREADABLE, common_name
 from strongroom.errors import EndorsementError, InputError, VerificationError
 
 __all__ = [
-    "Chain", "Platform", "certified", "common_name", "covers_platform", "issuers", "platform", "tcb_info",
+    "Chain", "Platform", "certified", "covers_platform", "issuers", "platform", "tcb_info",
     "tcb_signers",
 ]  # fmt: skip
 
@@ -202,9 +201,3 @@ def _marked(certificate: x509.Certificate) -> bool:
         for name in (certificate.subject, certificate.issuer)
         for attribute in name
     )
-
-
-def common_name(name: x509.Name) -> str:
-    """Return the one common name in `name`, empty if there is none or several."""
-    values = name.get_attributes_for_oid(NameOID.COMMON_NAME)
-    return str(values[0].value) if len(values) == 1 else ""

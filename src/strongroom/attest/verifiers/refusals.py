@@ -14,8 +14,8 @@ from cryptography import x509
 
 from strongroom.attest.endorsements import Endorsements
 from strongroom.attest.quote import Quote
-from strongroom.attest.verifiers.chains import Chain, Platform, common_name, platform, tcb_info
-from strongroom.crypto.x509 import UNREADABLE
+from strongroom.attest.verifiers.chains import Chain, Platform, platform, tcb_info
+from strongroom.crypto.x509 import UNREADABLE, common_name
 from strongroom.errors import AttestationError, EndorsementError, EvidenceError, VerificationError
 
 __all__ = ["Judged", "classified", "not_in_force"]
