@@ -71,9 +71,11 @@ def test_T208_what_waits_is_nobodys_before_its_owner_approves(enclave: Enclave) 
     assert isinstance(details, dict)
     assert (details["held"], details["committed"]) == (["out"], {})
 
-    # Neither another job nor a command of the owner takes it for the data set, or loses it.
-    reading = ("--volume", "out=out", "--", "python", "-c", "print('RAN', open('/work/out/a').read())")
-    blocked = enclave.outcome(*reading)
+    # Neither another job nor a command of the owner takes it for the data set, or loses it; who reads, reads what was.
+    show = "import os; print('RAN', open('/work/out/a').read(), os.listdir('/work/out'))"
+    reading = ("--volume", "out=out", "--", "python", "-c", show)
+    assert "RAN old ['a']" in str(enclave.outcome(*reading)["said"])
+    blocked = enclave.outcome("--volume", "out=out:rw", "--", "python", "-c", show)
     assert "waits for its owner's approval" in str(error(blocked)["message"]), blocked
     assert "RAN" not in str(blocked["said"])
     for words in (

@@ -518,6 +518,35 @@ def test_a_run_with_an_older_head_undoes_nothing(committed: tuple[Session, Path]
     assert get(volume(folder, session.head), "a") == b"winner"
 
 
+def test_T293_who_reads_finds_what_a_change_has_moved_and_nothing_else(committed: tuple[Session, Path]) -> None:
+    session, folder = committed
+    reader, at = volume(folder, session.head, "ro"), volume(folder, session.head)
+    kept = folder / ".dataset/kept" / at._files["a"].salt.hex()
+    with at.changing(session):  # type: ignore[arg-type]
+        write_in_place(at, "a")
+        assert kept.exists()
+        assert get_by_reader(reader, "a") == b"data"
+        with pytest.raises(IntegrityError, match="swapped"):
+            volume(folder, session.head).reader("a")  # who writes has its own
+        raw, other = kept.read_bytes(), (folder / "a").read_bytes()
+        kept.write_bytes(other)
+        with pytest.raises(IntegrityError, match="salt"):
+            reader.reader("a")
+        kept.unlink()
+        (folder / "elsewhere").write_bytes(raw)
+        kept.symlink_to(folder / "elsewhere")
+        with pytest.raises(IntegrityError, match="link"):
+            reader.reader("a")
+        kept.unlink()
+        (folder / "elsewhere").rename(kept)
+    assert get_by_reader(reader, "a") == b"data"
+
+
+def get_by_reader(at: SealedVolume, path: str) -> bytes:
+    with at.reader(path) as reader:
+        return reader.readall()
+
+
 def test_an_unanswered_commit_is_decided_by_the_next_run(committed: tuple[Session, Path]) -> None:
     session, folder = committed
     head = session.head

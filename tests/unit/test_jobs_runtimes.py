@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from strongroom.attest.simulated import measure
-from strongroom.attest.simulated.measure import FileDigests, tree_digest
+from strongroom.attest.simulated.measure import tree_digest
 from strongroom.jobs import runtime_cache
 from strongroom.jobs.runtimes import Runtimes
 
@@ -105,14 +105,3 @@ def test_digests_that_nobody_asked_for_go_too(tmp_path: Path) -> None:
     tree_digest(trees[2], digests)
     assert len(list(digests.iterdir())) == 4
     assert all(time.time() - file.stat().st_mtime < 60 for file in digests.iterdir())
-
-
-def test_the_digests_of_files_have_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "_MAX_FILES", 3)
-    files = [tmp_path / str(number) for number in range(4)]
-    for number, file in enumerate(files):
-        file.write_text(str(number))
-        FileDigests(tmp_path / "digests").keep({file: f"{number:064}"})
-    known = FileDigests(tmp_path / "digests").of(files[1:])
-    assert [int(known[file]) for file in files[1:]] == [1, 2, 3]
-    assert len(measure._read(tmp_path / "digests" / "files.json")) == 3

@@ -206,30 +206,36 @@ class ServiceSession:
         """Replace the head `expected` by its successor that names `manifest`; None if that waits for the owner.
 
         A service that was restarted in between has forgotten this session, and may or may not have committed: the guest
-        attests again and looks, for up to five minutes.
+        attests again and looks, for up to five minutes. Who is denied twice running, freshly attested, is denied.
 
         Raises:
+            DeniedError: The service takes no commit of this job any more.
             IntegrityError: Another run committed first.
             UnavailableError: The service does not come back in time.
         """
-        limit = time.monotonic() + COMMIT_PATIENCE_S
+        limit, denied, again = time.monotonic() + COMMIT_PATIENCE_S, 0, False
         while True:
             try:
                 with self.lock:
+                    if again:
+                        self.attest()
+                        found = self._current(owner, expected)
+                        if found and (found.epoch, found.manifest) == (expected.epoch + 1, manifest):
+                            return found
                     return self._commit(expected, manifest, versions)
             except (UnavailableError, DeniedError) as exc:
-                if time.monotonic() > limit:
+                denied = denied + 1 if isinstance(exc, DeniedError) else 0
+                if denied == 2 or time.monotonic() > limit:
                     raise
                 _log.warning("commit not answered reason=%s, attesting again", exc)
-            try:
-                time.sleep(1)
-                with self.lock:
-                    self.attest()
-                    found = self.key(owner, expected.key).heads[expected.dataset]
-            except (UnavailableError, DeniedError):  # denied while an output waits, which may be this one
-                continue
-            if (found.epoch, found.manifest) == (expected.epoch + 1, manifest):
-                return found
+            time.sleep(1)
+            again = True
+
+    def _current(self, owner: str, expected: Head) -> Head | None:
+        try:
+            return self.key(owner, expected.key).heads[expected.dataset]
+        except DeniedError:  # as while an output waits, which may be this one: the commit says which
+            return None
 
     def _commit(self, expected: Head, manifest: str, versions: Sequence[int]) -> Head | None:
         body = {

@@ -168,7 +168,14 @@ class SealedVolume:
         Raises:
             IntegrityError: Not the file that belongs there, or not there; says how.
         """
-        return open_reader(self.folder, self.name, path, lambda prefix: self.open(path, prefix))
+        try:
+            return open_reader(self.folder, self.name, path, lambda prefix: self.open(path, prefix))
+        except IntegrityError:
+            # Whoever changes the folder, or waits for approval, has moved what the last commit names: data-set.md §5.
+            kept = f"{KEPT_FOLDER}/{self._files[path].salt.hex()}" if path in self._files else ""
+            if not kept or self.mode != "ro" or not (self.folder / kept).is_file():
+                raise
+            return open_reader(self.folder, self.name, path, lambda prefix: self.open(path, prefix), at=kept)
 
     def failed(self, reason: str) -> None:
         """Do nothing: whoever runs the job asks its views."""
@@ -448,7 +455,9 @@ class SealedVolume:
         return DeniedError(f"{path or '/'} is on volume {self.name}, which the job spec gives read-only")
 
 
-def open_reader(folder: Path, volume: str, path: str, ask: Callable[[bytes], tuple[FileSecret, int]]) -> Reader:
+def open_reader(
+    folder: Path, volume: str, path: str, ask: Callable[[bytes], tuple[FileSecret, int]], *, at: str = ""
+) -> Reader:
     """Return the sealed file at `path` in `folder`, open for reading.
 
     Args:
@@ -456,13 +465,14 @@ def open_reader(folder: Path, volume: str, path: str, ask: Callable[[bytes], tup
         volume: Its name.
         path: In the volume.
         ask: Returns secret and size of the file that begins with a prefix, or refuses it.
+        at: Where it lies, if that is elsewhere in the folder.
 
     Raises:
         IntegrityError: Not the file that belongs there, or not there; says how.
     """
     name = f"{volume}/{path}"
     try:
-        raw = open_below(folder, path)
+        raw = open_below(folder, at or path)
     except InputError as exc:
         raise tampered("swapped or rolled back", name, str(exc)) from exc
     except FileNotFoundError as exc:

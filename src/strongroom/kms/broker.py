@@ -329,7 +329,8 @@ class Broker:
             if (volume["owner"], volume["key"]) != (wanted.owner, wanted.name):
                 continue
             head = self._datasets.head(tx, wanted.owner, volume["dataset"])
-            self._datasets.check_none_held(tx, volume["dataset"])
+            if volume["mode"] == "rw":  # whoever writes would undo what waits; who reads gets the last approved epoch
+                self._datasets.check_none_held(tx, volume["dataset"])
             if head["key"] != wanted.name:
                 raise DeniedError(f"data set {volume['dataset']} is under key {head['key']!r}, not {wanted.name!r}")
             pinned = volume.get("epoch")
