@@ -457,12 +457,23 @@ def run_and_exit(bundle: Path, seed: Path, cache: Path, outcome_fd: int, mounted
     status = 1
     try:
         own_fd = _high(outcome_fd)
+        _let_go(own_fd)
         outcome = _outcome(bundle, seed, cache, mounted)
         with os.fdopen(own_fd, "wb") as out:
             out.write(json.dumps(outcome).encode())
         status = 0
     finally:
         os._exit(status)
+
+
+def _let_go(kept: int) -> None:
+    # A fork has what other threads had open: the writing end of a pipe whose end one of them waits for, say. What is
+    # meant for it is inheritable. Replaced, not closed: an object that has a number must not close what gets it here.
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for fd in {int(name) for name in os.listdir("/proc/self/fd")} - {kept, null}:
+        with contextlib.suppress(OSError):  # that of the listing itself
+            if not os.get_inheritable(fd):
+                os.dup2(null, fd, inheritable=False)
 
 
 def _outcome(folder: Path, seed: Path, cache: Path, mounted: Mapping[str, Path]) -> dict[str, object]:

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -61,9 +60,6 @@ class LocalTarget:
         return outcome_of(raw)
 
 
-_forking = threading.Lock()
-
-
 def start_platform(
     folder: Path, seed: Path, cache: Path, mounted: Mapping[str, Path], stdout: int | None, stderr: int | None = None
 ) -> tuple[int, int]:
@@ -79,18 +75,16 @@ def start_platform(
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    # A process of its own, forked: starting Python once more would cost a third of the launch. One at a time: a
-    # platform that inherits the writing end of another's pipe would hide that one's end.
-    with _forking:
-        read, write = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            os.close(read)
-            for fd, ours in ((stdout, 1), (stderr, 2)):
-                if fd is not None:
-                    os.dup2(fd, ours)
-            platform.run_and_exit(folder, seed, cache, write, mounted)
-        os.close(write)
+    # A process of its own, forked: starting Python once more would cost a third of the launch.
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(read)
+        for fd, ours in ((stdout, 1), (stderr, 2)):
+            if fd is not None:
+                os.dup2(fd, ours)
+        platform.run_and_exit(folder, seed, cache, write, mounted)
+    os.close(write)
     return pid, read
 
 

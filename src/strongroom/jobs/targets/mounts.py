@@ -151,8 +151,8 @@ def _held(path: Path, url: str, wait_s: float) -> Iterator[int]:
 
 def _serve(url: str, target: Path, mode: str, locks: list[int]) -> tuple[subprocess.Popen[bytes], int]:
     read, write = os.pipe()
-    # Above the numbers that the platform gives to its sandbox; it inherits this end when it is forked.
-    life = fcntl.fcntl(write, fcntl.F_DUPFD_CLOEXEC, 64)
+    # Above the numbers that the platform gives to its sandbox; it inherits this end when it is forked, and nobody else.
+    life = fcntl.fcntl(write, fcntl.F_DUPFD, 64)
     os.close(write)
     try:
         server = subprocess.Popen(
