@@ -140,6 +140,8 @@ def test_gramine_takes_the_manifest(
     with pytest.raises(UnavailableError, match="Gramine's own tools make it"):
         bundle.measurement  # noqa: B018
     golden(f"gramine-{name}.manifest", text, init_data(bundle))
+    named = " --product 7 --svn 2" if name == "torch" else ""
+    assert f"--measurement HEX{named} --out" in bundle.remaining[-1]
 
 
 @pytest.mark.parametrize("name", ["python", "torch", "spark"])

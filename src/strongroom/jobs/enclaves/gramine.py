@@ -35,6 +35,7 @@ from strongroom.jobs.enclaves.libos import (
 )
 from strongroom.jobs.plan import Bundle, LaunchPlan
 from strongroom.jobs.runtimes import Runtimes
+from strongroom.jobs.spec import Sgx
 
 __all__ = ["GramineEnclave", "render_manifest"]
 
@@ -99,7 +100,7 @@ class GramineEnclave:
             job=plan.job,
             simulated=False,
             measure=lambda: _measurement(target / SIGNATURE),
-            remaining=() if done else _remaining(target),
+            remaining=() if done else _remaining(target, plan.spec.sgx),
         )
 
 
@@ -210,14 +211,15 @@ def _measurement(signature: Path) -> str:
     return found.measurement.hex()
 
 
-def _remaining(folder: Path) -> tuple[str, ...]:
+def _remaining(folder: Path, sgx: Sgx) -> tuple[str, ...]:
     sign = f"gramine-sgx-sign -m {MANIFEST} -o {MANIFEST}.sgx -s {SIGNATURE} -k throw-away.pem"
+    own = "".join(f" --{name} {value}" for name, value in (("product", sgx.product), ("svn", sgx.svn)) if value)
     steps = (
         f"take {folder} to a machine with Gramine 1.9, or make one: images/gramine.Dockerfile",
         f"there: gramine-manifest {TEMPLATE} {MANIFEST}",
         f"there: gramine-sgx-gen-private-key throw-away.pem && {sign}",
         f"bring {SIGNATURE} back into this folder: `strongroom job build` then names the measurement",
-        f"where the key is: strongroom enclave-key sign {SIGNATURE} --key KEY --measurement HEX --out signed.sig",
+        f"where the key is: strongroom enclave-key sign {SIGNATURE} --key KEY --measurement HEX{own} --out signed.sig",
     )
     (folder / "REMAINING").write_text("".join(f"{number}. {step}\n" for number, step in enumerate(steps, 1)))
     return steps
