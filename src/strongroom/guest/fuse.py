@@ -13,7 +13,6 @@ import errno
 import itertools
 import logging
 import os
-import queue
 import select
 import stat
 import struct
@@ -26,7 +25,7 @@ from typing import Protocol
 
 from strongroom.errors import IntegrityError, StrongroomError, UnavailableError
 
-__all__ = ["DEVICE", "Files", "FuseServer", "OpenFile", "mount"]
+__all__ = ["DEVICE", "NEAR", "Files", "FuseServer", "OpenFile", "mount"]
 
 _log = logging.getLogger(__name__)
 
@@ -36,15 +35,14 @@ _PAGE, _MAX_NAME = 4096, 255
 _AWAKE_S = 100e-6
 _MAX_WARM = 64
 """So many open files keep buffers, a megabyte each at most."""
-_NEAR = 1 << 20
+NEAR = 1 << 20
 _SMALL = 1 << 15
 _AGAIN = 64
-"""A second small read within `_NEAR` bytes has the kernel given all of them; and again after so many more."""
+"""The second small read within `NEAR` bytes is said to be close to another; so is every one after so many more."""
 
 _LOOKUP, _FORGET, _GETATTR, _OPEN, _READ, _STATFS, _RELEASE = 1, 2, 3, 14, 15, 17, 18
 _FLUSH, _INIT, _OPENDIR, _READDIR, _RELEASEDIR, _INTERRUPT, _DESTROY = 25, 26, 27, 28, 29, 36, 38
 _BATCH_FORGET, _READDIRPLUS = 42, 44
-_STORE = 4  # a message of ours that nobody asked for
 _UNANSWERED = {_FORGET, _BATCH_FORGET, _INTERRUPT}
 
 _MAJOR, _MINOR = 7, 31
@@ -63,7 +61,6 @@ _ENTRY = struct.Struct("<QQQQII")
 _GETATTR_OUT = struct.Struct("<QII")
 _OPENED = struct.Struct("<QII")
 _READ_IN = struct.Struct("<QQI")
-_STORE_OUT = struct.Struct("<QQII")
 _HANDLE = struct.Struct("<Q")
 _NAME = struct.Struct("<QQII")
 _STATFS_OUT = struct.Struct("<QQQQQIIII24x")
@@ -133,12 +130,21 @@ class FuseServer:
         descriptor: From `mount`.
         files: What is there.
         on_failure: Told of the first error that is not the program's.
+        on_near: Told of a small read close to another, by path and the first of `NEAR` bytes around it. Must not wait:
+            what it does about it is done elsewhere.
     """
 
-    def __init__(self, descriptor: int, files: Files, on_failure: Callable[[StrongroomError], None]) -> None:
+    def __init__(
+        self,
+        descriptor: int,
+        files: Files,
+        on_failure: Callable[[StrongroomError], None],
+        on_near: Callable[[str, int], None] = lambda _path, _offset: None,
+    ) -> None:
         self._descriptor = descriptor
         self._files = files
         self._on_failure = on_failure
+        self._on_near = on_near
         self._since = int(time.time())
         self._paths = ["", ""]  # by node; the kernel calls the top folder 1
         self._nodes = {"": 1}
@@ -148,9 +154,6 @@ class FuseServer:
         self._numbers = itertools.count(1)
         self._failed = False
         self._near: Counter[tuple[int, int]] = Counter()  # small reads, by node and place
-        self._ahead = memoryview(bytearray())
-        self._to_store: queue.SimpleQueue[tuple[int, int, memoryview]] = queue.SimpleQueue()
-        self._storing = threading.Lock()  # held while `_ahead` is in use
         self._answers: dict[int, Callable[[int, memoryview], bytes]] = {
             _LOOKUP: self._lookup,
             _GETATTR: self._getattr,
@@ -178,7 +181,6 @@ class FuseServer:
         """
         request, out = bytearray(_PAGE * 3), memoryview(bytearray(MAX_READ))
         body, awake_until = memoryview(request), 0.0
-        threading.Thread(target=self._store, daemon=True, name="fuse-store").start()
         os.set_blocking(self._descriptor, False)
         waiting = select.poll()
         waiting.register(self._descriptor, select.POLLIN)
@@ -208,44 +210,11 @@ class FuseServer:
         except OSError as exc:
             if exc.errno != errno.ENOENT:  # ENOENT: whoever asked is gone
                 _log.error("no answer to the kernel operation=%d error=%s", operation, exc.strerror)
-        if operation == _READ and not error:
-            self._read_around(node, *_READ_IN.unpack_from(body))
-
-    def _read_around(self, node: int, number: int, offset: int, size: int) -> None:
-        """Open what lies around a small read for the kernel to keep, if this place is read again and again.
-
-        A program that reads here and there in a large file pays for what it reads; one that reads everywhere would
-        wait for this thread to wake up for each page.
-        """
-        place, handle = offset // _NEAR, self._handles[number]
-        if size > _SMALL or handle.file is None or handle.file.size <= _SMALL:
-            return
-        self._near[node, place] += 1
-        if self._near[node, place] < 2 or not self._storing.acquire(blocking=False):
-            return
-        self._near[node, place] -= _AGAIN
-        try:
-            self._ahead = self._ahead or memoryview(bytearray(_NEAR))
-            handle.file.seek(place * _NEAR)
-            self._to_store.put((node, place * _NEAR, self._ahead[: handle.file.readinto(self._ahead)]))
-        except (OSError, StrongroomError):  # nobody asked for it; whoever does is told
-            self._storing.release()
-
-    def _store(self) -> None:
-        # A thread of its own: the kernel makes it wait for pages that others read, which `serve` has yet to answer.
-        while True:
-            node, offset, content = self._to_store.get()
-            head = _REPLY.pack(_REPLY.size + _STORE_OUT.size + len(content), _STORE, 0)
-            try:
-                os.writev(self._descriptor, [head, _STORE_OUT.pack(node, offset, len(content), 0), content])
-            except OSError as exc:
-                _log.debug("the kernel did not keep what was read ahead error=%s", exc.strerror)
-            self._storing.release()
 
     def _answer(self, operation: int, node: int, body: memoryview, out: memoryview) -> tuple[int, bytes | memoryview]:
         try:
             if operation == _READ:
-                return 0, self._read(body, out)
+                return 0, self._read(node, body, out)
             handler = self._answers.get(operation)
             return (-errno.ENOSYS, b"") if handler is None else (0, handler(node, body))
         except _Refusal as exc:
@@ -325,7 +294,7 @@ class FuseServer:
             handle.file.close()
         return b""
 
-    def _read(self, body: memoryview, out: memoryview) -> memoryview:
+    def _read(self, node: int, body: memoryview, out: memoryview) -> memoryview:
         number, offset, size = _READ_IN.unpack_from(body)
         handle = self._handles[number]
         assert handle.file is not None
@@ -333,6 +302,12 @@ class FuseServer:
         self._warm.move_to_end(number)
         if len(self._warm) > _MAX_WARM:
             self._warm.popitem(last=False)[1].shrink()
+        if size <= _SMALL < handle.file.size:
+            at = (node, offset // NEAR)
+            self._near[at] += 1
+            if self._near[at] >= 2:
+                self._near[at] -= _AGAIN
+                self._on_near(self._paths[node], at[1] * NEAR)
         handle.file.seek(offset)
         return out[: handle.file.readinto(out[: min(size, MAX_READ)])]
 

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +21,8 @@ from typing import Protocol
 from strongroom.crypto.keys import FileSecret
 from strongroom.crypto.stream import Reader
 from strongroom.errors import StrongroomError, UnavailableError
-from strongroom.guest.fuse import DEVICE, FuseServer, OpenFile, mount
+from strongroom.guest import confine
+from strongroom.guest.fuse import DEVICE, NEAR, FuseServer, OpenFile, mount
 from strongroom.guest.volumes import open_reader
 from strongroom.keyagent.client import KeyAgentClient
 from strongroom.keyagent.protocol import FOLDER, Operation
@@ -26,6 +30,27 @@ from strongroom.keyagent.protocol import FOLDER, Operation
 __all__ = ["DEVICE", "AgentVolume", "View", "Volume", "available"]
 
 _log = logging.getLogger(__name__)
+
+_PIECE = 1 << 17  # what the kernel reads ahead at once
+
+
+_READER = f"""
+import os, sys
+place, name, file = os.fsencode(sys.argv[1]), "", -1
+for line in sys.stdin:
+    offset, wanted = line.split()
+    try:
+        if wanted != name:
+            if file >= 0:
+                os.close(file)
+            name, file = "", -1
+            file = os.open(os.path.join(place, bytes.fromhex(wanted)), os.O_RDONLY)
+            name = wanted
+        for at in range(int(offset), int(offset) + {NEAR}, {_PIECE}):
+            os.posix_fadvise(file, at, {_PIECE}, os.POSIX_FADV_WILLNEED)
+    except OSError:
+        pass
+"""
 
 
 class Volume(Protocol):
@@ -62,6 +87,7 @@ class View:
     def __init__(self, name: str, place: Path) -> None:
         self.name = name
         place.mkdir()
+        self._place = place
         self._descriptor = mount(place)
         self.failure: StrongroomError | None = None
 
@@ -73,7 +99,40 @@ class View:
             volume.failed(str(error))
             on_failure(str(error))
 
-        FuseServer(self._descriptor, _Files(volume), failed).start()
+        FuseServer(self._descriptor, _Files(volume), failed, _Ahead(self._place)).start()
+
+
+class _Ahead:
+    """Has the kernel read what lies around small reads, by a process that reads as programs do.
+
+    The process that answers the kernel must not wait for it: killed at that moment it would hold on to the device, and
+    the kernel would wait for its answer for ever.
+    """
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+        self._wanted: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._started = False
+
+    def __call__(self, path: str, offset: int) -> None:
+        self._wanted.put(b"%d %s\n" % (offset, os.fsencode(path).hex().encode()))
+        if not self._started:
+            self._started = True
+            threading.Thread(target=self._pass_on, daemon=True, name="ahead").start()
+
+    def _pass_on(self) -> None:
+        try:
+            reader = subprocess.Popen(
+                [sys.executable, "-ISB", "-c", _READER, self._place],
+                stdin=subprocess.PIPE,
+                bufsize=0,
+                preexec_fn=lambda: confine.restrict_workload((*confine.READABLE, str(self._place.parent)), ()),  # noqa: PLW1509
+            )
+            assert reader.stdin is not None
+            while True:
+                reader.stdin.write(self._wanted.get())
+        except (OSError, subprocess.SubprocessError) as exc:  # programs read on, if slower
+            _log.warning("nothing is read ahead reason=%s", exc)
 
 
 class AgentVolume:
