@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -276,7 +277,8 @@ def _plain(text: str) -> str:
 
 def _job(document: dict[str, Any], names: Petnames) -> list[str]:
     text = ["the whole job:"]
-    text += output.facts({f"  {_plain(k)}": json.dumps(v) for k, v in sorted(document.items()) if k != "volumes"})
+    for line in output.facts({f"  {_plain(k)}": json.dumps(v) for k, v in sorted(document.items()) if k != "volumes"}):
+        text += textwrap.wrap(line, 118, subsequent_indent="      ", break_long_words=False, break_on_hyphens=False)
     if document.get("unsafe_program_has_keys"):
         text += ["  WARNING: under this LibOS the program can take the named keys themselves, not only what they open"]
     volumes = cast(list[dict[str, str]], document["volumes"])

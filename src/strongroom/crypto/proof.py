@@ -47,7 +47,10 @@ def check_proof(
         VerificationError: There is no proof, or it is for something else.
     """
     if not proof:
-        raise VerificationError(f"proof: expected one of the service's identity for {request:.200}, got none")
+        raise VerificationError(
+            f"proof: expected one of the service's identity for {request:.200}, got none",
+            hint="after an upgrade, stop the older service: `strongroom service stop`; else do not trust what answers",
+        )
     found, expected = jose.verify_jws(proof, keys, typ=_TYPE), _statement(request, nonce, to, answer)
     for name, value in expected.items():
         if found.get(name) != value:
