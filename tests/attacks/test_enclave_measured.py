@@ -79,7 +79,10 @@ def test_T100_program_changed_by_one_byte(restored: Enclave) -> None:
 
 
 def test_T101_argument_changed(shell: Enclave) -> None:
-    refused(shell.outcome(*RUN[:-1], "two", approve=False), "one", "two", "argument")
+    outcome = shell.outcome(*RUN[:-1], "two", approve=False)
+    refused(outcome, "one", "two", "argument")
+    assert isinstance(details := error(outcome)["details"], dict)
+    assert len(details["difference"]) == 1, "no more than what changed"
     refused(shell.outcome(*RUN, "more", approve=False), "more")
 
 

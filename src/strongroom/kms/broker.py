@@ -431,7 +431,8 @@ class Broker:
         changes: list[str] = []
         if isinstance(last, dict):
             changes = difference(last.get("job_document"), dict(guest.document))
-            changes += difference(last.get("claims"), guest.claims.to_json(), "claims")
+            known = last.get("claims") or {}
+            changes += difference(known, {k: v for k, v in guest.claims.to_json().items() if k in known}, "claims")
             noise = ("claims.report_data", "claims.config_id", "claims.tcb_age_days")
             changes = [line for line in changes if not line.startswith(noise)]
             changes = [_short(line) for line in changes[:_MAX_LINES]]

@@ -213,7 +213,7 @@ class OwnerAPI:
                 raise InputError(f"the policy is at revision {found}, expected {body.revision}: read it again")
             revision = policies.put(tx, call.owner, name, body.policy, now=call.now)
             for job in body.approved:
-                document = {"job_document": job.document, "claims": job.claims}
+                document = {"job_document": job.document, "claims": job.claims or {"measurement": job.measurement}}
                 policies.record_approval(
                     tx, call.owner, name, job=job.job, measurement=job.measurement, document=document, now=call.now
                 )
