@@ -420,6 +420,10 @@ def test_T279_a_trust_service_that_is_not_the_code_its_owner_looked_at(
     assert "root_key: expected one that people keep (passphrase or shares), got keyfile" in _failing(
         house, ask(client.send)
     )
+    # Nor does the machine say, once the root key is there, where it rests.
+    descriptor = next(path for path in (tmp_path / "one" / "root").glob("*.json"))
+    descriptor.write_text(descriptor.read_text().replace("keyfile", "shares"))
+    assert "got keyfile" in _failing(house, ask(client.send))
     house.service.attester = None
     with pytest.raises(DeniedError, match="runs outside a TEE"):
         ask(client.send)
@@ -501,6 +505,9 @@ def test_T281_credentials_go_to_no_locked_service_but_the_accepted_code(
     again = house.reopened()
     answer = again.as_owner()("POST", "/v1/unlock", wire.asked["unlock"])
     assert (answer.code, again.service.locked) == ("verification", True)
+    for said in ({"credentials": shares}, [1], "x"):
+        sealed = jose.jwe_seal(canonical_json(said), again.service.unlock_key.public_key())
+        assert again.as_owner()("POST", "/v1/unlock", {"sealed": sealed}).code == "input"
 
 
 def _unproven(house: House, attester: _Attester | None = None) -> Callable[[str, str, object], dict[str, object]]:
