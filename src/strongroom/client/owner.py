@@ -81,7 +81,7 @@ class OwnerClient:
         if self._pin is not None and path not in _BEFORE:
             pin, self._pin = self._pin, None
             try:
-                pin.check(ask(self.send), self.workspace.identity)
+                pin.check(ask(self.send), self.workspace.folder, self.workspace.identity)
             except StrongroomError:
                 self._pin = pin
                 raise
@@ -97,7 +97,7 @@ class OwnerClient:
         body: dict[str, object] = {"credentials": list(credentials)}
         if self._pin is not None:
             shown = ask(self.send)
-            self._pin.check(shown, self.workspace.identity)
+            self._pin.check(shown, self.workspace.folder, self.workspace.identity)
             body = {"sealed": jose.jwe_seal(canonical_json(body["credentials"]), shown.key)}
         self.send("POST", "/v1/unlock", body)
 
