@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric import ec
 from tests.fakes.attest_parts import MEASUREMENT, Platform, make_pki
-from tests.fakes.service_parts import MANIFEST, Client, House, document, make_house, owner_pem
+from tests.fakes.service_parts import MANIFEST, Client, House, document, make_house, new_manifest, owner_pem
 
 from strongroom._encoding import b64u, b64u_decode, canonical_json
 from strongroom.attest.appraisal import AllOf, Measurement, MinimumSvn, Policy, UnsafeAcceptSimulated
@@ -302,6 +302,19 @@ def test_T278_an_answer_in_the_services_name_by_whoever_holds_its_tls_key(
         wire.change = change
         with pytest.raises(VerificationError, match=reason):
             asking[kind]()
+    # Nor can they commit in the session that they took off the wire.
+    guest, thief = house.guest(job).attested(), house.guest(job)
+    thief.client.cookie = guest.client.cookie
+    honest = guest.signed({"dataset": head["dataset"]})
+    head |= {"epoch": 1, "manifest": MANIFEST}  # since the commit whose answer was altered
+    assert thief.commit(head).code == "denied"
+    for stolen in ({"key": honest["key"]}, {"key": honest["key"], "signed": "x.y.z"}, {**thief.signed({}), **honest}):
+        assert thief.client("POST", "/kbs/v0/strongroom/commit", stolen).status >= 400
+    forged_body = {**thief.signed({"dataset": head["dataset"]}), "key": honest["key"]}
+    assert thief.client("POST", "/kbs/v0/strongroom/commit", forged_body).code == "verification"
+    assert guest.commit(head, new_manifest(2)).status == 200
+    refused = [d for d in house.decisions() if d["action"] == "commit" and not d["allowed"]]
+    assert [d["subject"] for d in refused].count("signature") >= 2
     # A release from before an owner took the policy back renews no lease, however often the guest attests again.
     wire.change = lambda _, reply: reply
     house.as_owner()("PUT", "/v1/keys/sales/policy", {"policy": {"read": None, "write": None}, "revision": 1})
