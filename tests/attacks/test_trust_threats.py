@@ -7,7 +7,7 @@ import re
 import ssl
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric import ec
 from tests.fakes.attest_parts import MEASUREMENT, Platform, make_pki
-from tests.fakes.service_parts import MANIFEST, Client, House, document, make_house, owner_pem
+from tests.fakes.service_parts import MANIFEST, Client, House, document, make_house, new_manifest, owner_pem
 
 from strongroom._encoding import b64u, b64u_decode, canonical_json
 from strongroom.attest.appraisal import AllOf, Measurement, MinimumSvn, Policy, UnsafeAcceptSimulated
@@ -37,7 +37,14 @@ from strongroom.client.workspace import Workspace
 from strongroom.crypto import jose, x509
 from strongroom.crypto.https import HTTPSConnection, Reply
 from strongroom.crypto.jose import ReceiverKey
-from strongroom.errors import AppraisalError, DeniedError, InputError, StrongroomError, VerificationError
+from strongroom.errors import (
+    AppraisalError,
+    DeniedError,
+    EndorsementError,
+    InputError,
+    StrongroomError,
+    VerificationError,
+)
 from strongroom.guest.session import ServiceSession
 from strongroom.kms.policies import OutputRule
 from strongroom.service import guest_api
@@ -295,6 +302,19 @@ def test_T278_an_answer_in_the_services_name_by_whoever_holds_its_tls_key(
         wire.change = change
         with pytest.raises(VerificationError, match=reason):
             asking[kind]()
+    # Nor can they commit in the session that they took off the wire.
+    guest, thief = house.guest(job).attested(), house.guest(job)
+    thief.client.cookie = guest.client.cookie
+    honest = guest.signed({"dataset": head["dataset"]})
+    head |= {"epoch": 1, "manifest": MANIFEST}  # since the commit whose answer was altered
+    assert thief.commit(head).code == "denied"
+    for stolen in ({"key": honest["key"]}, {"key": honest["key"], "signed": "x.y.z"}, {**thief.signed({}), **honest}):
+        assert thief.client("POST", "/kbs/v0/strongroom/commit", stolen).status >= 400
+    forged_body = {**thief.signed({"dataset": head["dataset"]}), "key": honest["key"]}
+    assert thief.client("POST", "/kbs/v0/strongroom/commit", forged_body).code == "verification"
+    assert guest.commit(head, new_manifest(2)).status == 200
+    refused = [d for d in house.decisions() if d["action"] == "commit" and not d["allowed"]]
+    assert [d["subject"] for d in refused].count("signature") >= 2
     # A release from before an owner took the policy back renews no lease, however often the guest attests again.
     wire.change = lambda _, reply: reply
     house.as_owner()("PUT", "/v1/keys/sales/policy", {"policy": {"read": None, "write": None}, "revision": 1})
@@ -379,7 +399,7 @@ def _failing(house: House, shown: Shown, policy: Policy = SERVICE) -> str:
     now = datetime.now(UTC)
     choices = [(house.platform.verifier, house.platform.pki.endorsements(now))]
     verdict = judge_service(shown, _identity(house), policy, choices, now=now)
-    assert verdict.accepted is all(check.passed for check in verdict.checks)
+    assert verdict.accepted is (not verdict.hint) is all(check.passed for check in verdict.checks)
     return "; ".join(str(check) for check in verdict.checks if not check.passed)
 
 
@@ -420,6 +440,10 @@ def test_T279_a_trust_service_that_is_not_the_code_its_owner_looked_at(
     assert "root_key: expected one that people keep (passphrase or shares), got keyfile" in _failing(
         house, ask(client.send)
     )
+    # Nor does the machine say, once the root key is there, where it rests.
+    descriptor = next(path for path in (tmp_path / "one" / "root").glob("*.json"))
+    descriptor.write_text(descriptor.read_text().replace("keyfile", "shares"))
+    assert "got keyfile" in _failing(house, ask(client.send))
     house.service.attester = None
     with pytest.raises(DeniedError, match="runs outside a TEE"):
         ask(client.send)
@@ -452,8 +476,8 @@ def test_T280_a_pinned_workspace_gives_nothing_to_anything_else(
             AppraisalError,
             "trust service: measurement: expected",
         ),
-        (lambda: replace(pin, root="ab" * 32).save(own), VerificationError, "root: expected one of none"),
-        (lambda: replace(pin, kind="hardware").save(own), VerificationError, "root: expected one of none"),
+        (lambda: replace(pin, root="ab" * 32).save(own), EndorsementError, "root: expected .* got none"),
+        (lambda: replace(pin, kind="hardware").save(own), EndorsementError, "root: expected .* got none"),
         (lambda: (own / "service-pin.json").write_text("{}") and None, InputError, "pin.json is not readable"),
     ]
     for attack, error, reason in attacks:
@@ -464,14 +488,23 @@ def test_T280_a_pinned_workspace_gives_nothing_to_anything_else(
         with pytest.raises(error, match=reason):
             client().call("POST", "/v1/keys", {"name": "sales"})
         assert not any(path == "/v1/keys" for path, _ in wire.seen)
+    # Endorsements from before those that a command saw hide what was revoked since: also for the next command.
+    pin.save(own)
+    house.service.attester = _Attester(house)
+    house.endorse(tcb_eval_number=3)
+    client().call("GET", "/v1/keys")
+    house.endorse(now=datetime.now(UTC) - timedelta(days=2), tcb_eval_number=2)
+    with pytest.raises(EndorsementError, match="seen before, or newer, got that of"):
+        client().call("GET", "/v1/keys")
+    house.endorse(now=datetime.now(UTC) + timedelta(minutes=1), tcb_eval_number=3)
     # Who holds the service's TLS key may show a genuine, locked service of their own: it can still answer nothing.
     pin.save(own)
     house.service.attester = _Attester(house)
     locked = replace(ask(_unproven(other.reopened(), _Attester(other))), locked=True)
-    pin.check(locked, _identity(house))
+    pin.check(locked, own, _identity(house))
     assert locked.key != other.service.unlock_key.public_key()
     with pytest.raises(AppraisalError, match="identity: expected"):
-        pin.check(replace(locked, locked=False), _identity(house))
+        pin.check(replace(locked, locked=False), own, _identity(house))
 
 
 def test_T281_credentials_go_to_no_locked_service_but_the_accepted_code(
@@ -501,6 +534,9 @@ def test_T281_credentials_go_to_no_locked_service_but_the_accepted_code(
     again = house.reopened()
     answer = again.as_owner()("POST", "/v1/unlock", wire.asked["unlock"])
     assert (answer.code, again.service.locked) == ("verification", True)
+    for said in ({"credentials": shares}, [1], "x"):
+        sealed = jose.jwe_seal(canonical_json(said), again.service.unlock_key.public_key())
+        assert again.as_owner()("POST", "/v1/unlock", {"sealed": sealed}).code == "input"
 
 
 def _unproven(house: House, attester: _Attester | None = None) -> Callable[[str, str, object], dict[str, object]]:

@@ -175,7 +175,7 @@ def test_shares_counts(tmp_path: Path) -> None:
 
 @given(secret=st.binary(max_size=200), context=st.binary(max_size=100), other=st.binary(max_size=100))
 def test_wrap_binds_any_context(secret: bytes, context: bytes, other: bytes) -> None:
-    root = AESRootKey(SecretBytes(b"r" * 32))
+    root = AESRootKey(SecretBytes(b"r" * 32), "keyfile")
     wrapped = root.wrap(SecretBytes(secret), context)
     with root.unwrap(wrapped, context) as raw:
         assert raw == secret

@@ -15,7 +15,7 @@ from tests.fakes.attest_parts import MEASUREMENT, Platform
 from strongroom._encoding import b64u_decode, parse_json
 from strongroom.attest.appraisal import policy_to_json
 from strongroom.attest.binding import config_id, init_data_digest, job_init_data, rcar_report_data
-from strongroom.attest.handshake import tee_pubkey
+from strongroom.attest.handshake import COMMIT_TYPE, tee_pubkey
 from strongroom.client.policies import allowance
 from strongroom.crypto import jose, x509
 from strongroom.service.app import PEER, guest_app, owner_app
@@ -186,7 +186,11 @@ class FakeGuest:
             "versions": [1],
             "inputs": {str(v["name"]): {"epoch": head["epoch"], "manifest": head["manifest"]} for v in self._volumes()},
         }
-        return self.client("POST", "/kbs/v0/strongroom/commit", {**body, **changes})
+        return self.client("POST", "/kbs/v0/strongroom/commit", self.signed({**body, **changes}))
+
+    def signed(self, body: dict[str, object]) -> dict[str, object]:
+        jwk = {k: v for k, v in jose.jwk(self.tls_key.public_key()).items() if k != "alg"}
+        return {"key": jwk, "signed": jose.sign_jws(body, self.tls_key, typ=COMMIT_TYPE)}
 
     def _volumes(self) -> list[dict[str, object]]:
         found = self.job["volumes"]

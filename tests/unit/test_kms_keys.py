@@ -17,7 +17,7 @@ from strongroom.kms.stores.sql import SQLStore, key_versions, owners, set_meta
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 WEEK = timedelta(days=7)
-ROOT, NEW = AESRootKey(SecretBytes(b"r" * 32)), AESRootKey(SecretBytes(b"n" * 32))
+ROOT, NEW = AESRootKey(SecretBytes(b"r" * 32), "keyfile"), AESRootKey(SecretBytes(b"n" * 32), "keyfile")
 SIGNER = ec.generate_private_key(ec.SECP256R1())
 MANIFEST = "sha256:" + "5" * 64
 

@@ -21,6 +21,7 @@ from strongroom.crypto.jose import ReceiverKey, jwk, jwk_receiver
 from strongroom.errors import EvidenceError, InputError
 
 __all__ = [
+    "COMMIT_TYPE",
     "INIT_DATA",
     "PROTOCOL_VERSION",
     "TLS_SPKI",
@@ -31,6 +32,9 @@ __all__ = [
     "spki_digest",
     "tee_pubkey",
 ]
+
+COMMIT_TYPE = "strongroom-commit+jwt"
+"""Of the statement in which a guest asks for a commit; ours (release-protocol.md §6)."""
 
 PROTOCOL_VERSION = "0.4.0"
 """The version that existing clients send and existing services demand (trustee compares for equality)."""

@@ -128,7 +128,7 @@ def _protection() -> list[_Row]:
         ("keys in transit", "yes", "TLS 1.3 to a pinned identity, sealed to the guest's fresh key"),
         ("key release", "yes", "verified evidence and the owner's policy; each decision audited"),
         ("memory in use", "SIMULATED", "the enclave is a sandbox on this kernel: it stops mistakes, not this host"),
-        ("the trust service", "no", "not attested: it must run on a machine that its owners trust"),
+        ("the trust service", "no", "outside a TEE its machine has its keys: `strongroom service verify` asks it"),
     ]
     if _has_swap():
         rows.append(("swap", "no", "SIMULATED enclave memory may be written to this machine's swap: swapoff -a"))

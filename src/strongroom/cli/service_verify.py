@@ -97,10 +97,9 @@ def judge_service(shown: Shown, identity: str, policy: Policy, choices: Choices,
         own = shown.findings(verdict.claims, identity, now=now)
     except AttestationError as exc:
         own = [failed(exc)]
-    hints = [verdict.hint] * bool(verdict.hint) + [
-        _HINTS.get(f.check, "trust nothing here") for f in own if not f.passed
-    ]
-    return replace(verdict, checks=(*verdict.checks, *own), hint="; ".join(hints))
+    checks = (*verdict.checks, *own)
+    hints = dict.fromkeys(_HINTS.get(check.check, _OTHER) for check in checks if not check.passed)
+    return replace(verdict, checks=checks, hint="; ".join(hints))
 
 
 def _policy(measurement: str | None, file: Path | None, simulated: bool) -> Policy:

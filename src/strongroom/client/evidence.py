@@ -15,7 +15,7 @@ import json
 import os
 import ssl
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -31,8 +31,9 @@ from strongroom.attest.evidence import Evidence
 from strongroom.attest.quote import parse_quote
 from strongroom.attest.verifiers import AnchoredVerifier, verify_any
 from strongroom.attest.verifiers.choose import verifier_for
+from strongroom.attest.verifiers.newest import Mark, newest
 from strongroom.crypto import x509
-from strongroom.errors import AppraisalError, InputError, VerificationError
+from strongroom.errors import AppraisalError, EndorsementError, InputError, VerificationError
 
 __all__ = ["Pin", "Shown", "ask"]
 
@@ -111,6 +112,7 @@ class Pin:
         kind: Of the root: hardware or simulated.
         endorsements: The bundle, or a folder of them; read anew each time, and proven each time.
         settings: Of AMD's root, as `service trust` takes them.
+        seen: The newest endorsements that were ever seen there, by what they are for: none older is believed.
     """
 
     policy: Policy
@@ -118,6 +120,7 @@ class Pin:
     kind: str
     endorsements: str
     settings: dict[str, str]
+    seen: dict[str, Mark] = field(default_factory=dict)
 
     @classmethod
     def load(cls, folder: Path) -> Pin | None:
@@ -132,35 +135,50 @@ class Pin:
         try:
             value = parse_json(path.read_bytes(), str(path))
             assert isinstance(value, dict)
-            return cls(**{**value, "policy": policy_from_json(value["policy"])})
-        except (OSError, AssertionError, KeyError, TypeError, InputError) as exc:
+            seen = {name: (int(edition), float(issued)) for name, (edition, issued) in value["seen"].items()}
+            return cls(**{**value, "policy": policy_from_json(value["policy"]), "seen": seen})
+        except (OSError, AssertionError, AttributeError, KeyError, TypeError, ValueError, InputError) as exc:
             raise InputError(f"{path} is not readable: {exc}", hint="`strongroom service verify --pin` anew") from exc
 
     def save(self, folder: Path) -> None:
         """Pin it in the workspace in `folder`."""
-        names = ("root", "kind", "endorsements", "settings")
+        names = ("root", "kind", "endorsements", "settings", "seen")
         value = {"policy": policy_to_json(self.policy), **{name: getattr(self, name) for name in names}}
-        (folder / _FILE).write_text(json.dumps(value, indent=2) + "\n")
+        beside = folder / f".{_FILE}.{os.getpid()}"
+        beside.write_text(json.dumps(value, indent=2) + "\n")
+        beside.replace(folder / _FILE)
 
-    def check(self, shown: Shown, identity: str, *, now: datetime | None = None) -> None:
-        """Return only if what was shown is what was accepted.
+    def check(self, shown: Shown, folder: Path, identity: str, *, now: datetime | None = None) -> None:
+        """Return only if what was shown is what was accepted; the pin in `folder` then knows which endorsements it saw.
 
         Raises:
             AttestationError: It is not true, or, with every reason, not what was accepted.
         """
         now = now or datetime.now(UTC)
-        claims = verify_any(shown.evidence, self._choices(), now=now)
+        seen = dict(self.seen)
+        claims = verify_any(shown.evidence, self._choices(seen), now=now)
         found = findings(self.policy, AppraisalContext(claims=claims)) + shown.findings(claims, identity, now=now)
         reasons = [f"trust service: {finding}" for finding in found if not finding.passed]
         if reasons:
             raise AppraisalError(reasons, hint="give it nothing; `strongroom service verify` shows every check")
+        if seen != self.seen:
+            replace(self, seen=seen).save(folder)
 
-    def _choices(self) -> Sequence[tuple[AnchoredVerifier, AnyEndorsements]]:
+    def _choices(self, seen: dict[str, Mark]) -> Sequence[tuple[AnchoredVerifier, AnyEndorsements]]:
         path = Path(self.endorsements)
         if path.is_dir():
             found = read_folder(path)[0]
         else:
             anchor, bundle = read_bundle(path)
             found = [(anchor, one) for one in bundle]
-        wanted = (self.root, self.kind)
-        return [(verifier_for(a, one, self.settings), one) for a, one in found if (a.fingerprint, a.kind) == wanted]
+        found = [(a, one) for a, one in found if (a.fingerprint, a.kind) == (self.root, self.kind)]
+        judged = newest(found, seen)
+        good = [(a, one) for (a, _), one in zip(found, judged, strict=True) if not isinstance(one, EndorsementError)]
+        if not good:
+            raise next(
+                (one for one in judged if isinstance(one, EndorsementError)),
+                EndorsementError(
+                    f"root: expected endorsements under {self.root[:16]} ({self.kind}) in {self.endorsements}, got none"
+                ),
+            )
+        return [(verifier_for(a, one, self.settings), one) for a, one in good]

@@ -16,7 +16,7 @@ from strongroom.client.workspace import Workspace
 from strongroom.crypto import jose, tls, x509
 from strongroom.crypto.https import HTTPSConnection
 from strongroom.crypto.keys import StaticKeyRing
-from strongroom.errors import StrongroomError, UnavailableError, VerificationError
+from strongroom.errors import UnavailableError, VerificationError
 from strongroom.kms.audit import AuditHead, read_head, verify_records
 from strongroom.kms.datasets import HEAD_TYPE
 from strongroom.storage.dataset import Head
@@ -67,7 +67,7 @@ class OwnerClient:
         )
         self._connection = HTTPSConnection(workspace.address, context)
         self.seen = Seen.load(workspace.folder / "seen.json")
-        self._pin = Pin.load(workspace.folder)
+        self._unproven = True
 
     def call(self, method: str, path: str, body: object = None) -> dict[str, object]:
         """Return the answer to one request of the owner API.
@@ -78,13 +78,10 @@ class OwnerClient:
                 pins what the service is, and it is something else.
             IntegrityError: The service shows an older state than this owner saw.
         """
-        if self._pin is not None and path not in _BEFORE:
-            pin, self._pin = self._pin, None
-            try:
-                pin.check(ask(self.send), self.workspace.identity)
-            except StrongroomError:
-                self._pin = pin
-                raise
+        if self._unproven and path not in _BEFORE:
+            if pin := Pin.load(self.workspace.folder):
+                pin.check(ask(self.send), self.workspace.folder, self.workspace.identity)
+            self._unproven = False
         return self.send(method, path, body)
 
     def unlock(self, credentials: Sequence[str]) -> None:
@@ -95,9 +92,9 @@ class OwnerClient:
             AttestationError: As for `call`.
         """
         body: dict[str, object] = {"credentials": list(credentials)}
-        if self._pin is not None:
+        if pin := Pin.load(self.workspace.folder):
             shown = ask(self.send)
-            self._pin.check(shown, self.workspace.identity)
+            pin.check(shown, self.workspace.folder, self.workspace.identity)
             body = {"sealed": jose.jwe_seal(canonical_json(body["credentials"]), shown.key)}
         self.send("POST", "/v1/unlock", body)
 

@@ -21,7 +21,7 @@ from strongroom._encoding import b64u_decode, parse_json
 from strongroom._secret import SecretBytes
 from strongroom.attest.attesters import Attester
 from strongroom.attest.binding import init_data_digest, rcar_report_data
-from strongroom.attest.handshake import AttestRequest, AuthRequest, Challenge, tee_pubkey
+from strongroom.attest.handshake import COMMIT_TYPE, AttestRequest, AuthRequest, Challenge, tee_pubkey
 from strongroom.crypto import jose, tls, x509
 from strongroom.crypto.https import HTTPSConnection
 from strongroom.crypto.keys import KeyRing, StaticKeyRing
@@ -238,7 +238,7 @@ class ServiceSession:
             return None
 
     def _commit(self, expected: Head, manifest: str, versions: Sequence[int]) -> Head | None:
-        body = {
+        body: dict[str, object] = {
             "dataset": expected.dataset,
             "epoch": expected.epoch,
             "manifest": expected.manifest,
@@ -246,7 +246,10 @@ class ServiceSession:
             "versions": list(versions),
             "inputs": {name: {"epoch": h.epoch, "manifest": h.manifest} for name, h in self.inputs.items()},
         }
-        answer = self._proven("POST", "/kbs/v0/strongroom/commit", body)
+        key = jose.jwk(self._tls_key.public_key())
+        del key["alg"]
+        signed = {"key": key, "signed": jose.sign_jws(body, self._tls_key, typ=COMMIT_TYPE)}
+        answer = self._proven("POST", "/kbs/v0/strongroom/commit", signed)
         if answer.get("held") is True:
             return None
         head = self.head(str(answer.get("signed")))

@@ -25,7 +25,7 @@ from strongroom.attest.claims import Claims, check_init_data, check_report_data
 from strongroom.attest.endorsement_files import read_folder, stamp_of
 from strongroom.attest.endorsement_snp import AnyEndorsements
 from strongroom.attest.endorsements import TrustAnchor
-from strongroom.attest.handshake import AttestRequest, AuthRequest, Challenge
+from strongroom.attest.handshake import COMMIT_TYPE, AttestRequest, AuthRequest, Challenge
 from strongroom.attest.result import issue_ear
 from strongroom.attest.verifiers import AnchoredVerifier, verify_any
 from strongroom.attest.verifiers.choose import verifier_for
@@ -37,6 +37,7 @@ from strongroom.errors import (
     InputError,
     StrongroomError,
     UnavailableError,
+    VerificationError,
 )
 from strongroom.kms.broker import Guest, KeyWanted
 from strongroom.kms.repeats import HourlyLimit
@@ -227,7 +228,7 @@ class GuestAPI:
                     owner=self._service.admin,
                     actor="stranger",
                     action=action,
-                    subject="evidence" if action == "attest" else "no session",
+                    subject={"attest": "evidence", "commit": "signature"}.get(action, "no session"),
                     allowed=False,
                     details=details,
                 )
@@ -253,7 +254,12 @@ class GuestAPI:
     def commit(self, session: str, body: object, *, now: datetime) -> dict[str, object]:
         """Advance a data set's head for the guest's job."""
         guest = self.guest(session, now=now)
-        fields = _fields(body, {"dataset", "epoch", "manifest", "new_manifest", "versions", "inputs"})
+        try:
+            said = _signed(guest, body)
+        except (DeniedError, VerificationError) as refusal:
+            self._note("commit", refusal, now)
+            raise
+        fields = _fields(said, {"dataset", "epoch", "manifest", "new_manifest", "versions", "inputs"})
         dataset, epoch, manifest = fields["dataset"], fields["epoch"], fields["manifest"]
         new_manifest, versions = fields["new_manifest"], fields["versions"]
         if not isinstance(dataset, str) or not _is_number(epoch) or not isinstance(new_manifest, str):
@@ -336,6 +342,20 @@ def _job_document(text: str) -> dict[str, object]:
     if not isinstance(document, dict) or canonical != text:
         raise InputError("the job document is not a canonical JSON object")
     return document
+
+
+def _signed(guest: Guest, body: object) -> dict[str, object]:
+    # Whoever took the session off the wire cannot commit: the evidence names the key that signs.
+    fields = _fields(body, {"key", "signed"})
+    jwk, signed = fields["key"], fields["signed"]
+    if not isinstance(jwk, dict) or not isinstance(signed, str):
+        raise InputError("commit: key is a JWK, signed is text")
+    key = jose.jwk_public_key(jwk)
+    if (spki := x509.spki_id(key)) != guest.tls_spki:
+        raise DeniedError(f"the commit: expected the signature of {guest.tls_spki or 'none'}, got {spki}'s")
+    said = jose.verify_jws(signed, [key], typ=COMMIT_TYPE)
+    check_bounds(said, "the commit", max_depth=MAX_JOB_DEPTH)
+    return said
 
 
 def _inputs(value: object) -> dict[str, dict[str, object]]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TypeVar
 
-import msgspec
 import sqlalchemy as sa
 
 from strongroom import __version__
@@ -111,7 +110,10 @@ class OwnerAPI:
         credentials = body.credentials
         if body.sealed:
             with jose.jwe_open(body.sealed, self._service.unlock_key) as raw:
-                credentials = msgspec.convert(parse_json(raw, "the credentials"), list[str])
+                found = parse_json(raw, "the credentials")
+            if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+                raise InputError("the sealed credentials are no list of texts")
+            credentials = found
         self._service.unlock(credentials, now=call.now)
         with self._service.store.transaction() as tx:
             self._append(tx, call, "unlock", self._service.root_kind)

@@ -140,8 +140,8 @@ class TrustService:
 
     @property
     def root_kind(self) -> str:
-        """The kind of the root key in use."""
-        return self.roots.kind_name(self.root_name)
+        """The kind of the root key in use: by which it was unlocked, whatever the disk says since."""
+        return self.parts.root.kind if self._unlocked else self.roots.kind_name(self.root_name)
 
     @property
     def parts(self) -> Unlocked:

@@ -30,6 +30,10 @@ class RootKey(Protocol):
     def id(self) -> str:
         """A public name of this root key."""
 
+    @property
+    def kind(self) -> str:
+        """By which kind it was made or unlocked."""
+
     def wrap(self, secret: SecretBytes, context: bytes) -> bytes:
         """Return `secret` sealed for storage, bound to `context`."""
 
@@ -62,7 +66,8 @@ def root_id(secret: SecretBytes) -> str:
 class AESRootKey:
     """A root key held in memory: AES-256-GCM, 12-byte random nonce first."""
 
-    def __init__(self, secret: SecretBytes) -> None:
+    def __init__(self, secret: SecretBytes, kind: str) -> None:
+        self.kind = kind
         with secret as raw:
             self._cipher = AESGCM(raw)
         self._id = root_id(secret)

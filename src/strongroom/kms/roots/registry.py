@@ -45,7 +45,7 @@ class RootFolder:
             file.flush()
             os.fsync(file.fileno())
         flush_folder(self.folder)  # the names too: the database will soon need nothing else
-        return AESRootKey(secret), handout
+        return AESRootKey(secret, kind), handout
 
     def kind(self, name: str) -> RootKind:
         """Return the kind of root key `name`."""
@@ -63,10 +63,11 @@ class RootFolder:
             IntegrityError: The root key's file is missing, altered or of another root key.
         """
         descriptor = self._descriptor(name)
-        secret = KINDS[str(descriptor["kind"])].unlock(descriptor, self._key_path(name), credentials)
+        kind = str(descriptor["kind"])
+        secret = KINDS[kind].unlock(descriptor, self._key_path(name), credentials)
         if root_id(secret) != name:
             raise IntegrityError(f"the root key in {self.folder} is {root_id(secret)}, expected {name}")
-        return AESRootKey(secret)
+        return AESRootKey(secret, kind)
 
     def forget(self, name: str) -> None:
         """Remove root key `name`, which the database has retired.
