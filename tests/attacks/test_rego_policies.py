@@ -82,7 +82,7 @@ def test_a_module_waives_nothing_and_names_no_code() -> None:
 def test_json_round_trip_and_what_is_no_module() -> None:
     policy = Rego(HEAD)
     assert policy_from_json(policy_to_json(policy)) == policy
-    for module in ("", 7, None, "x" * 65_537, "\u00e9" * 33_000, HEAD + "allow := true\n\0 the rest is not read"):
+    for module in ("", 7, None, "x" * 65_537, "\u00e9" * 33_000, "allow \ud800", HEAD + "allow := true\n\0 the rest is not read"):
         with pytest.raises(InputError, match="policy rego: module is not a text"):
             policy_from_json({"kind": "rego", "module": module})
 

@@ -79,7 +79,7 @@ def fetch_key(
 
     Args:
         key: From the job document.
-        certificate: From the job document, one in PEM: the KBS' own if it is self-signed, or its issuer's.
+        certificate: From the job document, one in PEM: the KBS' own, or its issuer's.
         attester: Makes evidence.
         init_data: The job's Initdata; None where not the evidence's config id but its measurement covers it.
         dial: Opens a socket to the KBS.
