@@ -26,7 +26,7 @@ from strongroom.attest.appraisal import (
     policy_to_json,
 )
 from strongroom.client.policies import _with, allowance
-from strongroom.errors import AppraisalError, InputError
+from strongroom.errors import AppraisalError, InputError, UnavailableError
 
 pytest.importorskip("regopy")
 
@@ -148,6 +148,33 @@ def test_T286_a_module_that_was_slow_is_not_asked_again_for_a_minute(monkeypatch
     assert len(asked) == 3
 
 
+def test_T286_who_may_not_wait_does_not_wait_for_another_s_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, answered = threading.Event(), threading.Event()
+
+    def slow(module: str, _given: object) -> str:
+        if module == "slow":
+            asked.set()
+            assert answered.wait(20)
+        return "true"
+
+    monkeypatch.setattr(rego, "evaluate", slow)
+    other = threading.Thread(target=rego.ask, args=("slow", {}))
+    other.start()
+    assert asked.wait(20)
+    rego._here.apart = True
+    try:
+        with pytest.raises(rego.Unasked):
+            rego.ask("mine", {})
+    finally:
+        rego._here.apart = False
+        answered.set()
+        other.join()
+    assert rego.asking_apart(lambda: rego.ask("mine", {}))() == "true"
+    numbers = iter(range(100))
+    with pytest.raises(UnavailableError, match="more than 32 questions"):
+        rego.asking_apart(lambda: rego.ask("mine", {"n": next(numbers)}))()
+
+
 def test_an_answer_stands_for_the_same_question_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rego, "evaluate", lambda module, given: "true" if (module, given["n"]) == ("m", 1) else "false")
     said = [rego.ask(m, {"n": n}) for m, n in (("m", 1), ("m", 2), ("o", 1), ("m", 1), ("m", 2))]
@@ -213,14 +240,31 @@ def test_without_the_library_nothing_is_allowed(monkeypatch: pytest.MonkeyPatch)
     refused("allow if true", expected="regopy is not installed beside the trust service")
 
 
-def test_decisions_name_the_module(tmp_path: Path) -> None:
-    house = make_house(tmp_path)
-    job, _ = house.ready()
+def test_decisions_name_the_module_and_nobody_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    house, evaluate, asked = make_house(tmp_path), rego.evaluate, []
+
+    def watched(module: str, given: object) -> str:
+        asked.append(house.service.store._turn.locked())
+        return evaluate(module, given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(rego, "evaluate", watched)
+    job, head = house.ready()
     policy = house.as_owner()("GET", "/v1/keys/sales/policy").json
     module = HEAD + 'allow if input.job.name == "count"'
     for use in ("read", "write"):
         policy["policy"][use]["policies"].append({"kind": "rego", "module": module})
     body = {"policy": policy["policy"], "revision": policy["revision"]}
     assert house.as_owner()("PUT", "/v1/keys/sales/policy", body).status == 200
-    assert house.guest(job).attested().resource(house.owner).status == 200
+    guest = house.guest(job).attested()
+    before = len(house.decisions())
+    assert guest.resource(house.owner).status == 200
+    assert asked == [False], "the database was free meanwhile, and the question asked once"
+    assert len(house.decisions()) == before + 1, "what was given up at the question is no decision"
     assert house.decisions()[-1]["details"]["rego"] == [Rego(module).digest]
+    monkeypatch.setattr(rego, "_kept", {})
+    assert guest.commit(head).status == 200
+    monkeypatch.setattr(rego, "_kept", {})
+    monkeypatch.setattr(rego, "evaluate", lambda _module, _given: "false")
+    assert guest.resource(house.owner).status == 401
+    assert house.decisions()[-1]["allowed"] is False
+    assert f"rego {Rego(module).digest}: expected true, got false" in str(house.decisions()[-1]["details"])
