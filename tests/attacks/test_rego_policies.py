@@ -136,19 +136,18 @@ def test_T286_a_module_that_loops_or_allocates(monkeypatch: pytest.MonkeyPatch) 
     r = "numbers.range(1, 30000)"
     refused(f"allow if count([1 | some i in {r}; some j in {r}; i * j == 7]) > 0", expected="no answer within 0.7 s")
     assert time.monotonic() - began < 3
-    monkeypatch.setattr(rego, "WALL_S", 4.0)
+    monkeypatch.setattr(rego, "WALL_S", 10.0)
     million = 'a := concat("", ["aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa" | some i in numbers.range(1, 20000)])\n'
     refused(million + 'allow if count(concat("", [a | some i in numbers.range(1, 9999)])) > 0', expected="got ")
     deep = "[" * 20_000 + "]" * 20_000
     refused(f"allow := {deep} if true", expected="got ")
 
 
-def test_T286_a_module_that_was_slow_is_not_asked_again_for_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_T286_a_module_that_did_not_answer_is_not_asked_again_for_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
 
     def slow(_module: str, given: object) -> str:
         asked.append(given)
-        clock[0] += 3.9
         return "no answer"
 
     clock = [0.0]
