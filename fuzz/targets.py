@@ -26,7 +26,7 @@ from tests.fakes.snp_parts import MILAN
 from strongroom import errors
 from strongroom._encoding import b64u_decode, canonical_json, check_bounds, parse_json, sha256_id
 from strongroom._secret import SecretBytes
-from strongroom.attest import appraisal, binding, handshake, patterns, ratls, reference, result
+from strongroom.attest import appraisal, binding, handshake, kbs, patterns, ratls, reference, result
 from strongroom.attest.appraisal import AppraisalContext, job_digest
 from strongroom.attest.endorsement_snp import read_endorsements
 from strongroom.attest.endorsements import TrustAnchor
@@ -40,6 +40,7 @@ from strongroom.attest.snp import REPORT_BYTES, certificate_table, parse_report,
 from strongroom.attest.verifiers import verify_any
 from strongroom.attest.verifiers.dcap import DCAPVerifier
 from strongroom.crypto import column_keys, header, jose, x509
+from strongroom.crypto.https import Reply
 from strongroom.crypto.keys import StaticKeyRing
 from strongroom.guest import apart, document, tunnel
 from strongroom.keyagent import protocol
@@ -200,6 +201,17 @@ def release_protocol(raw: bytes) -> None:
     key = request.tee_key()
     jose.jwe_seal(b"the key", key.key)
     request.read_evidence("sgx")
+
+
+def kbs_answer(raw: bytes) -> None:
+    """Where a key lies at a stock KBS, and what that answers."""
+    if raw.startswith(b"kbs+"):
+        key = kbs.KBSKey.parse(raw.decode("utf-8", "replace"))
+        assert kbs.KBSKey.parse(f"{kbs.SCHEME}{key.address}/{key.resource}") == key
+        return
+    reply, answered = Reply(status=401, headers={}, body=raw), set[str]()
+    assert kbs._said(reply).isprintable()
+    assert kbs._nonce(reply, kbs.KBSKey(host="kbs", port=1, resource="a/b/c"), answered) in answered
 
 
 def owner_api(raw: bytes) -> None:
@@ -375,6 +387,7 @@ TARGETS: dict[str, Target] = {
     "key_agent": Target(key_agent, (errors.InputError,)),
     "job_network": Target(job_network, (errors.IntegrityError,)),
     "release_protocol": Target(release_protocol, (errors.InputError, errors.EvidenceError), json=True),
+    "kbs_answer": Target(kbs_answer, (errors.InputError, errors.VerificationError)),
     "owner_api": Target(owner_api, (errors.InputError,)),
     "policy": Target(policy, (errors.InputError,), json=True),
     "pattern": Target(pattern, (errors.InputError,)),

@@ -15,6 +15,7 @@ import pytest
 from tests.conftest import STRONGROOM, stop_service
 from tests.fakes import gramine_stand_in as gramine
 from tests.fakes.enclave_shell import Enclave, make_enclave
+from tests.fakes.stock_kbs import StockKBS
 
 from strongroom.attest.simulated.platform import load_seed
 
@@ -108,3 +109,46 @@ def test_a_python_job_from_build_to_result(shop: Enclave) -> None:
     (bundle / "root" / "app" / "app.py").write_text("print(1)")
     with pytest.raises(AssertionError, match=r"root/app/app\.py"):  # what Gramine does: the file does not open
         _run(shop, bundle)
+
+
+KBS_JOB = """
+[job]
+workload = "python"
+program = "app.py"
+enclave = "gramine"
+[sgx]
+unsafe_program_has_keys = true
+[sandbox]
+network = true
+scratch_mb = 64
+[[volume]]
+name = "in"
+path = "in"
+key = "{url}/acme/key/sales"
+certificate = "kbs.pem"
+epoch = {epoch}
+manifest = "{manifest}"
+"""
+
+
+def test_a_python_job_whose_key_lies_at_a_stock_kbs(shop: Enclave) -> None:
+    shop.run("key", "permit-export", "sales")
+    key = bytes.fromhex(shop.run("key", "export", "sales").stdout)
+    (shop.folder / "app.py").write_text("print(open('/work/in/a.csv').read())")
+    with StockKBS(shop.folder, {"acme/key/sales": key}, name="kbs.example") as kbs:
+        (shop.folder / "kbs.pem").write_text(kbs.certificate)
+        (shop.folder / "job.toml").write_text(KBS_JOB.format(url=kbs.url, **shop.json("data", "show", "in")))
+        bundle = Path(str(shop.json("job", "build", "job.toml")["bundle"]))
+        gramine.sign(bundle)
+        launch = bundle / "launch" / "launch.json"
+        said = json.loads(launch.read_text())
+        assert said["doors"] == {f"kbs.example:{kbs.port}": f"kbs.example:{kbs.port}"}
+        launch.write_text(json.dumps({**said, "doors": {f"kbs.example:{kbs.port}": f"127.0.0.1:{kbs.port}"}}))
+        report, done = _run(shop, bundle)
+        assert (report["status"], report["exit_code"]) == ("completed", 0), done.stderr
+        assert done.stdout.startswith("id,name")
+        assert "init-data" not in kbs.seen[1][2], "MRENCLAVE covers the job"
+        kbs.policy = lambda _init_data, _path: False
+        report, done = _run(shop, bundle)
+    assert (report["status"], done.stdout) == ("refused", "")
+    assert report["error"]["message"].startswith(f"KBS kbs.example:{kbs.port} refused")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ from strongroom.attest.kbs import KBSKey, fetch_key
 from strongroom.crypto import x509
 from strongroom.crypto.jose import jwk
 from strongroom.errors import DeniedError, InputError, StrongroomError, UnavailableError, VerificationError
+from strongroom.guest import cvm
+from strongroom.guest.kbs import outward
 
 KEY = bytes(range(32))
 PATH = "acme/key/sales"
@@ -96,6 +99,21 @@ def test_the_policy_of_the_kbs_sees_the_job(kbs: StockKBS) -> None:
         fetch(kbs, init_data=job_init_data({**JOB, "name": "other"}))
     with pytest.raises(InputError, match="has no /kbs/v0/resource/acme/key/none: PluginNotFound"):
         fetch(kbs, "acme/key/none")
+
+
+def test_the_way_to_the_kbs_is_the_hosts_word(kbs: StockKBS, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Process one of a confidential VM passes on; under a LibOS the launch file says another address."""
+    at = f"localhost:{kbs.port}"
+    monkeypatch.setattr(cvm, "_DOOR", str(tmp_path / "trust/guest.sock"))
+    monkeypatch.setattr(cvm, "_USER", os.getuid())
+    doors = cvm._doors({"doors": {at: f"127.0.0.1:{kbs.port}", "other:1": "127.0.0.1:1"}})
+    assert doors == {at: f"unix:{tmp_path}/trust/kbs0.sock", "other:1": f"unix:{tmp_path}/trust/kbs1.sock"}
+    assert cvm._doors({}) == {}
+    for launch in ({"doors": doors}, {"doors": {at: f"127.0.0.1:{kbs.port}"}}, {}):
+        assert fetch(kbs, dial=lambda launch=launch: outward(launch)(at)) == KEY
+    with pytest.raises(UnavailableError):
+        fetch(kbs, dial=lambda: outward({"doors": doors})("other:1"))
+    assert fetch(kbs, init_data=None) == KEY
 
 
 class Relay(FakeAttester):

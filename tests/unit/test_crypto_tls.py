@@ -56,6 +56,14 @@ def test_both_ends_know_each_other() -> None:
     assert end.getpeercert(binary_form=True) == ssl.PEM_cert_to_DER_cert(pem)
 
 
+def test_a_servers_own_certificate_may_be_the_one_that_is_trusted() -> None:
+    pem, key = _leaf()
+    own = pem.removesuffix(ROOT_PEM)
+    _shake(tls.client_context(own), tls.server_context(pem, key, client_pems=None))
+    with pytest.raises(ssl.SSLCertVerificationError):  # another of the same issuer is not it
+        _shake(tls.client_context(own), tls.server_context(*_leaf(), client_pems=None))
+
+
 def test_guests_need_no_certificate() -> None:
     end = _shake(tls.client_context(ROOT_PEM), tls.server_context(*_leaf(), client_pems=None))
     assert end.getpeercert(binary_form=True) is None

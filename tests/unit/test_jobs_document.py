@@ -11,7 +11,7 @@ import pytest
 from strongroom.errors import InputError
 from strongroom.jobs.plan import LaunchPlan, describe, plan_job
 from strongroom.jobs.registry import WORKLOADS
-from strongroom.jobs.spec import JobKey, JobSpec, Limits, Sandbox, Volume, load_spec
+from strongroom.jobs.spec import JobKey, JobSpec, Limits, Sandbox, Volume, doors, load_spec
 
 IDENTITY = ("sha256:" + "1" * 64,)
 
@@ -84,9 +84,10 @@ def test_the_digest_covers_where_a_key_at_a_kbs_lies_and_the_service_is_not_aske
         _volume(pinned, **{name: value + "0"}) for name, value in changes.items()
     ] + [_volume(pinned, epoch=4), _volume(pinned, dataset="b" * 32), spec]  # fmt: skip
     assert len({job(s) for s in (pinned, *others)}) == 7
-    for kind in ("gramine", "occlum", "cvm"):
-        with pytest.raises(InputError, match=f"enclave kind {kind} does not fetch keys from a KBS yet"):
-            job(replace(pinned, enclave=kind))
+    with pytest.raises(InputError, match="enclave kind occlum has no attester"):
+        job(replace(pinned, enclave="occlum"))
+    assert doors(pinned) == {"doors": {"kbs:8080": "kbs:8080"}}
+    assert doors(spec) == {}
     with pytest.raises(InputError, match="a job on several machines needs a key"):
         spark(pinned, spark__master="local-cluster[2,1,512]")
 

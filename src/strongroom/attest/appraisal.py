@@ -278,8 +278,9 @@ def _reference(reader: _Reader, value: Mapping[str, object], depth: int) -> Refe
 
 def _rego(value: Mapping[str, object]) -> Rego:
     module = value["module"]
-    # Behind a NUL the library reads nothing, so nothing may stand there.
-    if not isinstance(module, str) or "\0" in module or not 0 < len(module.encode("utf-8", "replace")) <= _MAX_MODULE:
+    raw = module.encode("utf-8", "replace") if isinstance(module, str) else b""
+    # Behind a NUL the library reads nothing, so nothing may stand there. What UTF-8 cannot carry became a `?`.
+    if not 0 < len(raw) <= _MAX_MODULE or b"\0" in raw or raw.decode("utf-8") != module:
         raise InputError(f"policy rego: module is not a text of 1 to {_MAX_MODULE} bytes without NUL")
     return Rego(module)
 

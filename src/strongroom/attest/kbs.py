@@ -2,7 +2,7 @@
 
 The KBS is whoever holds a key under the certificate that the measured job document names, at the host in its URL; the
 socket is the host's. It decides by policies of its own, which see the job as init data, bound by the evidence's config
-id. Protocol: RCAR 0.4.0 (docs/formats/release-protocol.md §9). Rules:
+id (under Gramine, as MRENCLAVE). Protocol: RCAR 0.4.0 (docs/formats/release-protocol.md §9). Rules:
 
 1. A key pair and a conversation of its own for every key; a nonce that was answered is not answered again.
 2. What is hashed is what a stock KBS hashes: SHA-384 over the JWK members that it knows, so none of ours is sent.
@@ -70,7 +70,7 @@ def fetch_key(
     key: KBSKey,
     certificate: str,
     attester: Attester,
-    init_data: str,
+    init_data: str | None,
     *,
     dial: Callable[[], socket.socket],
     answered: set[str],
@@ -79,9 +79,9 @@ def fetch_key(
 
     Args:
         key: From the job document.
-        certificate: From the job document, one in PEM: the KBS' own if it is self-signed, or its issuer's.
+        certificate: From the job document, one in PEM: the KBS' own, or its issuer's.
         attester: Makes evidence.
-        init_data: The job's Initdata, as measured.
+        init_data: The job's Initdata; None where not the evidence's config id but its measurement covers it.
         dial: Opens a socket to the KBS.
         answered: Nonces that this guest answered; this one is added.
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import json
 import os
 import resource
@@ -21,42 +22,90 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import ParamSpec, TypeVar
 
 from strongroom._encoding import canonical_json, sha256_id
 from strongroom._seccomp import computing_program
+from strongroom.errors import UnavailableError
 
-__all__ = ["ALLOWED", "ask", "evaluate"]
+__all__ = ["ALLOWED", "Unasked", "ask", "asking_apart", "evaluate"]
 
 ALLOWED = "true"
 QUERY = "data.policy.allow"
-CPU_S, WALL_S, MEMORY_BYTES = 2, 4.0, 512 << 20
+CPU_S, WALL_S, MEMORY_BYTES = 2, 10.0, 512 << 20
 
 _KEPT_S = 60.0
+_NO_ANSWER = "no answer"
 _MAX_ANSWER = 4096
+_MAX_QUESTIONS = 32
 _CHILD = "from strongroom.attest.rego import answer; answer()"
 _kept: dict[str, tuple[float, str]] = {}
-_lock = threading.Lock()
+_lock = threading.Lock()  # for what is kept, never for long
+_turn = threading.Lock()  # one evaluation at a time
+_here = threading.local()
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+class Unasked(BaseException):
+    """A question without an answer, met where nobody may wait for one. Not an error: nothing is refused by it."""
+
+    def __init__(self, module: str, given: Mapping[str, object]) -> None:
+        super().__init__()
+        self.question = module, given
+
+
+def asking_apart(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Return `function` such that it is given up at a question, and begun again with the answer.
+
+    For functions that hold what others wait for, such as the database, and leave nothing behind when they are given up.
+    """
+
+    @functools.wraps(function)
+    def again(*arguments: _P.args, **named: _P.kwargs) -> _R:
+        for _ in range(_MAX_QUESTIONS):
+            _here.apart = True
+            try:
+                return function(*arguments, **named)
+            except Unasked as unasked:
+                question = unasked.question
+            finally:
+                _here.apart = False
+            ask(*question)
+        raise UnavailableError(f"the policies of the job's keys ask more than {_MAX_QUESTIONS} questions")
+
+    return again
 
 
 def ask(module: str, given: Mapping[str, object]) -> str:
     """Return what the module says of `given`: `true`, or in words why not. An answer stands for a minute.
 
-    Answers are asked for while the service's database is locked, and the same guest's again and again. A module that
-    did not answer in time is not asked at all for that minute.
+    A module that did not answer is not asked anything for that minute.
+
+    Raises:
+        Unasked: Inside a function that is `asking_apart`.
     """
     slow, key = sha256_id(module.encode()), sha256_id(canonical_json({"module": module, "input": given}))
+    if (known := _known(slow, key)) is not None:
+        return known
+    if getattr(_here, "apart", False):
+        raise Unasked(module, given)
+    with _turn:
+        if (known := _known(slow, key)) is not None:  # somebody else asked meanwhile
+            return known
+        found = evaluate(module, given)
+        with _lock:
+            _kept[slow if found.startswith(_NO_ANSWER) else key] = (time.monotonic() + _KEPT_S, found)
+    return found
+
+
+def _known(*names: str) -> str | None:
     with _lock:
         now = time.monotonic()
         for name in [name for name, (until, _) in _kept.items() if until <= now]:
             del _kept[name]
-        for name in (slow, key):
-            if name in _kept:
-                return _kept[name][1]
-        found = evaluate(module, given)
-        late = time.monotonic() - now > WALL_S / 2
-        _kept[slow if late and found != ALLOWED else key] = (time.monotonic() + _KEPT_S, found)
-    return found
+        return next((_kept[name][1] for name in names if name in _kept), None)
 
 
 def evaluate(module: str, given: Mapping[str, object]) -> str:
@@ -80,9 +129,9 @@ def evaluate(module: str, given: Mapping[str, object]) -> str:
     child.kill()
     status = child.wait()
     if not in_time:
-        return f"no answer within {WALL_S:g} s"
+        return f"{_NO_ANSWER} within {WALL_S:g} s"
     if not raw:
-        return f"no answer: the evaluation ended with {status} (limits: {CPU_S} s, {MEMORY_BYTES >> 20} MiB)"
+        return f"{_NO_ANSWER}: the evaluation ended with {status} (limits: {CPU_S} s, {MEMORY_BYTES >> 20} MiB)"
     return ascii(raw.decode("utf-8", "replace"))[1:-1][:300]
 
 

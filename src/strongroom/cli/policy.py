@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from strongroom.attest.appraisal import FreeArgument
+from strongroom.attest.appraisal import FreeArgument, Rego
 from strongroom.attest.policies import TDX_REGISTERS
 from strongroom.cli import output
 from strongroom.cli.common import epilog, json_option, owner
@@ -177,6 +177,9 @@ def _shown(policy: dict[str, Any], indent: str) -> list[str]:
     if kind in ("all_of", "any_of"):
         word = "all of" if kind == "all_of" else "any of"
         return [f"{indent}{word}"] + [line for inner in policy["policies"] for line in _shown(inner, indent + "  ")]
+    if kind == "rego":
+        lines = policy["module"].expandtabs().splitlines()
+        return [f"{indent}rego {Rego(policy['module']).digest}", *(f"{indent}  {_plain(line)}" for line in lines)]
     rest = {k: v for k, v in policy.items() if k != "kind"}
     warn = "  (SIMULATED: no hardware protects it)" if kind == "unsafe_accept_simulated" else ""
     return [indent + kind + "".join(f" {k}={v}" for k, v in rest.items()) + warn]

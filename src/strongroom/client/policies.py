@@ -23,6 +23,7 @@ from strongroom.attest.appraisal import (
     job_digest,
     policy_from_json,
     policy_to_json,
+    rego_modules,
 )
 from strongroom.attest.policies import TDX_REGISTERS
 from strongroom.attest.reference import ReferenceValues
@@ -116,16 +117,21 @@ def allow_job(
         document, measurement, simulated=unsafe_accept_simulated, free=free, reference=reference, rego=rego
     )
     shown = measurement if isinstance(measurement, str) else next(iter(measurement.values()))
+    lines = {key: f"{key}: {' and '.join(wanted)}" for key, wanted in chosen.items() if wanted}
     for key, wanted in chosen.items():
         found = client.call("GET", f"/v1/keys/{key}/policy")
         policy = found["policy"]
         assert isinstance(policy, dict)
         for use in wanted:
-            policy[use] = policy_to_json(_with(policy.get(use), branch))
+            whole = _with(policy.get(use), branch)
+            before = rego_modules(policy_from_json(policy[use])) if policy.get(use) else []
+            for module in sorted(set(before) - set(rego_modules(whole))):
+                lines[key] += f" ({use}: Rego module {module} is asked no more)"
+            policy[use] = policy_to_json(whole)
         approved = {"job": job, "measurement": shown, "document": dict(document), "claims": dict(claims or {})}
         body = {"policy": policy, "revision": found["revision"], "approved": [approved], "request": request}
         client.call("PUT", f"/v1/keys/{key}/policy", body)
-    return [f"{key}: {' and '.join(wanted)}" for key, wanted in chosen.items() if wanted]
+    return list(lines.values())
 
 
 def clear_policy(client: OwnerClient, key: str) -> None:

@@ -32,6 +32,7 @@ from strongroom.attest.attesters import Attester
 from strongroom.attest.attesters.tsm import TDX_REGISTERS, TsmAttester, bind_at_runtime
 from strongroom.attest.binding import JOB_FILE, init_data_digest, parse_init_data
 from strongroom.errors import InputError, StrongroomError, UnavailableError
+from strongroom.guest.document import volumes
 
 __all__ = ["main", "serve"]
 
@@ -95,8 +96,9 @@ def _run() -> dict[str, object]:
         if name != "lo":
             _bring_up(name, address, mask)
             break
-    _pass_on(str(launch.get("service")))  # 4.
-    (_JOB / "launch.json").write_text(json.dumps({"service": f"unix:{_DOOR}", "identity": launch.get("identity")}))
+    _pass_on(str(launch.get("service")), _DOOR)  # 4.
+    said = {"service": f"unix:{_DOOR}", "identity": launch.get("identity"), "doors": _doors(launch)}
+    (_JOB / "launch.json").write_text(json.dumps(said))
     attester = TsmAttester()
     _bind(attester, init_data)
     return _guest(attester, network=_flag(document, "sandbox", "network"))  # 5.
@@ -135,8 +137,8 @@ def _mount_all(document: dict[str, object]) -> None:
         size = 64 if place == "/run" else scratch if isinstance(scratch, int) else 1024
         _mount("tmpfs", place, "tmpfs", _MS_NOSUID | _MS_NODEV, f"size={size}m,mode=0700,uid={_USER},gid={_USER}")
     _open_host()
-    volumes = document.get("volumes")
-    for number, volume in enumerate(volumes if isinstance(volumes, list) else []):
+    # The order of the launch script's shares.
+    for number, volume in enumerate(sorted(volumes(document), key=lambda v: str(v["name"]))):
         flags = _PLAIN | (_MS_RDONLY if volume["mode"] == "ro" else 0)
         _mount(f"sealed{number}", f"/sealed/{volume['name']}", "9p", flags, _SHARED)
     if document.get("staged") is True:
@@ -187,12 +189,22 @@ def _bring_up(name: str, address: str, mask: str) -> None:
         fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sh14x", name.encode(), 0x41))  # up and running
 
 
-def _pass_on(service: str) -> None:
+def _doors(launch: dict[str, object]) -> dict[str, str]:
+    # To each KBS that the job document names: the guest asks for these and no others.
+    found = launch.get("doors")
+    doors = {}
+    for number, (at, there) in enumerate(sorted(found.items()) if isinstance(found, dict) else []):
+        doors[at] = f"unix:{os.path.dirname(_DOOR)}/kbs{number}.sock"
+        _pass_on(str(there), doors[at].removeprefix("unix:"))
+    return doors
+
+
+def _pass_on(service: str, door: str) -> None:
     host, _, port = service.removeprefix("https://").rstrip("/").rpartition(":")
-    os.makedirs(os.path.dirname(_DOOR), exist_ok=True)
+    os.makedirs(os.path.dirname(door), exist_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(_DOOR)
-    os.chown(_DOOR, _USER, _USER)
+    listener.bind(door)
+    os.chown(door, _USER, _USER)
     listener.listen(16)
 
     def accept() -> None:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import partial
 
 from strongroom._secret import SecretBytes
+from strongroom._unix import connect_unix
 from strongroom.attest.attesters import Attester
 from strongroom.attest.kbs import KBSKey, fetch_key
 from strongroom.errors import InputError
@@ -21,7 +22,9 @@ from strongroom.guest.document import kbs_volumes
 from strongroom.guest.session import Grant
 from strongroom.storage.dataset import Head
 
-__all__ = ["receive_kbs"]
+__all__ = ["outward", "receive_kbs"]
+
+PATIENCE_S = 30.0
 
 
 class _OneKey:
@@ -38,10 +41,24 @@ class _OneKey:
         return self._key
 
 
+def outward(launch: Mapping[str, object]) -> Callable[[str], socket.socket]:
+    """Return what opens a socket to `host:port`, or to where `doors` of the host's launch file says that this is."""
+    doors = launch.get("doors")
+
+    def dial(at: str) -> socket.socket:
+        there = str(doors.get(at, at)) if isinstance(doors, dict) else at
+        if there.startswith("unix:"):
+            return connect_unix(there.removeprefix("unix:"), PATIENCE_S)
+        host, _, port = there.rpartition(":")
+        return socket.create_connection((host.strip("[]"), int(port)), PATIENCE_S)
+
+    return dial
+
+
 def receive_kbs(
     document: Mapping[str, object],
     attester: Attester,
-    init_data: str,
+    init_data: str | None,
     dial: Callable[[str], socket.socket],
 ) -> dict[tuple[str, str], Grant]:
     """Return a grant for each volume of `document` whose key lies at a KBS, by the key's URL and name: all, or none.

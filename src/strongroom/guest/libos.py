@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -29,9 +30,10 @@ from strongroom.attest.attesters.gramine import GramineAttester
 from strongroom.errors import DeniedError, InputError, StrongroomError, UnavailableError
 from strongroom.guest import apart
 from strongroom.guest.agent import KeyAgent
-from strongroom.guest.document import Report, texts
+from strongroom.guest.document import Report, service_volumes, texts
 from strongroom.guest.document import column_keys as keys_of
 from strongroom.guest.document import volumes as volumes_of
+from strongroom.guest.kbs import outward, receive_kbs
 from strongroom.guest.lease import Lease
 from strongroom.guest.main import attempt, check_code, read_job, read_object, receive
 from strongroom.guest.run import (
@@ -94,6 +96,8 @@ def _boot(report: Report, attester: Attester) -> None:
     report.details["token"] = session.attest()  # 3.
     grants = receive(session, document)
     _check_outputs(grants)
+    # The manifest names the init data's digest, and a stock KBS would look for it in CONFIGID, which is zero.
+    grants |= receive_kbs(document, attester, None, outward(launch))
     report.status = "failed"
     report.details["attested_ms"] = round((time.monotonic() - started) * 1000)
     run_libos_job(document, session, grants, report)  # 4.
@@ -118,12 +122,12 @@ def run_libos_job(
     staged = document.get("staged") is True
     run_id = next(iter(grants.values())).run_id if grants else bytes(16)
     volumes = open_volumes(document, grants, run_id, hidden=False)
-    session.inputs = {v.name: v.released for v in volumes.values()}
+    session.inputs = {str(v["name"]): volumes[str(v["name"])].released for v in service_volumes(document)}
     report.details["run"] = run_id.hex()
 
     def renew() -> float:
         session.attest()
-        return min(session.key(owner, name).ends_at for owner, name in grants)
+        return min(session.key(owner, name).ends_at for (owner, name), g in grants.items() if g.ends_at != math.inf)
 
     lease = Lease(session.lock, renew, min((g.ends_at for g in grants.values()), default=None))
     pipes = _Pipes(document, volumes) if staged else None

@@ -102,9 +102,10 @@ def _run(platform: socket.socket, tee: str, report: Report, started: float) -> N
         certificate = x509.certificate_from_pem(certified.certificate_pem)
         report.details["certificate"] = x509.fingerprint(certificate)
     if not worker and kbs_volumes(document):
-        from strongroom.guest.kbs import receive_kbs  # noqa: PLC0415  # few jobs have such a key
+        from strongroom.guest.kbs import outward, receive_kbs  # noqa: PLC0415  # few jobs have such a key
 
-        grants |= receive_kbs(document, attester, init_data, _door().connect)
+        dial = outward(launch) if "doors" in launch else _door().connect
+        grants |= receive_kbs(document, attester, init_data, dial)
     report.status = "failed"
     report.details["attested_ms"] = round((time.monotonic() - started) * 1000)
     if "workers" in document and certified is not None:

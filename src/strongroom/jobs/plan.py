@@ -166,10 +166,10 @@ def plan_job(spec: JobSpec, workloads: Mapping[str, Workload], identity: tuple[s
     if repeated:
         raise InputError(f"two files of the job are called {min(repeated)!r}", hint="rename one: all lie in /app")
     command = workloads[spec.workload].command(spec)
-    if spec.enclave != "sim" and (named := [v.name for v in spec.volumes if v.manifest]):
+    if spec.enclave == "occlum" and (named := [v.name for v in spec.volumes if v.manifest]):
         raise InputError(
-            f"volume {named[0]}: enclave kind {spec.enclave} does not fetch keys from a KBS yet: expected sim",
-            hint="decisions/0025 says what is missing",
+            f"volume {named[0]}: enclave kind occlum has no attester that could fetch a key from a KBS",
+            hint="decisions/0025",
         )
     if spec.keys and command.staged:
         raise InputError(f"workload {spec.workload!r} has no column keys: expected spark", hint="take the key out")

@@ -17,7 +17,20 @@ from typing import Literal
 from strongroom._encoding import sha256_id
 from strongroom.errors import InputError
 
-__all__ = ["Cvm", "JobKey", "JobSpec", "Limits", "Location", "Sandbox", "Sgx", "Volume", "job_document", "load_spec"]
+__all__ = [
+    "Cvm",
+    "JobKey",
+    "JobSpec",
+    "Limits",
+    "Location",
+    "Sandbox",
+    "Sgx",
+    "Volume",
+    "doors",
+    "job_document",
+    "kbs_addresses",
+    "load_spec",
+]
 
 Location = Path | str
 """A folder of this machine, or the URL of a folder in a store, such as `hdfs://namenode:9000/sealed`."""
@@ -275,6 +288,21 @@ def job_document(
         keys = sorted(spec.keys, key=lambda k: k.name)
         document["keys"] = [{"name": k.name, "owner": k.owner, "mode": k.mode} for k in keys]
     return document
+
+
+def kbs_addresses(spec: JobSpec) -> list[str]:
+    """Return `host:port` of each KBS at which a key of the job lies."""
+    urls = {v.owner for v in spec.volumes if v.manifest}
+    if not urls:
+        return []
+    from strongroom.attest.kbs import KBSKey  # noqa: PLC0415  # few jobs have such a key
+
+    return sorted({KBSKey.parse(url).address for url in urls})
+
+
+def doors(spec: JobSpec) -> dict[str, object]:
+    """Return what a launch file says of the way to each such KBS, for the operator to edit: nothing in most jobs."""
+    return {"doors": {at: at for at in kbs_addresses(spec)}} if kbs_addresses(spec) else {}
 
 
 def _volume(volume: Volume) -> dict[str, object]:

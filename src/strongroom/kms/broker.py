@@ -27,6 +27,7 @@ from strongroom._encoding import b64u, canonical_json
 from strongroom._secret import SecretBytes
 from strongroom.attest.appraisal import AppraisalContext, appraise, references, rego_modules
 from strongroom.attest.claims import Claims
+from strongroom.attest.rego import asking_apart
 from strongroom.crypto import jose, x509
 from strongroom.errors import AppraisalError, DeniedError, InputError, StrongroomError
 from strongroom.kms.audit import AuditLog
@@ -131,6 +132,7 @@ class Broker:
         self._repeats = Repeats()
         self._limits: dict[str, HourlyLimit] = {}  # by owner; changed inside transactions, so one at a time
 
+    @asking_apart
     def release(
         self, receiver: Guest | OwnerReceiver, wanted: KeyWanted, *, now: datetime, uptime_s: float
     ) -> dict[str, str]:
@@ -151,6 +153,7 @@ class Broker:
             raise
         return jose.jwe_seal(canonical_json(payload), receiver.public_key)
 
+    @asking_apart
     def commit(
         self,
         guest: Guest,
@@ -204,6 +207,7 @@ class Broker:
         mine = [key for key in _needed(document) if key.owner == owner]
         return any(self._policies.outputs(tx, owner, key.name).approval for key in mine)
 
+    @asking_apart
     def certify(self, guest: Guest, csr: str, *, now: datetime, uptime_s: float) -> dict[str, object]:
         """Return a certificate for the guest's TLS key, the root that its peers trust, and the lease.
 

@@ -32,7 +32,7 @@ from strongroom.jobs.enclaves.libos import link_volumes
 from strongroom.jobs.enclaves.sim import SimulatedEnclave
 from strongroom.jobs.plan import Bundle, LaunchPlan
 from strongroom.jobs.runtimes import Runtimes
-from strongroom.jobs.spec import Cvm
+from strongroom.jobs.spec import Cvm, doors
 
 __all__ = ["ConfidentialVM", "write_cpio"]
 
@@ -92,7 +92,8 @@ class ConfidentialVM:
         if not launch.exists():  # the operator's to edit: addresses and no more
             launch.parent.mkdir(exist_ok=True)
             service = "https://10.0.2.2:8701"  # what QEMU's own network calls the host
-            launch.write_text(json.dumps({"service": service, "identity": self._identity_pem}, indent=1))
+            said = {"service": service, "identity": self._identity_pem, **doors(spec)}
+            launch.write_text(json.dumps(said, indent=1))
         link_volumes(target, spec)
         digest = init_data_digest(plan.init_data)
         launch_digest, remaining = _launch_digest(target, machine)

@@ -79,7 +79,7 @@ class GramineEnclave:
             if template.exists():
                 template.replace(target / f"{TEMPLATE}.before")  # for `job diff`
             template.write_text(manifest)
-        write_launch(target, self._identity_pem)
+        write_launch(target, self._identity_pem, plan.spec)
         link_volumes(target, plan.spec)
         (target / "job.json").write_text(json.dumps(dict(plan.document), indent=1, ensure_ascii=False))
         total = sum((target / "root" / name).stat().st_size for name in digests)

@@ -22,7 +22,7 @@ from pathlib import Path
 from strongroom.errors import InputError
 from strongroom.jobs.plan import LaunchPlan
 from strongroom.jobs.runtimes import Runtimes
-from strongroom.jobs.spec import JobSpec
+from strongroom.jobs.spec import JobSpec, doors
 
 __all__ = [
     "GLIBC",
@@ -173,12 +173,13 @@ def _content(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_launch(folder: Path, identity_pem: str) -> None:
+def write_launch(folder: Path, identity_pem: str, spec: JobSpec) -> None:
     """Write the host's word to the guest, unless it is there: the operator's to edit, an address and no more."""
     launch = folder / "launch" / "launch.json"
     if not launch.exists():
         launch.parent.mkdir(exist_ok=True)
-        launch.write_text(json.dumps({"service": "https://127.0.0.1:8701", "identity": identity_pem}, indent=1))
+        said = {"service": "https://127.0.0.1:8701", "identity": identity_pem, **doors(spec)}
+        launch.write_text(json.dumps(said, indent=1))
 
 
 def link_volumes(folder: Path, spec: JobSpec) -> None:

@@ -88,7 +88,7 @@ class OcclumEnclave:
         (target / "Occlum.yaml").write_text(settings)
         (target / "bom.yaml").write_text(render_bom(digests))
         (target / "job.json").write_text(json.dumps(dict(plan.document), indent=1, ensure_ascii=False))
-        write_launch(target, self._identity_pem)
+        write_launch(target, self._identity_pem, plan.spec)
         link_volumes(target, plan.spec)
 
         def measure() -> str:

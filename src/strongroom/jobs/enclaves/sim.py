@@ -16,7 +16,7 @@ from strongroom.attest.simulated.platform import FUSE, bundle_measurement
 from strongroom.errors import InputError
 from strongroom.jobs.plan import Bundle, LaunchPlan
 from strongroom.jobs.runtimes import Runtimes
-from strongroom.jobs.spec import JobSpec, Location
+from strongroom.jobs.spec import Location, kbs_addresses
 
 __all__ = ["SimulatedEnclave"]
 
@@ -90,7 +90,7 @@ class SimulatedEnclave:
             "scratch_mb": spec.sandbox.scratch_mb,
             "views": views,
             "listen": "127.0.0.1:0" if peers else "",
-            "outward": _outward(spec),
+            "outward": kbs_addresses(spec),
         }
         _write(target / "bundle.json", json.dumps(bundle, indent=1))
         _write(target / "job.json", json.dumps(dict(plan.document), indent=1, ensure_ascii=False))
@@ -106,15 +106,6 @@ class SimulatedEnclave:
 
         stores = {v.name: (v.location, v.mode) for v in spec.volumes if isinstance(v.location, str)}
         return Bundle(folder=target, job=plan.job, simulated=True, measure=measure, stores=stores)
-
-
-def _outward(spec: JobSpec) -> list[str]:
-    urls = [v.owner for v in spec.volumes if v.manifest]
-    if not urls:
-        return []
-    from strongroom.attest.kbs import KBSKey  # noqa: PLC0415  # few jobs have such a key
-
-    return [KBSKey.parse(url).address for url in urls]
 
 
 def _location(location: Location) -> str:
