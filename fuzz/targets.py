@@ -65,8 +65,8 @@ QUOTE = SimulatedQuotingEnclave(PKI).quote_sgx(
     measurement=b"m" * 32, signer=b"s" * 32, report_data=bytes(64), config_id=bytes(64), isv_prod_id=1, isv_svn=1
 )
 CHOICES = [(DCAPVerifier(PKI.anchor()), PKI.endorsements(NOW))]
-REPORT, SNP = MILAN.evidence(certificate=True).quote, MILAN.verifier()
-REPORTED = SNP.verify(Evidence(tee="snp", quote=REPORT), MILAN.endorsements(), now=NOW)
+REPORT, SNP, SNP_GIVEN = MILAN.evidence(certificate=True).quote, MILAN.verifier(), MILAN.endorsements()
+REPORTED = SNP.verify(Evidence(tee="snp", quote=REPORT), SNP_GIVEN, now=NOW)
 ROOT_PEM = ssl.DER_cert_to_PEM_cert(PKI.anchor().certificate_der)
 PARTS = [
     *((True, name) for name in ("ark", "ask", "crl", "keys")),
@@ -124,7 +124,7 @@ def sgx4_verifier(raw: bytes) -> None:
 def endorsement_bytes(raw: bytes) -> None:
     """A certificate or revocation list among endorsements, which the first byte names, edited likewise."""
     snp, name = PARTS[raw[0] % len(PARTS)] if raw else PARTS[0]
-    given = MILAN.endorsements() if snp else CHOICES[0][1]
+    given = SNP_GIVEN if snp else CHOICES[0][1]
     value = getattr(given, name)
     genuine = ssl.PEM_cert_to_DER_cert(value) if isinstance(value, str) else value[0] if name == "keys" else value
     altered = _edited(genuine, raw[1:])
@@ -140,7 +140,7 @@ def endorsement_bytes(raw: bytes) -> None:
 def snp_verifier(raw: bytes) -> None:
     """The production verifier on a genuine SEV-SNP report with its chip's certificate, edited likewise."""
     evidence = Evidence(tee="snp", quote=_edited(REPORT, raw))
-    assert SNP.verify(evidence, MILAN.endorsements(), now=NOW) == REPORTED, "an altered report proves something else"
+    assert SNP.verify(evidence, SNP_GIVEN, now=NOW) == REPORTED, "an altered report proves something else"
 
 
 def _edited(genuine: bytes, edits: bytes) -> bytes:
