@@ -13,14 +13,16 @@ import contextlib
 import hashlib
 import io
 import json
+import ssl
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from tests.fakes.quote_parts import PLATFORM, case
 from tests.fakes.snp_parts import MILAN
 
 from strongroom import errors
@@ -39,6 +41,7 @@ from strongroom.attest.simulated.quoting import SimulatedQuotingEnclave
 from strongroom.attest.snp import REPORT_BYTES, certificate_table, parse_report, read_table
 from strongroom.attest.verifiers import verify_any
 from strongroom.attest.verifiers.dcap import DCAPVerifier
+from strongroom.attest.verifiers.newest import proven
 from strongroom.crypto import column_keys, header, jose, x509
 from strongroom.crypto.https import Reply
 from strongroom.crypto.keys import StaticKeyRing
@@ -63,8 +66,15 @@ QUOTE = SimulatedQuotingEnclave(PKI).quote_sgx(
     measurement=b"m" * 32, signer=b"s" * 32, report_data=bytes(64), config_id=bytes(64), isv_prod_id=1, isv_svn=1
 )
 CHOICES = [(DCAPVerifier(PKI.anchor()), PKI.endorsements(NOW))]
-REPORT, SNP = MILAN.evidence(certificate=True).quote, MILAN.verifier()
-REPORTED = SNP.verify(Evidence(tee="snp", quote=REPORT), MILAN.endorsements(), now=NOW)
+REPORT, SNP, SNP_GIVEN = MILAN.evidence(certificate=True).quote, MILAN.verifier(), MILAN.endorsements()
+REPORTED = SNP.verify(Evidence(tee="snp", quote=REPORT), SNP_GIVEN, now=NOW)
+ROOT_PEM = ssl.DER_cert_to_PEM_cert(PKI.anchor().certificate_der)
+PARTS = [
+    *((True, name) for name in ("ark", "ask", "crl", "keys")),
+    *((False, name) for name in ("root_ca_crl", "pck_crl", "pck_crl_issuer_chain", "tcb_info_issuer_chain")),
+]
+SGX4, SGX4_CHOICES = case("sgx4").quote, [(PLATFORM.verifier, case("sgx4").endorsements)]
+SGX4_CLAIMS = SGX4_CHOICES[0][0].verify(Evidence(tee="sgx", quote=SGX4), SGX4_CHOICES[0][1], now=NOW)
 CLAIMS = CHOICES[0][0].verify(Evidence(tee="sgx", quote=QUOTE), CHOICES[0][1], now=NOW)
 
 
@@ -106,10 +116,32 @@ def verifier(raw: bytes) -> None:
     assert claims == CLAIMS, "an altered quote proves something else"
 
 
+def sgx4_verifier(raw: bytes) -> None:
+    """The same on an SGX quote of version 4, most of whose checks are our own."""
+    claims = SGX4_CHOICES[0][0].verify(Evidence(tee="sgx", quote=_edited(SGX4, raw)), SGX4_CHOICES[0][1], now=NOW)
+    assert claims == SGX4_CLAIMS, "an altered quote proves something else"
+
+
+def endorsement_bytes(raw: bytes) -> None:
+    """A certificate or revocation list among endorsements, which the first byte names, edited likewise."""
+    snp, name = PARTS[raw[0] % len(PARTS)] if raw else PARTS[0]
+    given = SNP_GIVEN if snp else CHOICES[0][1]
+    value = getattr(given, name)
+    genuine = ssl.PEM_cert_to_DER_cert(value) if isinstance(value, str) else value[0] if name == "keys" else value
+    altered = _edited(genuine, raw[1:])
+    pem = ssl.DER_cert_to_PEM_cert(altered) + ROOT_PEM if isinstance(value, str) else ""
+    given = replace(given, **{name: pem or ((altered,) if name == "keys" else altered)})
+    verifier, quote, claims = (SNP, REPORT[:REPORT_BYTES], REPORTED) if snp else (CHOICES[0][0], QUOTE, CLAIMS)
+    with contextlib.suppress(errors.EndorsementError):
+        proven(verifier.anchor, given)
+    found = verify_any(Evidence(tee=claims.tee, quote=quote), [(verifier, given)], now=NOW)
+    assert found == claims, "altered endorsements prove something else"
+
+
 def snp_verifier(raw: bytes) -> None:
     """The production verifier on a genuine SEV-SNP report with its chip's certificate, edited likewise."""
     evidence = Evidence(tee="snp", quote=_edited(REPORT, raw))
-    assert SNP.verify(evidence, MILAN.endorsements(), now=NOW) == REPORTED, "an altered report proves something else"
+    assert SNP.verify(evidence, SNP_GIVEN, now=NOW) == REPORTED, "an altered report proves something else"
 
 
 def _edited(genuine: bytes, edits: bytes) -> bytes:
@@ -377,6 +409,8 @@ _ATTEST = (errors.AttestationError,)
 TARGETS: dict[str, Target] = {
     "quote": Target(quote, (errors.EvidenceError,)),
     "verifier": Target(verifier, _ATTEST),
+    "sgx4_verifier": Target(sgx4_verifier, _ATTEST),
+    "endorsement_bytes": Target(endorsement_bytes, _ATTEST),
     "snp_report": Target(snp_report, (errors.EvidenceError,)),
     "snp_verifier": Target(snp_verifier, _ATTEST),
     "endorsements": Target(endorsements, (errors.InputError, *_ATTEST), json=True),

@@ -81,6 +81,7 @@ CASES: dict[str, tuple[Case, str, str, str]] = {
     "one zero behind": (behind(b"\0"), EVIDENCE, "certificate table", "table"),
     "a page of zeros behind": (behind(bytes(4096)), EVIDENCE, "not a canonical certificate table", "table"),
     "another report behind": (case(TURIN).bytes(lambda q: q + q), EVIDENCE, "certificate table", "table"),
+    "an empty table": (behind(bytes(24)), EVIDENCE, "expected the certificate of its vcek, got none", "table"),
     "a table without end": (behind(TABLE[:24] + VCEK), EVIDENCE, "certificate table", "table"),
     "a table that is padded": (behind(TABLE + bytes(4)), EVIDENCE, "certificate table", "table"),
     "a table twice": (behind(TABLE + TABLE), EVIDENCE, "certificate table", "table"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -21,7 +22,8 @@ from tests.fakes.snp_parts import Maker
 
 from strongroom.attest import ratls
 from strongroom.attest.endorsement_files import MAKERS, write_bundle
-from strongroom.attest.endorsements import TrustAnchor
+from strongroom.attest.endorsements import INTEL_ROOT, Endorsements, TrustAnchor
+from strongroom.attest.quote import parse_quote, trimmed
 from strongroom.cli.attest import command
 from strongroom.cli.service import command as service
 from strongroom.errors import InputError
@@ -174,6 +176,28 @@ def test_T290_a_verdict_as_of_another_time_says_so(tmp_path: Path, monkeypatch: 
     for at in ("yesterday", "2026-13-01", "0001-01-01T00:00+14:00"):
         with pytest.raises(InputError, match="--at: expected a time such as"):
             _verify(tmp_path, quote, policy, anchor, given, "--at", at)
+
+
+def test_a_real_quote_is_accepted_as_of_the_time_of_its_endorsements(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _workspace(tmp_path, monkeypatch)
+    vectors = json.loads((Path(__file__).parents[1] / "vectors" / "quotes-real.json").read_text())["cases"]
+    real = next(one for one in vectors if one["name"] == "tdx version 4, padded")
+    quote = parse_quote(trimmed(base64.b64decode(real["quote"])))
+    registers = {f"rtmr{i}": [quote[f"body.rtmr{i}"].hex()] for i in range(4)}
+    code = {"kind": "tdx_measurements", "mrtd": [quote.measurement.hex()], **registers}
+    given = [Endorsements.from_json(real["endorsements"])]
+    smt = [{"kind": "platform_flags", "allowed": ["smt"]}]
+    for flags, failed in (([], []), (smt, ["dynamic_platform", "cached_keys"])):
+        policy = {"kind": "all_of", "policies": [code, *flags]}
+        status, page, value = _verify(tmp_path, quote.raw, policy, INTEL_ROOT, given, "--at", real["time"])
+        assert (status, value["root"], value["as_of"]) == (bool(failed), "hardware", True)
+        assert [check["check"] for check in value["checks"] if not check["passed"]] == failed
+        assert "root         hardware, Intel's root" in page
+        assert "flags        dynamic_platform yes, cached_keys yes, smt yes" in page
+        assert "endorsements: for this platform, then" in page
+    assert _verify(tmp_path, quote.raw, code, INTEL_ROOT, given)[0] == 1  # they no longer hold
 
 
 def test_verify_takes_what_service_trust_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

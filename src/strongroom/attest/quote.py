@@ -1,4 +1,4 @@
-"""Intel ECDSA quotes: the bytes of SGX version 3 and SGX and TDX versions 4 and 5, taken apart strictly.
+"""Intel ECDSA quotes: the bytes of SGX versions 3 to 5 and TDX versions 4 and 5, taken apart strictly.
 
 Nothing here is trusted or verified: parsing says what a quote claims. It runs in the guest too, so it needs only the
 standard library. Source: Intel SGX ECDSA Quote Library API, appendix A, and the TDX quote formats, versions 4 and 5.

@@ -249,8 +249,9 @@ def parse_report(raw: bytes) -> SNPReport:
         if kind == "-" and any(parsed[name]):
             raise EvidenceError(f"report: reserved bytes at {at:#x} are not zero in version {version}")
     _check_values(parsed)
-    if certificates and set(certificates) != {parsed.signer}:
-        raise EvidenceError(f"report: expected the certificate of its {parsed.signer}, got {', '.join(certificates)}")
+    if rest and set(certificates) != {parsed.signer}:
+        got = ", ".join(certificates) or "none"
+        raise EvidenceError(f"report: expected the certificate of its {parsed.signer}, got {got}")
     return parsed
 
 

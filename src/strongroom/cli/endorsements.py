@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from strongroom.attest.endorsement_snp import AnyEndorsements, SNPEndorsements
     from strongroom.attest.endorsements import TrustAnchor
     from strongroom.attest.evidence import Evidence
-    from strongroom.attest.snp import SNPReport
 
 __all__ = ["anchor_option", "command", "read_anchor", "snp_settings"]
 
@@ -91,58 +91,90 @@ def fetch(
     anchor_file: Path | None,
 ) -> None:
     """Fetch what verifying EVIDENCE (an SGX or TDX quote, or an SNP report) takes, and verify it once with that."""
-    from strongroom.attest.endorsement_fetch import AMD_KDS, INTEL_PCS, MakerService, fetch_intel, fetch_snp
     from strongroom.attest.endorsement_files import anchor_of, file_name, write_bundle
     from strongroom.attest.evidence import Evidence
-    from strongroom.attest.snp import parse_report
-    from strongroom.attest.verifiers.chip_keys import provider_of
     from strongroom.attest.verifiers.choose import verifier_for
 
     raw, now, folder = _read(evidence), datetime.now(UTC), _folder()
     snp = raw[2:4] == b"\0\0"  # a quote has the type of its attestation key there, which is 2
-    service = MakerService(source or (AMD_KDS if snp else INTEL_PCS), ca_pem=_text(ca_file))
-    settings: dict[str, str] = {}
-    if snp:
-        tee, report = "snp", parse_report(raw)
-        line = product or _line(report)
-        known = _known(folder, f"snp-sev-{'vlek-' if report.signer == 'vlek' else ''}{line.lower()}.json")
-        # To prove that what was fetched fits. It says nothing of whether these versions, this provider or CXL will do.
-        settings = {"minimum_tcb": f"{report.processor}={report.tcb('reported_tcb')}", "cxl": "allowed"}
-        settings |= {"vlek": provider_of(report.certificate)} if report.signer == "vlek" and report.certificate else {}
-    else:
-        tee, fmspc, ca = _platform(raw)
-        known = _known(folder, f"{tee}-{fmspc}{'-platform' if ca == 'platform' else ''}.json")
-    proof = Evidence(tee=tee, quote=raw)
+    plan = _plan_snp(raw, product) if snp else _plan_intel(raw, update, edition)
+    known, proof = _known(folder, plan.file), Evidence(tee=plan.tee, quote=raw)
     wanted = renew or out or edition is not None or update == "early"
-    if known is not None and not wanted and _holds(known, anchor_file, proof, settings, now):
+    if known is not None and not wanted and _holds(known, anchor_file, proof, plan.settings, now):
         output.say(f"those at hand verify {evidence} and hold for more than {_SOON_DAYS} days: nothing fetched")
         return
-    found: AnyEndorsements
-    if snp:
-        found = fetch_snp(service, report, line, cast("SNPEndorsements | None", known))
-    else:
-        found = fetch_intel(
-            service,
-            tee=cast(Literal["sgx", "tdx"], tee),
+    found = plan.fetch(source, _text(ca_file), known)
+    anchor = anchor_of(found, read_anchor(anchor_file))
+    claims = verifier_for(anchor, found, plan.settings).verify(proof, found, now=now)
+    found = _no_older(anchor, found)
+    target = out or folder / file_name(found)
+    write_bundle(target, anchor, [found])
+    output.say(f"wrote {target}: {evidence} verifies with it, {plan.said or f'TCB status {claims.tcb_status}'}")
+    _say_end(found, now)
+    if not out:
+        output.hint(f"`strongroom service trust {target}{plan.floor}, if the service does not believe this root yet")
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What to fetch for one machine, and what to say of it."""
+
+    tee: str
+    file: str
+    fetch: Callable[[str | None, str, AnyEndorsements | None], AnyEndorsements]
+    settings: dict[str, str] = field(default_factory=dict)
+    said: str = ""
+    floor: str = "`"
+
+
+def _plan_snp(raw: bytes, product: str | None) -> _Plan:
+    from strongroom.attest.endorsement_fetch import AMD_KDS, MakerService, fetch_snp
+    from strongroom.attest.snp import parse_report
+    from strongroom.attest.verifiers.chip_keys import provider_of
+
+    report = parse_report(raw)
+    line, tcb, vlek = product or report.line, report.tcb("reported_tcb"), report.signer == "vlek"
+    if line is None:
+        raise InputError("a report of version 2 does not name its product line", hint="--product Milan, or Genoa")
+    # To prove that what was fetched fits. It says nothing of whether these versions, this provider or CXL will do.
+    settings = {"minimum_tcb": f"{report.processor}={tcb}", "cxl": "allowed"}
+    settings |= {"vlek": provider_of(report.certificate)} if vlek and report.certificate else {}
+    return _Plan(
+        "snp",
+        f"snp-sev-{'vlek-' * vlek}{line.lower()}.json",
+        lambda source, ca_pem, known: fetch_snp(
+            MakerService(source or AMD_KDS, ca_pem=ca_pem), report, line, cast("SNPEndorsements | None", known)
+        ),
+        settings,
+        f"it calls itself {report.processor} with TCB {tcb}, which is no floor",
+        f" --minimum-tcb {report.processor}=VERSIONS` with those of AMD's latest security bulletin",
+    )
+
+
+def _plan_intel(raw: bytes, update: str, edition: int | None) -> _Plan:
+    import dcap_qvl
+
+    from strongroom.attest.endorsement_fetch import INTEL_PCS, MakerService, fetch_intel
+    from strongroom.attest.quote import parse_quote, trimmed
+
+    quote = parse_quote(trimmed(raw))
+    try:
+        found = dcap_qvl.Quote.parse(quote.raw)
+        fmspc, ca = found.fmspc().lower(), found.ca()
+    except ValueError as exc:
+        raise InputError(f"the quote names no platform family: {exc}") from exc
+    return _Plan(
+        quote.tee,
+        f"{quote.tee}-{fmspc}{'-platform' * (ca == 'platform')}.json",
+        lambda source, ca_pem, _known: fetch_intel(
+            MakerService(source or INTEL_PCS, ca_pem=ca_pem),
+            tee=cast(Literal["sgx", "tdx"], quote.tee),
             fmspc=fmspc,
             ca=cast(Literal["processor", "platform"], ca),
             update=cast(Literal["standard", "early"], update),
             edition=edition,
-        )
-    anchor = anchor_of(found, read_anchor(anchor_file))
-    claims = verifier_for(anchor, found, settings).verify(proof, found, now=now)
-    found = _no_older(anchor, found)
-    target = out or folder / file_name(found)
-    write_bundle(target, anchor, [found])
-    status = f"it calls itself {report.processor} with TCB {report.tcb('reported_tcb')}, which is no floor"
-    status = status if snp else f"TCB status {claims.tcb_status}"
-    output.say(f"wrote {target}: {evidence} verifies with it, {status}")
-    _say_end(found, now)
-    if not out:
-        floor = (
-            f" --minimum-tcb {report.processor}=VERSIONS` with those of AMD's latest security bulletin" if snp else "`"
-        )
-        output.hint(f"`strongroom service trust {target}{floor}, if the service does not believe this root yet")
+        ),
+    )
 
 
 @command.command("import", epilog=epilog("strongroom attest endorsements import bundle.json"))
@@ -243,25 +275,6 @@ def _holds(
     except AttestationError:
         return False
     return True
-
-
-def _platform(raw: bytes) -> tuple[str, str, str]:
-    import dcap_qvl
-
-    from strongroom.attest.quote import parse_quote, trimmed
-
-    quote = parse_quote(trimmed(raw))
-    try:
-        found = dcap_qvl.Quote.parse(quote.raw)
-        return quote.tee, found.fmspc().lower(), found.ca()
-    except ValueError as exc:
-        raise InputError(f"the quote names no platform family: {exc}") from exc
-
-
-def _line(report: SNPReport) -> str:
-    if (line := report.line) is None:
-        raise InputError("a report of version 2 does not name its product line", hint="--product Milan, or Genoa")
-    return line
 
 
 def read_anchor(path: Path | None) -> TrustAnchor | None:

@@ -171,9 +171,10 @@ def judged(
     except AttestationError as exc:
         hint = exc.hint or "do not trust what sent this evidence"
         return Verdict(evidence=evidence, now=now, as_of=as_of, claims=None, checks=(failed(exc),), hint=hint)
+    held = f"for this platform, {'then' if as_of else 'now'}"
     checks = [
         Finding("signatures", "a chain to a trusted root", "hold, up to the root above", passed=True),
-        Finding("endorsements", "for this platform, now", "for this platform, now", passed=True),
+        Finding("endorsements", held, held, passed=True),
         _names_code(policy),
     ]
     if init_data is not None:

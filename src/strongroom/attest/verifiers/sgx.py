@@ -2,8 +2,9 @@
 
 They carry what version 3 carries in another envelope: enclave report, quoting enclave, keys and certificates are the
 same, only the bytes under the quote's signature differ. So dcap-qvl judges the same parts in the envelope of version 3,
-where that signature, which it checks last, is all that it may find wrong. Beside it every check is made here too, since
-nothing should hang on the order of another's checks; only the finer rules of certification paths are dcap-qvl's alone.
+where it comes to that signature after certificates, endorsements and quoting enclave, and may find nothing wrong but
+it. Every check is made here too, levels and that signature included, since nothing should hang on the order of
+another's checks; only the finer rules of certification paths are dcap-qvl's alone.
 
 Source: Intel QVL `Quote.cpp`, `QuoteVerifier.cpp` (checks 4.1.2.4.x), `EnclaveReportVerifier.cpp`, `TcbLevelCheck.cpp`.
 """
