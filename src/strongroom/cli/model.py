@@ -66,7 +66,7 @@ class _Model:
             with reading(place(self.folder), self.manifest, self.ring, path) as reader:
                 found[folder] = ModelRecord.decode(reader.readall())
             file = f"{folder}/{found[folder].file}".lstrip("/")
-            if self.manifest.find(file) is None:
+            if not any(e.path == file or e.path.startswith(f"{file}/") for e in self.manifest.entries):
                 raise InputError(f"{path} names {file}, which is not in {self.folder}")
         return found
 

@@ -121,6 +121,35 @@ class Onnx:
         return _need("onnx", "onnx").load_model(path, load_external_data=False)
 
 
+class SparkML:
+    """A model or pipeline of Spark's MLlib, in the folder that Spark itself writes.
+
+    Spark loads the classes that the folder names; none is in it, and the outermost has to be one of Spark's own.
+    """
+
+    name = "spark-ml"
+    file = "spark-ml"
+    packages: tuple[str, ...] = ("pyspark",)
+
+    def takes(self, model: object) -> bool:
+        return any(cls.__module__.startswith("pyspark.ml.") for cls in type(model).__mro__) and hasattr(model, "write")
+
+    def save(self, model: Any, path: Path) -> None:
+        model.write().overwrite().save(f"file:{path.absolute()}")
+
+    def load(self, path: Path, *, into: Any, trusted: Sequence[str]) -> Any:
+        _nothing_into(self.name, into)
+        reader, at = _need("pyspark.ml.util", "pyspark").DefaultParamsReader, f"file:{path.absolute()}"
+        session = _need("pyspark.sql", "pyspark").SparkSession.builder.getOrCreate()
+        found = str(reader.loadMetadata(at, session).get("class"))
+        if not found.startswith(("org.apache.spark.ml.", "pyspark.ml.")) and found not in trusted:
+            raise InputError(
+                f"the model is a {found:.100}, which is not one of Spark's own",
+                hint=f"if you know it: models.load(..., trusted=[{found!r:.100}])",
+            )
+        return reader.loadParamsInstance(at, session)
+
+
 class XGBoost:
     """An XGBoost booster, or the estimator around one; loaded as a booster unless `into` is given."""
 
@@ -206,7 +235,7 @@ class Pickle:
             return pickle.load(file)  # noqa: S301  # saving.load asked
 
 
-_ALL: tuple[Kind, ...] = (Keras(), Onnx(), XGBoost(), LightGBM(), Skops(), SafeTensors(), Pickle())
+_ALL: tuple[Kind, ...] = (Keras(), Onnx(), SparkML(), XGBoost(), LightGBM(), Skops(), SafeTensors(), Pickle())
 KINDS = {kind.name: kind for kind in _ALL}
 """By name. Before a kind come those whose classes may derive from its own: XGBoost's from scikit-learn's."""
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from strongroom.errors import InputError
-from strongroom.models.kinds import KINDS, Kind, kind_of
+from strongroom.models.kinds import KINDS, Kind, SparkML, kind_of
+from strongroom.models.on_spark import reading, writing
 from strongroom.models.record import RECORD_FILE, ModelRecord
 
 __all__ = ["load", "save"]
@@ -32,8 +33,8 @@ def save(
     """Save `model` and its record into `folder`, which is made if it is not there; return the record.
 
     Args:
-        model: A PyTorch module or state dict, a dictionary of NumPy arrays, a Keras, ONNX, XGBoost, LightGBM or
-            scikit-learn model.
+        model: A PyTorch module or state dict, a dictionary of NumPy arrays, a Keras, ONNX, XGBoost, LightGBM,
+            scikit-learn or Spark ML model.
         folder: Of this model alone.
         parameters: What it was made with: JSON values.
         metrics: How good it is: JSON values.
@@ -52,17 +53,19 @@ def save(
         made_with=_versions(chosen),
     )
     raw = record.encode()
-    target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
     name, suffix = os.path.splitext(chosen.file)
-    beside = target / f".{name}.{secrets.token_hex(6)}{suffix}"  # some libraries look at the suffix
-    try:
-        chosen.save(model, beside)
-        beside.replace(target / chosen.file)
-        beside.write_bytes(raw)
-        beside.replace(target / RECORD_FILE)
-    finally:
-        beside.unlink(missing_ok=True)
+    with writing(Path(folder)) as target:
+        beside = target / f".{name}.{secrets.token_hex(6)}{suffix}"  # some libraries look at the suffix
+        try:
+            if isinstance(chosen, SparkML):
+                chosen.save(model, Path(folder) / chosen.file)  # by Spark itself, from all its machines
+            else:
+                chosen.save(model, beside)
+                beside.replace(target / chosen.file)
+            beside.write_bytes(raw)
+            beside.replace(target / RECORD_FILE)
+        finally:
+            beside.unlink(missing_ok=True)
     return record
 
 
@@ -72,7 +75,7 @@ def load(folder: _Folder, *, into: Any = None, trusted: Sequence[str] = (), unsa
     Args:
         folder: As `save` left it.
         into: A module or estimator that takes the weights, and is returned.
-        trusted: Types that a scikit-learn model may hold besides those known to be safe.
+        trusted: Types that a scikit-learn or Spark ML model may be or hold besides those known to be safe.
         unsafe_pickle: Load kind "pickle", running whatever code its maker put in.
 
     Raises:
@@ -82,13 +85,17 @@ def load(folder: _Folder, *, into: Any = None, trusted: Sequence[str] = (), unsa
     kind = _kind(record.kind, unsafe_pickle=unsafe_pickle)
     if record.file != kind.file:  # libraries choose by the suffix what they do, Keras whether it runs code
         raise InputError(f"{RECORD_FILE}: a {kind.name} model lies in {kind.file}, got {record.file!r:.60}")
-    return kind.load(Path(folder) / kind.file, into=into, trusted=trusted)
+    if isinstance(kind, SparkML):
+        return kind.load(Path(folder) / kind.file, into=into, trusted=trusted)
+    with reading(Path(folder) / kind.file) as path:
+        return kind.load(path, into=into, trusted=trusted)
 
 
 def read_record(folder: _Folder) -> ModelRecord:
     """Return the record of the model in `folder`."""
     try:
-        return ModelRecord.decode((Path(folder) / RECORD_FILE).read_bytes())
+        with reading(Path(folder) / RECORD_FILE) as path:
+            return ModelRecord.decode(path.read_bytes())
     except OSError as exc:
         raise InputError(
             f"{os.fspath(folder)} holds no model: {RECORD_FILE}: {exc.strerror}", hint="save it with strongroom.models"

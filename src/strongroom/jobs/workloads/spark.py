@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from strongroom.errors import InputError
 from strongroom.jobs.plan import Command, Worker
 from strongroom.jobs.spec import JobSpec
-from strongroom.jobs.workloads.python import FIXED_ENVIRONMENT, JOB_INTERFACE, LOADERS
+from strongroom.jobs.workloads.python import FIXED_ENVIRONMENT, JOB_INTERFACE, LIBRARY, LOADERS
 
 __all__ = ["AGENT_SOCKET", "PROTECTION", "SparkWorkload"]
 
@@ -161,7 +161,8 @@ class SparkWorkload:
         _refuse_java(java_options)
         _refuse_environment(spec.environment)
         always = SETTINGS | _OVER_A_WIRE if spec.libos else dict(SETTINGS)
-        environment = {**FIXED_ENVIRONMENT, **_ENVIRONMENT, **spec.environment}
+        python = spec.program.suffix == ".py"
+        environment = {**FIXED_ENVIRONMENT, **_ENVIRONMENT, **(LIBRARY if python else {}), **spec.environment}
         java_options = [*_JAVA_OPTIONS, *(_fixed_cores(master) if spec.libos else ()), *java_options]
         worker = None
         if executors is not None:
@@ -178,7 +179,7 @@ class SparkWorkload:
         return Command(
             argv=tuple(argv),
             environment=environment,
-            runtimes=("base", "python", "guest", "env", "jdk"),
+            runtimes=("base", "python", "guest", "env", "jdk", *(("library",) if python else ())),
             staged=False,
             worker=worker,
         )
