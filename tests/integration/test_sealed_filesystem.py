@@ -172,6 +172,28 @@ def test_libraries_write_by_url_and_a_job_reads_it(out: str, shell: Enclave) -> 
     assert "1001" in str(ran["said"])
 
 
+TOTALS = """
+import sys
+import pandas as pd
+source, target = sys.argv[1:]
+total = pd.read_csv(source).sum(numeric_only=True)
+total.to_csv(target + "/sub/totals.csv", header=False)
+print("TOTAL", pd.read_csv(target + "/sub/totals.csv", header=None)[1][0])
+"""
+
+
+def test_a_program_with_urls_runs_here_and_in_an_enclave(out: str, base: str, shell: Enclave) -> None:
+    (shell.folder / "totals.py").write_text(TOTALS)
+    words = [f"sealed://{base}/t.csv", f"sealed://{out}"]
+    here = subprocess.run([sys.executable, shell.folder / "totals.py", *words], capture_output=True, check=True)
+    assert here.stdout == b"TOTAL 1249975000\n"
+    first = shell.open(Path(out).name)
+    ran = shell.outcome("--volume", f"w={out}:rw", "--", "python", "totals.py", *words)
+    assert (ran["status"], "TOTAL 1249975000" in str(ran["said"])) == (0, True), ran
+    assert shell.open(Path(out).name) == first
+    assert "n,1249975000" in first["sub/totals.csv"]
+
+
 def test_files_are_removed_and_renamed_in_one_commit_each(out: str, shell: Enclave) -> None:
     files = fsspec.filesystem("sealed")
     with files.transaction:

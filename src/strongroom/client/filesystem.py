@@ -11,7 +11,7 @@ set as it was when it first opened a file of it, or as it is now once that is go
 A file is sealed as it is written, never in place, and committed when it is closed; within `with fs.transaction:` all at
 its end. One whose writer fails leaves the old version. Stores are read only: `strongroom data seal` writes there.
 
-Inside an enclave nobody needs it: volumes are plain folders there.
+Inside an enclave nobody needs it: volumes are plain folders there. Such URLs mean them there (models/volumes.py).
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from strongroom import __version__
 from strongroom.errors import InputError
 from strongroom.jobs.runtime_cache import hold, remove_unused
 
@@ -62,6 +63,7 @@ _GUEST_PARTS = (
     "attest/attesters",
 )
 _GUEST_PACKAGES = ("cryptography", "cffi", "_cffi_backend")
+_LIBRARY_ENTRY = "[fsspec.specs]\nsealed = strongroom.models.volumes:VolumeFileSystem\n"
 _LIBRARY_PARTS = ("__init__.py", "_encoding.py", "errors.py", "models")
 _NODE_PARTS = (
     "__init__.py", "_encoding.py", "_seccomp.py", "_secret.py", "_unix.py", "errors.py", "attest/__init__.py",
@@ -131,9 +133,13 @@ class Runtimes:
 
         def build(target: Path) -> None:
             _copy_parts(target, here, _LIBRARY_PARTS, ())
+            about = target / f"strongroom-{__version__}.dist-info"  # comes before that of the packages, which says more
+            about.mkdir()
+            (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: strongroom\nVersion: {__version__}\n")
+            (about / "entry_points.txt").write_text(_LIBRARY_ENTRY)
             _compile(target, Path("/opt/strongroom/python"))
 
-        return self._build("library", [*_part_stamps(here, _LIBRARY_PARTS), sys.version], build)
+        return self._build("library", [*_part_stamps(here, _LIBRARY_PARTS), _LIBRARY_ENTRY, sys.version], build)
 
     def node(self) -> Path:
         """Return the import folder of the program that runs workers on a machine of a cluster; not measured."""

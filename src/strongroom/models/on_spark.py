@@ -17,16 +17,21 @@ from typing import Any
 
 from strongroom.errors import InputError
 
-__all__ = ["reading", "writing"]
+__all__ = ["in_spark_job", "reading", "writing"]
 
 _AGENT = Path("/run/strongroom/agent.sock")
 """There in Spark's enclaves alone."""
 
 
+def in_spark_job() -> bool:
+    """Return whether this is an enclave of a Spark job."""
+    return _AGENT.exists()
+
+
 @contextmanager
 def writing(folder: Path) -> Iterator[Path]:
     """Yield where to write the files of `folder`; they are in it once the block has ended well."""
-    if not _AGENT.exists():
+    if not in_spark_job():
         folder.mkdir(parents=True, exist_ok=True)
         yield folder
         return
@@ -45,7 +50,7 @@ def reading(path: Path) -> Iterator[Path]:
     Raises:
         OSError: It is not there.
     """
-    if not _AGENT.exists():
+    if not in_spark_job():
         yield path
         return
     jvm, conf = _spark()
