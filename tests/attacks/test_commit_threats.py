@@ -82,7 +82,8 @@ class Wire(HTTPSConnection):
 
 
 @pytest.fixture
-def guest(house: House) -> tuple[ServiceSession, Wire, Head]:
+def guest(house: House, monkeypatch: pytest.MonkeyPatch) -> tuple[ServiceSession, Wire, Head]:
+    monkeypatch.setattr(guest_session, "COMMIT_RETRY_S", 0.05)
     job, head = house.ready()
     identity = x509.certificate_from_pem(house.service.identity_pem)
     spki = x509.spki_id(identity.public_key())  # type: ignore[arg-type]
@@ -151,7 +152,7 @@ def test_a_service_that_stays_away_is_given_up(
     house: House, guest: tuple[ServiceSession, Wire, Head], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session, wire, head = guest
-    monkeypatch.setattr(guest_session, "COMMIT_PATIENCE_S", 1.5)
+    monkeypatch.setattr(guest_session, "COMMIT_PATIENCE_S", 0.2)
     wire.lost = lambda _path: "before"
     with pytest.raises(StrongroomError, match="nobody answers"):
         session.commit(house.owner, head, MANIFEST, [1])

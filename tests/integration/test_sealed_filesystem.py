@@ -24,6 +24,7 @@ from tests.conftest import stop_service
 from tests.fakes.enclave_shell import Enclave, make_enclave
 
 from strongroom.errors import InputError, IntegrityError, UnavailableError
+from strongroom.storage.leftovers import KEPT_FOLDER, begin_changes
 from strongroom.storage.places import LocalPlace
 
 
@@ -310,6 +311,19 @@ def test_T292_a_job_that_holds_the_data_set_and_another_writer_are_not_overwritt
     with LocalPlace(out).locked(), pytest.raises(UnavailableError, match="another run is writing"):
         files.pipe_file(f"{out}/a.csv", b"meanwhile")
     assert files.cat_file(f"{out}/a.csv") == b"a\n1\n"
+
+
+def test_T293_who_reads_finds_what_a_change_has_moved_and_nothing_else(out: str, base: str) -> None:
+    files, at = fsspec.filesystem("sealed"), LocalPlace(out)
+    salt = files._find(f"{out}/a.csv")[0].manifest.find("a.csv").salt.hex()
+    with at.locked():
+        begin_changes(at)
+        at.move("a.csv", f"{KEPT_FOLDER}/{salt}")
+        shutil.copy(f"{base}/t.csv", f"{out}/a.csv")
+        assert files.cat_file(f"{out}/a.csv") == b"a\n1\n"
+        shutil.copy(f"{base}/t.csv", f"{out}/{KEPT_FOLDER}/{salt}")
+        with pytest.raises(IntegrityError, match=r"a\.csv"):
+            files.cat_file(f"{out}/a.csv")
 
 
 def test_what_it_does_not_do_is_said(base: str, out: str, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import click
@@ -84,15 +86,11 @@ def open_(folder: str, target: str, as_json: bool) -> None:
 @json_option
 def approve(folder: str, as_json: bool) -> None:
     """Make the output in FOLDER the data set's newest state, after checking every chunk of it."""
-    client = owner()
-    head, _ = _waiting(folder, client)
-    with as_folder(folder, client) as place:
-        at = LocalPlace(place)
-        with at.locked():
-            verify_tree(place, client.key_ring(head.key), head, waiting=True)
-            _decide(client, head, "approved")
-            end_changes(at)
-            remove_stale_manifests(place, head)
+    with _held(folder) as (client, head, at):
+        verify_tree(at.root, client.key_ring(head.key), head, waiting=True)
+        _decide(client, head, "approved")
+        end_changes(at)
+        remove_stale_manifests(at, head)
     value = {"dataset": head.dataset, "epoch": head.epoch}
     output.data(value, as_json, [f"approved: data set {head.dataset} is at epoch {head.epoch}"])
 
@@ -102,16 +100,22 @@ def approve(folder: str, as_json: bool) -> None:
 @json_option
 def reject(folder: str, as_json: bool) -> None:
     """Remove the output in FOLDER: back to what the data set was."""
+    with _held(folder) as (client, head, at):
+        before = load_manifest(at, client.current(head.dataset), client.key_ring(head.key))
+        _decide(client, head, "rejected")
+        done = restore(at, before)
+    value = {"dataset": head.dataset, "put_back": done.put_back, "removed": done.removed}
+    output.data(value, as_json, [f"rejected: {done.removed} files removed, {done.put_back} put back"])
+
+
+@contextmanager
+def _held(folder: str) -> Iterator[tuple[OwnerClient, Head, LocalPlace]]:
     client = owner()
     head, _ = _waiting(folder, client)
     with as_folder(folder, client) as place:
         at = LocalPlace(place)
         with at.locked():
-            before = load_manifest(at, client.current(head.dataset), client.key_ring(head.key))
-            _decide(client, head, "rejected")
-            done = restore(at, before)
-    value = {"dataset": head.dataset, "put_back": done.put_back, "removed": done.removed}
-    output.data(value, as_json, [f"rejected: {done.removed} files removed, {done.put_back} put back"])
+            yield client, head, at
 
 
 def _decide(client: OwnerClient, head: Head, state: str) -> None:

@@ -35,7 +35,7 @@ __all__ = ["Certified", "Grant", "ServiceSession", "boottime"]
 _log = logging.getLogger(__name__)
 
 HEAD_TYPE = "strongroom-head+jwt"
-COMMIT_PATIENCE_S = 300.0
+COMMIT_RETRY_S, COMMIT_PATIENCE_S = 1.0, 300.0
 """A service that was away for a minute is back well before this ends, however slowly it starts."""
 
 
@@ -228,7 +228,7 @@ class ServiceSession:
                 if denied == 2 or time.monotonic() > limit:
                     raise
                 _log.warning("commit not answered reason=%s, attesting again", exc)
-            time.sleep(1)
+            time.sleep(COMMIT_RETRY_S)
             again = True
 
     def _current(self, owner: str, expected: Head) -> Head | None:

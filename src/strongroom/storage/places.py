@@ -295,7 +295,8 @@ class LocalPlace:
         for folder in sorted(self._touched):
             with wrapped_os_errors(str(folder)):
                 for at in (folder, *folder.parents):
-                    flush_folder(at)
+                    if at.is_dir():  # one that is gone again has no names to keep
+                        flush_folder(at)
                     if at == self.root:
                         break
         self._touched.clear()
