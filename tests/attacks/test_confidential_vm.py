@@ -48,11 +48,11 @@ sock.recv(16)
 GUEST = """
 import json, os, sys
 from strongroom.guest import cvm
-cvm._become_user = lambda: None  # there is one user here
+cvm._become = lambda _: None  # there is one user here
 os.setgroups = os.chdir = lambda _: None
 cvm._GUEST = sys.argv[1]
 class Hardware: tee = "snp"
-print(json.dumps(cvm._guest(Hardware(), network=False)), flush=True)
+print(json.dumps(cvm._guest(Hardware(), 1000, network=False)), flush=True)
 """
 
 

@@ -24,6 +24,7 @@ import stat
 import struct
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -84,7 +85,7 @@ def _run() -> dict[str, object]:
     document = parse_json(parse_init_data(init_data)[JOB_FILE], "the job document")
     if not isinstance(document, dict):
         raise InputError("the job document is not an object")
-    _mount_all(document)  # 2.
+    user = _mount_all(document)  # 2.
     launch = parse_json((_HOST / "launch.json").read_bytes(), "launch.json")
     if not isinstance(launch, dict):
         raise InputError("launch.json is not an object")
@@ -95,11 +96,11 @@ def _run() -> dict[str, object]:
         if name != "lo":
             _bring_up(name, address, mask)
             break
-    _pass_on(str(launch.get("service")))  # 4.
+    _pass_on(str(launch.get("service")), user)  # 4.
     (_JOB / "launch.json").write_text(json.dumps({"service": f"unix:{_DOOR}", "identity": launch.get("identity")}))
     attester = TsmAttester()
     _bind(attester, init_data)
-    return _guest(attester, network=_flag(document, "sandbox", "network"))  # 5.
+    return _guest(attester, user, network=_flag(document, "sandbox", "network"))  # 5.
 
 
 def _bind(attester: Attester, init_data: str, registers: Path = TDX_REGISTERS) -> None:
@@ -124,24 +125,43 @@ def _load_modules() -> None:
             _say(f"module {path.name}: {os.strerror(ctypes.get_errno())}")
 
 
-def _mount_all(document: dict[str, object]) -> None:
+def _mount_all(document: dict[str, object]) -> int:
+    # Returns whose the guest is.
     _mount("sysfs", "/sys", "sysfs", _PLAIN)
-    _make_devices()
+    _open_host()
+    volumes = document.get("volumes")
+    owners = {}
+    for number, volume in enumerate(volumes if isinstance(volumes, list) else []):
+        place = f"/sealed/{volume['name']}"
+        _mount(f"sealed{number}", place, "9p", _PLAIN | (_MS_RDONLY if volume["mode"] == "ro" else 0), _SHARED)
+        if volume["mode"] == "rw":
+            owners[str(volume["name"])] = os.stat(place).st_uid
+    user = _user(owners)
+    passwd = Path("/etc/passwd")
+    passwd.write_text(passwd.read_text().replace(f":{_USER}:{_USER}:", f":{user}:{user}:"))
+    _make_devices(user)
     with contextlib.suppress(OSError):  # without it there is no evidence, which the attester says
         _mount("configfs", "/sys/kernel/config", "configfs", _PLAIN)
     sandbox = document.get("sandbox")
     scratch = sandbox.get("scratch_mb") if isinstance(sandbox, dict) else None
     for place in ("/work", "/tmp", "/dev/shm", "/run", "/app"):  # noqa: S108  # enclave memory
         size = 64 if place == "/run" else scratch if isinstance(scratch, int) else 1024
-        _mount("tmpfs", place, "tmpfs", _MS_NOSUID | _MS_NODEV, f"size={size}m,mode=0700,uid={_USER},gid={_USER}")
-    _open_host()
-    volumes = document.get("volumes")
-    for number, volume in enumerate(volumes if isinstance(volumes, list) else []):
-        flags = _PLAIN | (_MS_RDONLY if volume["mode"] == "ro" else 0)
-        _mount(f"sealed{number}", f"/sealed/{volume['name']}", "9p", flags, _SHARED)
+        _mount("tmpfs", place, "tmpfs", _MS_NOSUID | _MS_NODEV, f"size={size}m,mode=0700,uid={user},gid={user}")
     if document.get("staged") is True:
         for place in ("/sealed", "/trust"):  # for the guest alone
             os.chmod(place, 0)
+    return user
+
+
+def _user(owners: Mapping[str, int]) -> int:
+    # The kernel compares the owner of a shared file, as the host has it, with whoever writes. Any but root will do.
+    for name, owner in owners.items():
+        if not 0 < owner < 1 << 31:
+            raise InputError(
+                f"volume {name}: owner of its folder: expected a user, got {owner}: the guest writes as its owner",
+                hint="chown it on the host",
+            )
+    return next(iter(owners.values()), _USER)
 
 
 def _open_host() -> None:
@@ -152,7 +172,7 @@ def _open_host() -> None:
     _check(_libc.umount2(os.fsencode(_SHARE), _MNT_DETACH), "umount2")
 
 
-def _make_devices() -> None:
+def _make_devices(user: int) -> None:
     # Those of the sandbox, one by one. The guest unmounts /dev/fuse before the program starts: nothing is under it.
     _mount("tmpfs", "/dev", "tmpfs", _MS_NOSUID, "size=1m,mode=0755")
     umask = os.umask(0)
@@ -165,7 +185,7 @@ def _make_devices() -> None:
     os.mkdir("/dev/pts")
     if os.path.exists("/sys/module/fuse"):  # else programs see copies of their volumes
         os.mknod("/dev/fuse-node", stat.S_IFCHR | 0o600, os.makedev(10, 229))
-        os.chown("/dev/fuse-node", _USER, _USER)
+        os.chown("/dev/fuse-node", user, user)
         Path("/dev/fuse").touch(0o000)
         _mount("/dev/fuse-node", "/dev/fuse", "", _MS_BIND)
         os.unlink("/dev/fuse-node")
@@ -187,12 +207,12 @@ def _bring_up(name: str, address: str, mask: str) -> None:
         fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sh14x", name.encode(), 0x41))  # up and running
 
 
-def _pass_on(service: str) -> None:
+def _pass_on(service: str, user: int) -> None:
     host, _, port = service.removeprefix("https://").rstrip("/").rpartition(":")
     os.makedirs(os.path.dirname(_DOOR), exist_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(_DOOR)
-    os.chown(_DOOR, _USER, _USER)
+    os.chown(_DOOR, user, user)
     listener.listen(16)
 
     def accept() -> None:
@@ -218,7 +238,7 @@ def _copy(source: socket.socket, target: socket.socket) -> None:
         target.shutdown(socket.SHUT_WR)
 
 
-def _guest(attester: Attester, *, network: bool) -> dict[str, object]:
+def _guest(attester: Attester, user: int, *, network: bool) -> dict[str, object]:
     tee = attester.tee
     mine, theirs = socket.socketpair()
     _check(_libc.unshare(_CLONE_NEWPID), "unshare")  # takes hold of what this thread starts
@@ -229,7 +249,7 @@ def _guest(attester: Attester, *, network: bool) -> dict[str, object]:
             _check(_libc.unshare(_CLONE_NEWNS | (0 if network else _CLONE_NEWNET)), "unshare")
             _mount("proc", "/proc", "proc", _PLAIN)  # of its own processes
             os.setgroups([])
-            _become_user()
+            _become(user)
             os.chdir("/work")
             os.execve(sys.executable, [sys.executable, "-ISB", "-c", _GUEST, tee], {})  # noqa: S606  # no shell here
         finally:
@@ -266,11 +286,11 @@ def serve(sock: socket.socket, attester: Attester) -> dict[str, object]:
     return ended
 
 
-def _become_user() -> None:
+def _become(user: int) -> None:
     header = struct.pack("<Ii", _CAPABILITY_VERSION_3, 0)
     _check(_libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0), "keepcaps")
-    os.setresgid(_USER, _USER, _USER)
-    os.setresuid(_USER, _USER, _USER)
+    os.setresgid(user, user, user)
+    os.setresuid(user, user, user)
     _check(_libc.capset(header, struct.pack("<6I", *(_CAPABILITIES,) * 3, 0, 0, 0)), "capset")
     for number in (2, 21):
         _check(_libc.prctl(_PR_CAP_AMBIENT, _RAISE, number, 0, 0), "ambient")
