@@ -25,6 +25,11 @@ cvm._SHARE.mkdir(exist_ok=True)
 cvm._open_host()
 (cvm._HOST / "report.json").write_text("for the host")
 assert (cvm._HOST / "report.json").read_text() == "for the host"
+(cvm._HOST / "link").symlink_to("/etc/passwd")  # what the host puts there does not lead into the guest
+for act in (lambda: (cvm._HOST / "link").read_text(), lambda: (cvm._HOST / "link").open("a")):
+    try: act()
+    except OSError as exc: assert exc.errno == 40, exc
+    else: raise AssertionError("followed")
 assert os.listdir(cvm._SHARE) == [] and not os.path.ismount(cvm._SHARE)
 assert "tmpfs " + str(cvm._SHARE) not in open("/proc/self/mounts").read()
 os.execv("/bin/sh", ["sh", "-c", "ls /proc/self/fd/%d/ 2>&1 || echo out of reach" % cvm._HOST_FD])

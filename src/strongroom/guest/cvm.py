@@ -49,6 +49,7 @@ _CLONE_NEWNS, _CLONE_NEWPID, _CLONE_NEWNET = 0x20000, 0x20000000, 0x40000000
 _MNT_DETACH = 2
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_BIND = 1, 2, 4, 8, 4096
 _PLAIN = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
+_HOSTS = _PLAIN | 256  # MS_NOSYMFOLLOW: a link of the host's would lead to the guest's own files
 _INIT_MODULE = {"x86_64": 175, "aarch64": 105}
 _POWER_OFF = 0x4321FEDC
 _SIOCSIFFLAGS, _SIOCSIFADDR, _SIOCSIFNETMASK = 0x8914, 0x8916, 0x891C
@@ -133,7 +134,7 @@ def _mount_all(document: dict[str, object]) -> int:
     owners = {}
     for number, volume in enumerate(volumes if isinstance(volumes, list) else []):
         place = f"/sealed/{volume['name']}"
-        _mount(f"sealed{number}", place, "9p", _PLAIN | (_MS_RDONLY if volume["mode"] == "ro" else 0), _SHARED)
+        _mount(f"sealed{number}", place, "9p", _HOSTS | (_MS_RDONLY if volume["mode"] == "ro" else 0), _SHARED)
         if volume["mode"] == "rw":
             owners[str(volume["name"])] = os.stat(place).st_uid
     user = _user(owners)
@@ -165,7 +166,7 @@ def _user(owners: Mapping[str, int]) -> int:
 
 
 def _open_host() -> None:
-    _mount("host", str(_SHARE), "9p", _PLAIN, _SHARED)
+    _mount("host", str(_SHARE), "9p", _HOSTS, _SHARED)
     opened = os.open(_SHARE, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     os.dup2(opened, _HOST_FD, inheritable=False)
     os.close(opened)
