@@ -248,6 +248,8 @@ def _guest(attester: Attester, user: int, *, network: bool) -> dict[str, object]
         try:
             os.dup2(theirs.fileno(), _PLATFORM_FD, inheritable=True)
             _check(_libc.unshare(_CLONE_NEWNS | (0 if network else _CLONE_NEWNET)), "unshare")
+            if not network:
+                _bring_up("lo", "127.0.0.1", "255.0.0.0")  # its own
             _mount("proc", "/proc", "proc", _PLAIN)  # of its own processes
             os.setgroups([])
             _become(user)
