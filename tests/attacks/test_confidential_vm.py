@@ -25,6 +25,11 @@ cvm._SHARE.mkdir(exist_ok=True)
 cvm._open_host()
 (cvm._HOST / "report.json").write_text("for the host")
 assert (cvm._HOST / "report.json").read_text() == "for the host"
+(cvm._HOST / "link").symlink_to("/etc/passwd")  # what the host puts there does not lead into the guest
+for act in (lambda: (cvm._HOST / "link").read_text(), lambda: (cvm._HOST / "link").open("a")):
+    try: act()
+    except OSError as exc: assert exc.errno == 40, exc
+    else: raise AssertionError("followed")
 assert os.listdir(cvm._SHARE) == [] and not os.path.ismount(cvm._SHARE)
 assert "tmpfs " + str(cvm._SHARE) not in open("/proc/self/mounts").read()
 os.execv("/bin/sh", ["sh", "-c", "ls /proc/self/fd/%d/ 2>&1 || echo out of reach" % cvm._HOST_FD])
@@ -38,7 +43,10 @@ if os.fork() == 0:
         time.sleep(60)
     os._exit(0)
 os.wait()
-said = {"number": os.getpid(), "seen": sum(name.isdigit() for name in os.listdir("/proc"))}
+with socket.create_server(("127.0.0.1", 0)) as server:  # PySpark and its JVM meet there
+    socket.create_connection(server.getsockname()).close()
+said = {"number": os.getpid(), "networks": os.listdir("/proc/sys/net/ipv4/conf")}
+said["seen"] = sum(name.isdigit() for name in os.listdir("/proc"))
 body = b"report" + json.dumps(said).encode()
 sock = socket.socket(fileno=10)
 sock.sendall(len(body).to_bytes(4, "big") + body)
@@ -48,11 +56,11 @@ sock.recv(16)
 GUEST = """
 import json, os, sys
 from strongroom.guest import cvm
-cvm._become_user = lambda: None  # there is one user here
+cvm._become = lambda _: None  # there is one user here
 os.setgroups = os.chdir = lambda _: None
 cvm._GUEST = sys.argv[1]
 class Hardware: tee = "snp"
-print(json.dumps(cvm._guest(Hardware(), network=False)), flush=True)
+print(json.dumps(cvm._guest(Hardware(), 1000, network=False)), flush=True)
 """
 
 
@@ -70,7 +78,9 @@ def test_T271_a_program_looks_names_up_in_the_hosts_folder(tmp_path: Path) -> No
 
 def test_T272_what_a_program_left_running_ends_with_the_guest() -> None:
     # Whoever is left holds standard output: this returns when nobody is.
-    assert json.loads(alone(GUEST, LEFT_BEHIND)) == {"number": 1, "seen": 2}
+    said = json.loads(alone(GUEST, LEFT_BEHIND))
+    assert (said["number"], said["seen"]) == (1, 2)
+    assert sorted(said["networks"]) == ["all", "default", "lo"]
 
 
 class Growing(io.FileIO):

@@ -105,10 +105,9 @@ def test_the_way_to_the_kbs_is_the_hosts_word(kbs: StockKBS, tmp_path: Path, mon
     """Process one of a confidential VM passes on; under a LibOS the launch file says another address."""
     at = f"localhost:{kbs.port}"
     monkeypatch.setattr(cvm, "_DOOR", str(tmp_path / "trust/guest.sock"))
-    monkeypatch.setattr(cvm, "_USER", os.getuid())
-    doors = cvm._doors({"doors": {at: f"127.0.0.1:{kbs.port}", "other:1": "127.0.0.1:1"}})
+    doors = cvm._doors({"doors": {at: f"127.0.0.1:{kbs.port}", "other:1": "127.0.0.1:1"}}, os.getuid())
     assert doors == {at: f"unix:{tmp_path}/trust/kbs0.sock", "other:1": f"unix:{tmp_path}/trust/kbs1.sock"}
-    assert cvm._doors({}) == {}
+    assert cvm._doors({}, os.getuid()) == {}
     for launch in ({"doors": doors}, {"doors": {at: f"127.0.0.1:{kbs.port}"}}, {}):
         assert fetch(kbs, dial=lambda launch=launch: outward(launch)(at)) == KEY
     with pytest.raises(UnavailableError):

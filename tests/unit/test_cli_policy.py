@@ -32,3 +32,6 @@ def test_the_whole_job_is_shown_and_nothing_of_it_moves_the_cursor() -> None:
         f'its result goes to key "re\\u001bsults" of bank ({BANK[:16]})',
     ):  # fmt: skip
         assert part in said
+    for tee, name in (("sgx", "measurement  "), ("snp", "snp_measurement  "), ("tdx", "mrtd  ")):  # as policies say it
+        claims = {"root": "hardware", "simulated": False, "tee": tee, "rtmrs": ["0" * 96] * 4}
+        assert any(line.startswith(name) for line in _explain({**found, "claims": claims}, names))

@@ -17,6 +17,7 @@ import pytest
 
 from strongroom.attest.binding import init_data_digest
 from strongroom.errors import InputError, UnavailableError
+from strongroom.guest.cvm import _user
 from strongroom.jobs.enclaves import cvm
 from strongroom.jobs.enclaves.cvm import ConfidentialVM, write_cpio
 from strongroom.jobs.plan import LaunchPlan, plan_job
@@ -186,6 +187,14 @@ def test_refusals(plan: LaunchPlan, enclave: ConfidentialVM, tmp_path: Path) -> 
         load_spec(tmp_path / "job.toml")
     with pytest.raises(InputError, match="does not go into an initramfs"):
         write_cpio(io.BytesIO(), iter([("a\0b", 0, b"", 0)]))
+
+
+def test_the_guest_is_whoever_owns_what_it_writes() -> None:
+    assert _user({}) == 1000
+    assert _user({"out": 1001, "more": 1002}) == 1001
+    for owner in (0, 0xFFFFFFFF, 1 << 31):
+        with pytest.raises(InputError, match=f"volume out: owner of its folder: expected a user, got {owner}"):
+            _user({"in": 1001, "out": owner})
 
 
 def _has(tool: str) -> bool:

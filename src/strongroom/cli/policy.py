@@ -259,8 +259,7 @@ def _explain(found: dict[str, object], names: Petnames) -> list[str]:
             "key": found["key"],
             "uses": ", ".join(cast(list[str], found["uses"])),
             "job": found["job"],
-            "measurement": found["measurement"],
-            **{f"rtmr{number}": value for number, value in enumerate(claims.get("rtmrs") or ())},
+            **measured({**claims, "measurement": found["measurement"]}),
             "root": f"{claims['root']}{' (SIMULATED)' if claims['simulated'] else ''}",
             "state": found["state"],
         }

@@ -148,7 +148,7 @@ class Verdict:
             "flags": ", ".join(
                 f"{name} {shown_flag(getattr(claims, name))}" for name in PLATFORM_FLAGS if claims.fmspc
             ),
-            "measurement": claims.measurement.hex(),
+            {"snp": "snp_measurement", "tdx": "mrtd"}.get(claims.tee, "measurement"): claims.measurement.hex(),
             **{f"rtmr{number}": value.hex() for number, value in enumerate(claims.rtmrs)},
             "signer": claims.signer.hex() if any(claims.signer) else "",
             "config id": claims.config_id.hex() if any(claims.config_id) else "",

@@ -24,6 +24,7 @@ import stat
 import struct
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -49,6 +50,7 @@ _CLONE_NEWNS, _CLONE_NEWPID, _CLONE_NEWNET = 0x20000, 0x20000000, 0x40000000
 _MNT_DETACH = 2
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_BIND = 1, 2, 4, 8, 4096
 _PLAIN = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
+_HOSTS = _PLAIN | 256  # MS_NOSYMFOLLOW: a link of the host's would lead to the guest's own files
 _INIT_MODULE = {"x86_64": 175, "aarch64": 105}
 _POWER_OFF = 0x4321FEDC
 _SIOCSIFFLAGS, _SIOCSIFADDR, _SIOCSIFNETMASK = 0x8914, 0x8916, 0x891C
@@ -85,7 +87,7 @@ def _run() -> dict[str, object]:
     document = parse_json(parse_init_data(init_data)[JOB_FILE], "the job document")
     if not isinstance(document, dict):
         raise InputError("the job document is not an object")
-    _mount_all(document)  # 2.
+    user = _mount_all(document)  # 2.
     launch = parse_json((_HOST / "launch.json").read_bytes(), "launch.json")
     if not isinstance(launch, dict):
         raise InputError("launch.json is not an object")
@@ -96,12 +98,12 @@ def _run() -> dict[str, object]:
         if name != "lo":
             _bring_up(name, address, mask)
             break
-    _pass_on(str(launch.get("service")), _DOOR)  # 4.
-    said = {"service": f"unix:{_DOOR}", "identity": launch.get("identity"), "doors": _doors(launch)}
+    _pass_on(str(launch.get("service")), _DOOR, user)  # 4.
+    said = {"service": f"unix:{_DOOR}", "identity": launch.get("identity"), "doors": _doors(launch, user)}
     (_JOB / "launch.json").write_text(json.dumps(said))
     attester = TsmAttester()
     _bind(attester, init_data)
-    return _guest(attester, network=_flag(document, "sandbox", "network"))  # 5.
+    return _guest(attester, user, network=_flag(document, "sandbox", "network"))  # 5.
 
 
 def _bind(attester: Attester, init_data: str, registers: Path = TDX_REGISTERS) -> None:
@@ -126,35 +128,54 @@ def _load_modules() -> None:
             _say(f"module {path.name}: {os.strerror(ctypes.get_errno())}")
 
 
-def _mount_all(document: dict[str, object]) -> None:
+def _mount_all(document: dict[str, object]) -> int:
+    # Returns whose the guest is.
     _mount("sysfs", "/sys", "sysfs", _PLAIN)
-    _make_devices()
+    _open_host()
+    owners = {}
+    # The order of the launch script's shares.
+    for number, volume in enumerate(sorted(volumes(document), key=lambda v: str(v["name"]))):
+        place = f"/sealed/{volume['name']}"
+        _mount(f"sealed{number}", place, "9p", _HOSTS | (_MS_RDONLY if volume["mode"] == "ro" else 0), _SHARED)
+        if volume["mode"] == "rw":
+            owners[str(volume["name"])] = os.stat(place).st_uid
+    user = _user(owners)
+    passwd = Path("/etc/passwd")
+    passwd.write_text(passwd.read_text().replace(f":{_USER}:{_USER}:", f":{user}:{user}:"))
+    _make_devices(user)
     with contextlib.suppress(OSError):  # without it there is no evidence, which the attester says
         _mount("configfs", "/sys/kernel/config", "configfs", _PLAIN)
     sandbox = document.get("sandbox")
     scratch = sandbox.get("scratch_mb") if isinstance(sandbox, dict) else None
     for place in ("/work", "/tmp", "/dev/shm", "/run", "/app"):  # noqa: S108  # enclave memory
         size = 64 if place == "/run" else scratch if isinstance(scratch, int) else 1024
-        _mount("tmpfs", place, "tmpfs", _MS_NOSUID | _MS_NODEV, f"size={size}m,mode=0700,uid={_USER},gid={_USER}")
-    _open_host()
-    # The order of the launch script's shares.
-    for number, volume in enumerate(sorted(volumes(document), key=lambda v: str(v["name"]))):
-        flags = _PLAIN | (_MS_RDONLY if volume["mode"] == "ro" else 0)
-        _mount(f"sealed{number}", f"/sealed/{volume['name']}", "9p", flags, _SHARED)
+        _mount("tmpfs", place, "tmpfs", _MS_NOSUID | _MS_NODEV, f"size={size}m,mode=0700,uid={user},gid={user}")
     if document.get("staged") is True:
         for place in ("/sealed", "/trust"):  # for the guest alone
             os.chmod(place, 0)
+    return user
+
+
+def _user(owners: Mapping[str, int]) -> int:
+    # The kernel compares the owner of a shared file, as the host has it, with whoever writes. Any but root will do.
+    for name, owner in owners.items():
+        if not 0 < owner < 1 << 31:
+            raise InputError(
+                f"volume {name}: owner of its folder: expected a user, got {owner}: the guest writes as its owner",
+                hint="chown it on the host",
+            )
+    return next(iter(owners.values()), _USER)
 
 
 def _open_host() -> None:
-    _mount("host", str(_SHARE), "9p", _PLAIN, _SHARED)
+    _mount("host", str(_SHARE), "9p", _HOSTS, _SHARED)
     opened = os.open(_SHARE, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     os.dup2(opened, _HOST_FD, inheritable=False)
     os.close(opened)
     _check(_libc.umount2(os.fsencode(_SHARE), _MNT_DETACH), "umount2")
 
 
-def _make_devices() -> None:
+def _make_devices(user: int) -> None:
     # Those of the sandbox, one by one. The guest unmounts /dev/fuse before the program starts: nothing is under it.
     _mount("tmpfs", "/dev", "tmpfs", _MS_NOSUID, "size=1m,mode=0755")
     umask = os.umask(0)
@@ -167,7 +188,7 @@ def _make_devices() -> None:
     os.mkdir("/dev/pts")
     if os.path.exists("/sys/module/fuse"):  # else programs see copies of their volumes
         os.mknod("/dev/fuse-node", stat.S_IFCHR | 0o600, os.makedev(10, 229))
-        os.chown("/dev/fuse-node", _USER, _USER)
+        os.chown("/dev/fuse-node", user, user)
         Path("/dev/fuse").touch(0o000)
         _mount("/dev/fuse-node", "/dev/fuse", "", _MS_BIND)
         os.unlink("/dev/fuse-node")
@@ -189,22 +210,22 @@ def _bring_up(name: str, address: str, mask: str) -> None:
         fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sh14x", name.encode(), 0x41))  # up and running
 
 
-def _doors(launch: dict[str, object]) -> dict[str, str]:
+def _doors(launch: dict[str, object], user: int) -> dict[str, str]:
     # To each KBS that the job document names: the guest asks for these and no others.
     found = launch.get("doors")
     doors = {}
     for number, (at, there) in enumerate(sorted(found.items()) if isinstance(found, dict) else []):
         doors[at] = f"unix:{os.path.dirname(_DOOR)}/kbs{number}.sock"
-        _pass_on(str(there), doors[at].removeprefix("unix:"))
+        _pass_on(str(there), doors[at].removeprefix("unix:"), user)
     return doors
 
 
-def _pass_on(service: str, door: str) -> None:
+def _pass_on(service: str, door: str, user: int) -> None:
     host, _, port = service.removeprefix("https://").rstrip("/").rpartition(":")
     os.makedirs(os.path.dirname(door), exist_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(door)
-    os.chown(door, _USER, _USER)
+    os.chown(door, user, user)
     listener.listen(16)
 
     def accept() -> None:
@@ -230,7 +251,7 @@ def _copy(source: socket.socket, target: socket.socket) -> None:
         target.shutdown(socket.SHUT_WR)
 
 
-def _guest(attester: Attester, *, network: bool) -> dict[str, object]:
+def _guest(attester: Attester, user: int, *, network: bool) -> dict[str, object]:
     tee = attester.tee
     mine, theirs = socket.socketpair()
     _check(_libc.unshare(_CLONE_NEWPID), "unshare")  # takes hold of what this thread starts
@@ -239,9 +260,11 @@ def _guest(attester: Attester, *, network: bool) -> dict[str, object]:
         try:
             os.dup2(theirs.fileno(), _PLATFORM_FD, inheritable=True)
             _check(_libc.unshare(_CLONE_NEWNS | (0 if network else _CLONE_NEWNET)), "unshare")
+            if not network:
+                _bring_up("lo", "127.0.0.1", "255.0.0.0")  # its own
             _mount("proc", "/proc", "proc", _PLAIN)  # of its own processes
             os.setgroups([])
-            _become_user()
+            _become(user)
             os.chdir("/work")
             os.execve(sys.executable, [sys.executable, "-ISB", "-c", _GUEST, tee], {})  # noqa: S606  # no shell here
         finally:
@@ -278,11 +301,11 @@ def serve(sock: socket.socket, attester: Attester) -> dict[str, object]:
     return ended
 
 
-def _become_user() -> None:
+def _become(user: int) -> None:
     header = struct.pack("<Ii", _CAPABILITY_VERSION_3, 0)
     _check(_libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0), "keepcaps")
-    os.setresgid(_USER, _USER, _USER)
-    os.setresuid(_USER, _USER, _USER)
+    os.setresgid(user, user, user)
+    os.setresuid(user, user, user)
     _check(_libc.capset(header, struct.pack("<6I", *(_CAPABILITIES,) * 3, 0, 0, 0)), "capset")
     for number in (2, 21):
         _check(_libc.prctl(_PR_CAP_AMBIENT, _RAISE, number, 0, 0), "ambient")
