@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from tests.fakes.attest_parts import MEASUREMENT, NOW, FakeAttester, Platform, make_pki
+from tests.fakes.snp_parts import MILAN
 
 from strongroom.attest import ratls
 from strongroom.attest.claims import Claims
@@ -204,3 +205,24 @@ def test_evidence_names_its_tee() -> None:
     choices = [(PLATFORM.verifier, PLATFORM.endorsements("tdx"))]
     der = certificate.public_bytes(Encoding.DER)
     assert ratls.verify_certificate(der, lambda e: verify_any(e, choices, now=NOW), now=NOW).tee == "tdx"
+
+
+class _SnpAttester:
+    tee = "snp"
+
+    def attest(self, report_data: bytes) -> Evidence:
+        return MILAN.evidence(changes={0x50: report_data})
+
+
+def test_a_report_of_sev_snp_in_a_certificate() -> None:
+    der = ratls.make_certificate(
+        KEY, _SnpAttester(), now=NOW, lifetime=timedelta(days=1), nonce=NONCE, root_kind="shares"
+    ).public_bytes(Encoding.DER)
+    choices = [(MILAN.verifier(), MILAN.endorsements())]
+    claims = ratls.verify_certificate(der, lambda e: verify_any(e, choices, now=NOW), now=NOW, nonce=NONCE)
+    assert claims.tee == "snp"
+    statement = ratls.read_certificate(der)[1]
+    assert ratls.read_claims(statement.claims or b"").root_kind == b"shares"
+    for junk in (b"", b"\2\0\2\0"):
+        with pytest.raises(EvidenceError):
+            ratls.tee_of(junk)

@@ -42,6 +42,7 @@ __all__ = [
     "make_certificate",
     "read_certificate",
     "read_claims",
+    "tee_of",
     "verify_certificate",
 ]
 
@@ -194,9 +195,18 @@ def verify_certificate(
             got = "none" if said.nonce is None else said.nonce.hex()[:128]
             raise VerificationError(f"RA-TLS: expected nonce {nonce.hex()}, got {got}: the evidence is not fresh")
         expected = _report_data(statement.claims)
-    claims = verify(Evidence(tee=parse_quote(statement.quote).tee, quote=statement.quote))  # 5.
+    claims = verify(Evidence(tee=tee_of(statement.quote), quote=statement.quote))  # 5.
     check_report_data(claims, expected)  # 6.
     return claims
+
+
+def tee_of(quote: bytes) -> str:
+    """Return whose evidence `quote` is: where a quote has the type of its key, 2, an SEV-SNP report has zeros.
+
+    Raises:
+        EvidenceError: Neither a quote nor a report.
+    """
+    return "snp" if quote[2:4] == b"\0\0" else parse_quote(quote).tee
 
 
 def encode_extension(quote: bytes, claims: bytes | None) -> bytes:

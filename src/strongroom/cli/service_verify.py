@@ -12,6 +12,7 @@ import click
 from strongroom.attest.appraisal import AllOf, Measurement, NotDebug, Policy, TcbStatus, UnsafeAcceptSimulated
 from strongroom.cli import output
 from strongroom.cli.common import epilog, json_option, owner
+from strongroom.cli.endorsements import snp_settings
 from strongroom.cli.verdicts import Choices, Verdict, failed, judged, read_policy, trusted_choices
 from strongroom.errors import AttestationError, InputError
 
@@ -56,7 +57,7 @@ def measure(as_json: bool) -> None:
 @click.option(
     "--endorsements", "bundle", type=click.Path(path_type=Path), help="A bundle; default: the trust service's here."
 )
-@click.option("--minimum-tcb", metavar="PROCESSOR=VERSIONS", help="SEV-SNP: as `service trust` takes it.")
+@snp_settings
 @click.option("--unsafe-accept-simulated", is_flag=True, help="Accept the SIMULATED root: no hardware protects it.")
 @click.option("--pin", is_flag=True, help="If accepted: expect it at every connection of this workspace from now on.")
 @json_option
@@ -64,7 +65,7 @@ def verify(
     measurement: str | None,
     policy_file: Path | None,
     bundle: Path | None,
-    minimum_tcb: str | None,
+    settings: dict[str, str],
     unsafe_accept_simulated: bool,
     pin: bool,
     as_json: bool,
@@ -73,7 +74,6 @@ def verify(
     from strongroom.client.evidence import Pin, ask
 
     policy = _policy(measurement, policy_file, unsafe_accept_simulated)
-    settings = {"minimum_tcb": minimum_tcb} if minimum_tcb else {}
     choices = trusted_choices(bundle, settings)
     client = owner()
     here, shown = client.workspace, ask(client.send)

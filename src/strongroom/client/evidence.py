@@ -28,7 +28,6 @@ from strongroom.attest.claims import Claims
 from strongroom.attest.endorsement_files import read_bundle, read_folder
 from strongroom.attest.endorsement_snp import AnyEndorsements
 from strongroom.attest.evidence import Evidence
-from strongroom.attest.quote import parse_quote
 from strongroom.attest.verifiers import AnchoredVerifier, verify_any
 from strongroom.attest.verifiers.choose import verifier_for
 from strongroom.attest.verifiers.newest import Mark, newest
@@ -53,8 +52,7 @@ class Shown:
     def evidence(self) -> Evidence:
         """The evidence in the certificate."""
         quote = ratls.read_certificate(self.der)[1].quote
-        # A report of SEV-SNP has zeros where a quote has the type of its key.
-        return Evidence(tee="snp" if quote[2:4] == b"\0\0" else parse_quote(quote).tee, quote=quote)
+        return Evidence(tee=ratls.tee_of(quote), quote=quote)
 
     @property
     def key(self) -> ec.EllipticCurvePublicKey:
