@@ -56,6 +56,7 @@ def test_a_job_reads_by_a_key_at_a_kbs_and_commits_under_its_own(shell: Enclave,
     assert "RAN id,name" in done.stdout
     assert "out committed (epoch 1)" in done.stderr
     assert shell.open("out") == {"a": "copied"}
+    assert f"{kbs.url}/acme/key/sales" in shell.run("audit", "show", "--json").stdout, "T297: its commit names it"
     kbs.policy = lambda init_data, path: path == "acme/key/sales" and '\\"kbs\\":[{' in init_data
     assert shell.run("job", "run", "job.toml").stdout.startswith("RAN"), "no key of ours: nothing to approve"
 

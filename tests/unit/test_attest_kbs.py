@@ -14,12 +14,14 @@ import pytest
 from tests.fakes.attest_parts import JOB, FakeAttester
 from tests.fakes.stock_kbs import Answer, StockKBS, canonical, make_certificate, problem, seal
 
+from strongroom._secret import SecretBytes
 from strongroom.attest.binding import job_init_data
 from strongroom.attest.kbs import KBSKey, fetch_key
 from strongroom.crypto import x509
 from strongroom.crypto.jose import jwk
 from strongroom.errors import DeniedError, InputError, StrongroomError, UnavailableError, VerificationError
 from strongroom.guest import cvm
+from strongroom.guest import kbs as guest_kbs
 from strongroom.guest.kbs import outward
 
 KEY = bytes(range(32))
@@ -86,6 +88,36 @@ def test_each_key_has_a_conversation_and_a_key_pair_of_its_own(kbs: StockKBS) ->
     assert fetch(kbs, answered=answered) == fetch(kbs, answered=answered) == KEY
     pubkeys = [json.dumps(m["runtime-data"]["tee-pubkey"]) for _, path, m in kbs.seen if path.endswith("attest")]
     assert len(set(pubkeys)) == len(answered) == 2
+
+
+VOLUME = {
+    "name": "a",
+    "key": "sales",
+    "mode": "ro",
+    "dataset": "1" * 32,
+    "epoch": "1",
+    "manifest": "sha256:" + "1" * 64,
+}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"manifest": "sha256:" + "2" * 64}, {"epoch": "2"}, {"certificate": "another"}, {"key": "sold"},
+     {"dataset": "2" * 32, "certificate": "another"}],
+)  # fmt: skip
+def test_T285_a_second_pin_of_one_data_set_or_key_is_refused(
+    kbs: StockKBS, monkeypatch: pytest.MonkeyPatch, other: dict[str, str]
+) -> None:
+    monkeypatch.setattr(guest_kbs, "fetch_key", lambda *_a, **_k: SecretBytes(bytes(32)))
+    volume = {**VOLUME, "owner": f"{kbs.url}/acme/key/sales", "certificate": kbs.certificate}
+
+    def received(second: dict[str, str]) -> int:
+        document = {"volumes": [], "kbs": [volume, {**volume, "name": "b", **second}]}
+        return len(guest_kbs.receive_kbs(document, FakeAttester(), "", lambda _: socket.socket()))
+
+    assert received({}) == 1
+    with pytest.raises(InputError, match=r"volume b: expected one pin of .*, got two"):
+        received(other)
 
 
 def test_the_policy_of_the_kbs_sees_the_job(kbs: StockKBS) -> None:

@@ -1,6 +1,7 @@
 # ruff: noqa: E501  # programs and tables
 """What the job digest covers, and what it must not."""
 
+import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -326,3 +327,17 @@ def test_a_job_file_with_a_wrong_field_is_refused_by_name(tmp_path: Path, text: 
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(InputError, match=word):
         load_spec(path)
+
+
+def test_T285_a_plan_pins_a_data_set_and_a_kbs_key_once(spec: JobSpec) -> None:
+    pinned = replace(
+        spec.volumes[0], owner="kbs+https://k/a/b/c", manifest="sha256:" + "1" * 64, epoch=1, certificate="pem"
+    )
+    for same, changes in {True: {}, False: {"manifest": "sha256:" + "2" * 64}, None: {"certificate": "other"}}.items():
+        twice = replace(spec, volumes=(pinned, replace(pinned, name="again", **changes)))  # type: ignore[arg-type]
+        with (
+            contextlib.nullcontext()
+            if same
+            else pytest.raises(InputError, match="volumes in and again: expected one pin")
+        ):
+            job(twice)

@@ -41,12 +41,14 @@ def test_what_nobody_used_for_a_week_goes_when_another_of_its_kind_is_built(cach
     let_go(recent, 6 * 86_400)
     let_go(other)
     left = cache / ".env-cut-off.x"
-    left.mkdir()
-    os.utime(left, (1, 1))
+    foreign = cache / ".git"
+    for folder in (left, foreign):
+        folder.mkdir()
+        os.utime(folder, (1, 1))
     assert build(cache, "2") == recent  # nothing is built: nothing goes
     assert old.is_dir()
     new = build(cache, "4")
-    assert {p.name for p in cache.iterdir()} == {p.name for p in (recent, other, new)}
+    assert {p.name for p in cache.iterdir()} == {p.name for p in (recent, other, new, foreign)}
 
 
 def test_a_runtime_that_a_process_shows_stays(cache: Path) -> None:

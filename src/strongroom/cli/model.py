@@ -239,7 +239,10 @@ def _origin_lines(origin: Provenance) -> list[str]:
         "audit record": origin.seq,
     }
     read = [i for i in origin.inputs if i.get("epoch") or "dataset" not in i]
-    rows = [(i.get("volume"), i.get("dataset", "another owner's"), i.get("epoch", ""), i.get("key", "")) for i in read]
+    rows = [
+        (i.get("volume"), i.get("dataset", "another owner's"), i.get("epoch", ""), i.get("kbs") or i.get("key", ""))
+        for i in read
+    ]
     table = output.table(("input", "data set", "epoch", "key"), rows) if rows else ["it read no sealed data"]
     before = ["", f"on top of: {_made_by(origin.before)}, audit record {origin.before.seq}"] if origin.before else []
     return [*output.facts(facts), "", *table, *before]

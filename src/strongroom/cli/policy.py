@@ -343,9 +343,14 @@ def approve(
     found = client.call("GET", f"/v1/requests/{number}")
     claims = cast(dict[str, Any], found["claims"])
     _check_simulated(bool(claims["simulated"]), unsafe_accept_simulated)
+    if (reference and (measurement or snp_measurement or registers)) or (signers and not reference):
+        raise InputError(
+            "expected either the values that you computed or --reference with its --signer",
+            hint="signed values take the place of --measurement, --snp-measurement and --tdx",
+        )
     signed = _signed(reference, signers) if reference else None
     named = dict(signed.values) if signed else {"measurement": measurement, "snp_measurement": snp_measurement}
-    named |= {name.lower(): value for name, _, value in (text.partition("=") for text in registers)}
+    named |= _registers(registers)
     _check_named({name: value.lower() for name, value in named.items() if value}, claims)
     if signed and signed.job != found["job"]:
         raise InputError(f"reference: expected values of {found['job']}, got values of {signed.job}")
@@ -364,8 +369,22 @@ def approve(
     output.data({"request": number, "added": added}, as_json, text + [f"allowed {line}" for line in added])
 
 
+def _registers(given: Sequence[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for text in given:
+        name, _, value = text.partition("=")
+        if name.lower() not in TDX_REGISTERS or not value or name.lower() in found:
+            raise InputError(f"--tdx {text!r}: expected {', '.join(TDX_REGISTERS)}, each once, as REGISTER=HEX")
+        found[name.lower()] = value
+    return found
+
+
 def _check_named(named: Mapping[str, str], claims: Mapping[str, Any]) -> None:
     # Taken from the evidence, the values would let whoever launched it choose the code.
+    if claims.get("tee") not in _NAME or not claims.get("measurement"):
+        raise InputError(
+            f"the request's evidence: expected a measurement of {', '.join(_NAME)}, got {claims.get('tee')!r}"
+        )
     shown = measured(claims)
     if named == shown or (claims["simulated"] and claims.get("tee") != "snp" and not named):
         return

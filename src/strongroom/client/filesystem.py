@@ -9,7 +9,9 @@ trust service of the workspace, released to its owner, and every release is in t
 set as it was when it first opened a file of it, or as it is now once that is gone.
 
 A file is sealed as it is written, never in place, and committed when it is closed; within `with fs.transaction:` all at
-its end. One whose writer fails leaves the old version. Stores are read only: `strongroom data seal` writes there.
+its end. One whose writer fails or drops it leaves the old version, and so does one that is closed while an error is
+handled, unless a `with` says that its block went well: `close` then fails. Stores are read only: `strongroom data seal`
+writes there.
 
 Inside an enclave nobody needs it: volumes are plain folders there. Such URLs mean them there (models/volumes.py).
 """
@@ -26,6 +28,7 @@ import sys
 import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any, ClassVar
 
 from fsspec.implementations.chained import ChainedFileSystem
@@ -148,6 +151,17 @@ class SealedFileSystem(ChainedFileSystem):  # type: ignore[misc]  # fsspec has n
             raise FileNotFoundError(path)
         return {"name": path, "size": 0, "type": "directory"}
 
+    def open(self, path: str, mode: str = "rb", *args: Any, **options: Any) -> Any:
+        """Open a file; to write it, see the rules of this module."""
+        if "r" not in mode and options.get("compression"):  # fsspec's wrapper never closes the file below it
+            raise InputError(
+                "a file that is compressed as it is written is opened by fsspec.open(URL, compression=...)"
+            )
+        if "b" in mode:
+            return super().open(path, mode, *args, **options)
+        text = {name: options.pop(name) for name in ("encoding", "errors", "newline") if name in options}
+        return _Text(super().open(path, mode.replace("t", "") + "b", *args, **options), **text)
+
     def _open(
         self, path: str, mode: str = "rb", *, autocommit: bool = True, **_options: Any
     ) -> io.BufferedReader | _New:
@@ -177,6 +191,7 @@ class SealedFileSystem(ChainedFileSystem):  # type: ignore[misc]  # fsspec has n
 
     def rm(self, path: str | list[str], recursive: bool = False, maxdepth: int | None = None) -> None:
         """Remove files, or folders with `recursive`; one commit for each data set."""
+        self._check_alone("rm")
         found = [self._writable(name) for name in self.expand_path(path, recursive=recursive, maxdepth=maxdepth)]
         folders = [inner for at, inner in found if at.manifest.find(inner) is None]
         if folders and not recursive and all(self.info(f"{at.folder}/{inner}") for at, inner in found):
@@ -187,6 +202,7 @@ class SealedFileSystem(ChainedFileSystem):  # type: ignore[misc]  # fsspec has n
 
     def mv(self, path1: str, path2: str, recursive: bool = False, maxdepth: int | None = None, **_options: Any) -> None:
         """Rename a file, or a folder, inside a data set; what has the new name is replaced."""
+        self._check_alone("mv")
         (found, old), (target, new) = self._writable(path1), self._writable(path2)
         if found.folder != target.folder:
             raise InputError(f"{path1} and {path2} are in two data sets", hint="copy it, then remove it")
@@ -194,7 +210,7 @@ class SealedFileSystem(ChainedFileSystem):  # type: ignore[misc]  # fsspec has n
             moved = {old: posixpath.join(new, posixpath.basename(old)) if self.isdir(path2) else new}
         else:
             below = [e.path for e in found.manifest.entries if e.path.startswith(f"{old}/")]
-            moved = {path: new + path[len(old) :] for path in below}
+            moved = {path: posixpath.join(new, path[len(old) + 1 :]) for path in below}
         if not moved:
             raise FileNotFoundError(path1)
         self._change(found.folder, moved=moved)
@@ -203,6 +219,10 @@ class SealedFileSystem(ChainedFileSystem):  # type: ignore[misc]  # fsspec has n
         """Seal a file anew under another name, in this data set or another."""
         with self.open(path1, "rb") as source, self.open(path2, "wb") as target:
             shutil.copyfileobj(source, target, _BUFFER_BYTES)
+
+    def _check_alone(self, what: str) -> None:
+        if self._intrans:
+            raise InputError(f"{what} within a transaction: it would not wait for its end", hint="before or after it")
 
     def _writable(self, path: str) -> tuple[_DataSet, str]:
         found, inner = self._find(str(self._strip_protocol(path)))
@@ -292,14 +312,19 @@ class _Open(io.RawIOBase):
         super().close()
 
 
+class _Text(io.TextIOWrapper):
+    def __exit__(self, *_failure: object) -> None:
+        self.close()  # from a frame that says how the block ended
+
+
 class _New(io.BufferedIOBase):
     """A file that is being written: committed by `close`, forgotten if its writer fails or drops it."""
 
     def __init__(self, files: SealedFileSystem, found: _DataSet, file: NewFile, autocommit: bool) -> None:
         self.found, self.file, self.failed = found, file, False
         self.name = f"{found.folder}/{file.path}"
-        self._files, self._autocommit = files, autocommit
-        self._handled = sys.exc_info()[1]
+        self._files, self._autocommit, self._dropped = files, autocommit, False
+        self._handled, self._within = sys.exc_info()[1], id(_ending())
 
     def write(self, data: Any, /) -> int:
         if self.closed:
@@ -320,20 +345,31 @@ class _New(io.BufferedIOBase):
         if self.closed:
             return
         super().close()
-        # fsspec's and pandas' own `with` do not say that their block failed; the exception on its way through does.
-        failing = sys.exc_info()[1]
-        if self.failed or failing not in (None, self._handled):
-            _log.warning("%s is not kept: its writer failed with %s", self.name, type(failing).__name__)
-            self.discard()
+        # fsspec's and pandas' own `with` do not pass on that their block failed: their frame on the stack says it. An
+        # exception alone may be on its way through, or handled by somebody who closes a good file: nobody can tell.
+        failing, frame = sys.exc_info()[1], _ending()
+        exits = frame is not None and id(frame) != self._within
+        gone = self._dropped or (exits and frame is not None and _failed(frame, failing))
+        whole = failing is None or (failing is self._handled and exits)
+        if not gone and whole and not self.failed:
+            self.file.close()
+            if self._autocommit:
+                self._files._change(self.found.folder, new=[self.file])
             return
-        self.file.close()
-        if self._autocommit:
-            self._files._change(self.found.folder, new=[self.file])
+        why = "a write to it failed" if whole else f"it is closed while {type(failing).__name__} is handled"
+        self.discard()
+        if not gone:
+            raise InputError(f"{self.name} is not kept: {why}", hint="write it in a `with` block of its own")
+        _log.warning("%s is not kept: its writer failed or dropped it", self.name)
 
     def discard(self) -> None:
         self.failed = True
         self.file.discard()
         super().close()
+
+    def _dealloc_warn(self, _wrapper: object) -> None:
+        # What Python's text and buffered wrappers call when nobody closed them, just before they close what is below.
+        self._dropped = True
 
     def __exit__(self, kind: object, value: object, trace: object) -> None:
         if kind is not None:
@@ -341,8 +377,22 @@ class _New(io.BufferedIOBase):
         self.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_handled") and not self.closed:
+        if hasattr(self, "_within") and not self.closed:
+            _log.warning("%s is not kept: its writer dropped it", self.name)
             self.discard()
+
+
+def _ending() -> FrameType | None:
+    """Return the innermost frame that ends a `with` block or an object."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_name not in ("__exit__", "__del__"):
+        frame = frame.f_back
+    return frame
+
+
+def _failed(frame: FrameType, failing: BaseException | None) -> bool:
+    given = [v for value in frame.f_locals.values() for v in (value if isinstance(value, tuple) else (value,))]
+    return frame.f_code.co_name == "__del__" or (failing is not None and any(v is failing for v in given))
 
 
 def _file(path: str, size: int) -> dict[str, Any]:

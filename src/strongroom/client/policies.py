@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import cast
@@ -31,6 +32,8 @@ from strongroom.client.owner import OwnerClient
 from strongroom.errors import InputError
 
 __all__ = ["allow_job", "allowance", "clear_policy", "measured"]
+
+_log = logging.getLogger(__name__)
 
 
 def allowance(
@@ -69,10 +72,12 @@ def allowance(
 
 def measured(claims: Mapping[str, object]) -> dict[str, str]:
     """Return what a request's claims say of the code, by name, as `allowance` takes it."""
-    own = str(claims["measurement"])
-    if claims.get("tee") != "tdx":
-        return {"snp_measurement" if claims.get("tee") == "snp" else "measurement": own}
-    return dict(zip(TDX_REGISTERS, [own, *cast(list[str], claims["rtmrs"])], strict=True))
+    tee, own, rtmrs = claims.get("tee"), claims.get("measurement"), claims.get("rtmrs")
+    if tee != "tdx":
+        return {"snp_measurement" if tee == "snp" else "measurement": str(own)}
+    if not isinstance(rtmrs, list | tuple) or len(rtmrs) != len(TDX_REGISTERS) - 1:
+        raise InputError(f"the request's evidence: expected rtmr0 to rtmr3, got {rtmrs!r}")
+    return dict(zip(TDX_REGISTERS, [str(own), *map(str, rtmrs)], strict=True))
 
 
 def allow_job(
@@ -113,6 +118,10 @@ def allow_job(
     chosen = {k: [u for u in v if not uses or u in uses] for k, v in declared.items() if not keys or k in keys}
     if not any(chosen.values()):
         raise InputError(f"the job does not use {', '.join(keys) or 'a key of yours'}")
+    if document.get("unsafe_program_has_keys"):
+        _log.warning(
+            "job %s: under this LibOS the program can take the named keys themselves, not only what they open", job
+        )
     branch = allowance(
         document, measurement, simulated=unsafe_accept_simulated, free=free, reference=reference, rego=rego
     )

@@ -33,7 +33,8 @@ class Provenance:
         run: Of that job, "" likewise.
         claims: What its evidence proved; empty likewise.
         before: Who made the same data set what it was when the job began, None if it was empty.
-        inputs: What the job read: volume, data set, key, epoch, manifest; of other owners' the volume alone.
+        inputs: What the job read: volume, data set, key, epoch, manifest; of other owners' the volume alone; `kbs`
+            is the URL of a key at a KBS.
     """
 
     seq: int

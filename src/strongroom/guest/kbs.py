@@ -69,12 +69,17 @@ def receive_kbs(
     """
     grants: dict[tuple[str, str], Grant] = {}
     answered: set[str] = set()
+    pins: dict[str, object] = {}
     for volume in kbs_volumes(document):
         url, name, manifest, epoch = (str(volume.get(k)) for k in ("owner", "key", "manifest", "epoch"))
         if volume.get("mode") != "ro" or not manifest.startswith("sha256:") or not epoch.isdecimal():
             raise InputError(f"volume {volume.get('name')}: a key at a KBS reads one pinned manifest")
         place = KBSKey.parse(url)
         dataset = str(volume["dataset"])
+        # Heads are kept by data set, and a key is fetched once: a second pin would go unread.
+        for what, pin in {f"data set {dataset}": (url, name, manifest, epoch), url: volume.get("certificate")}.items():
+            if pins.setdefault(what, pin) != pin:
+                raise InputError(f"volume {volume.get('name')}: expected one pin of {what:.200}, got two")
         heads = {dataset: Head(dataset=dataset, epoch=int(epoch), key=name, manifest=manifest, owner=url)}
         if (url, name) in grants:
             grants[url, name] = replace(grants[url, name], heads={**grants[url, name].heads, **heads})

@@ -195,7 +195,7 @@ class StagedVolume:
                 digest = _digest(raw) if running else b""
                 with open(beside, "xb", buffering=0) as out:
                     with Writer(out, prefix, secret) as writer:
-                        writer.copy_from(raw, lambda _: _check_size(what, info.st_size, writer.size))
+                        writer.copy_from(_Counted(raw, what, info.st_size))
                     os.fsync(out.fileno())
             except (DeniedError, UnavailableError):
                 self._drop(path, beside)
@@ -245,10 +245,18 @@ class StagedVolume:
         place.settle()
 
 
-def _check_size(what: str, counted: int, sealed: int) -> None:
-    # No more is sealed than was counted against the key's limit, and a file that grows for ever ends here.
-    if sealed > counted:
-        raise UnavailableError(f"{what} grew while it was sealed: expected {counted} bytes, got {sealed}")
+class _Counted:
+    """A file that ends where it was counted, before more of it is sealed; one that has more by then is refused."""
+
+    def __init__(self, raw: io.FileIO, what: str, counted: int) -> None:
+        self._raw, self._what, self._counted = raw, what, counted
+        self.seek, self.tell = raw.seek, raw.tell
+
+    def readinto(self, buffer: memoryview, /) -> int | None:
+        left = self._counted - self._raw.tell()
+        if left <= 0 and self._raw.read(1):
+            raise UnavailableError(f"{self._what} grew while it was sealed: expected {self._counted} bytes, got more")
+        return self._raw.readinto(buffer[: max(left, 0)])
 
 
 def _remove_empty(root: Path, folder: Path) -> None:

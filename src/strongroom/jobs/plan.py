@@ -5,6 +5,7 @@ This is the only module that knows workloads, enclaves and targets; they do not 
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -178,6 +179,12 @@ def plan_job(spec: JobSpec, workloads: Mapping[str, Workload], identity: tuple[s
             f"workload {spec.workload!r} writes its outputs itself: no checkpoints are taken of them",
             hint="a streaming query commits with its own checkpoints; take checkpoint_s (--checkpoint-every) out",
         )
+    at_kbs = [v for v in spec.volumes if v.manifest]
+    for a, b in itertools.combinations(at_kbs, 2):
+        if (
+            a.dataset == b.dataset and (a.owner, a.key, a.manifest, a.epoch) != (b.owner, b.key, b.manifest, b.epoch)
+        ) or (a.owner == b.owner and a.certificate != b.certificate):
+            raise InputError(f"volumes {a.name} and {b.name}: expected one pin of a data set and of a KBS key, got two")
     sets = [v.dataset for v in spec.volumes]
     repeated = {v.name for v in spec.volumes if sets.count(v.dataset) > 1}
     if spec.checkpoint_s and repeated:

@@ -46,7 +46,7 @@ def remove_unused(cache: Path, kind: str) -> None:
     limit = time.time() - UNUSED_DAYS * 86_400
     for name in os.listdir(cache):
         folder, gone = cache / name, cache / f".{name.lstrip('.')[:60]}.{os.getpid()}"
-        if not name.startswith((f"{kind}-", ".")):
+        if not name.startswith((f"{kind}-", f".{kind}-")):
             continue
         with contextlib.suppress(OSError):  # not a folder, held, or gone already
             handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)

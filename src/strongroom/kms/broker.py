@@ -15,6 +15,7 @@ Verification of evidence is `admit`: it turns evidence into a session and decide
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -44,6 +45,7 @@ __all__ = ["Broker", "Guest", "KeyWanted", "OwnerReceiver"]
 _log = logging.getLogger(__name__)
 
 MIN_LEASE_S = 60
+_EPOCH = re.compile("[0-9]{1,15}")
 """A release is good for at least this long: no guest receives a key that it has to give back at once."""
 MAX_CERTIFICATE = timedelta(days=30)
 CERTIFICATE_SPARE = timedelta(minutes=10)
@@ -504,7 +506,16 @@ def _inputs(
     for volume in volumes:
         own = {k: volume[k] for k in ("dataset", "key")} | {**read.get(volume["name"], {})}
         found.append({"volume": volume["name"], **(own if volume["owner"] == owner else {})})
-    return found
+    # What a KBS has the key of is pinned by the document; last, for a commit is found by the first of its data set.
+    at_kbs = document.get("kbs", [])
+    if not isinstance(at_kbs, list) or not all(
+        isinstance(v, dict) and _EPOCH.fullmatch(str(v.get("epoch"))) for v in at_kbs
+    ):
+        raise InputError("kbs of the job document is no list of pinned volumes")
+    pinned = [{k: str(v.get(k)) for k in ("dataset", "key", "manifest")} | {"epoch": int(v["epoch"])} for v in at_kbs]
+    return found + [
+        {"volume": str(v["name"]), "kbs": str(v["owner"]), **own} for v, own in zip(at_kbs, pinned, strict=True)
+    ]
 
 
 def _keys(document: Mapping[str, object]) -> list[tuple[KeyWanted, str]]:
