@@ -138,7 +138,7 @@ def wait_for(condition: Callable[[], object], seconds: float = 30) -> None:
 def test_T131_two_runs_commit_to_one_data_set(fresh: Enclave) -> None:
     program = "import sys, time; open('/work/out/r','w').write(sys.argv[1]); print('READY', flush=True); time.sleep(float(sys.argv[2]))"
     assert fresh.outcome(*WRITE, "python", "-c", program, "first", "0")["outcome"] == "completed"
-    slow = fresh.start(*WRITE, "python", "-c", program, "slow", "4")
+    slow = fresh.start(*WRITE, "python", "-c", program, "slow", "8")
     assert slow.stdout is not None
     assert slow.stdout.readline() == "READY\n"
     assert fresh.outcome(*WRITE, "python", "-c", program, "fast", "0")["outcome"] == "completed"

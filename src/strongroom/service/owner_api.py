@@ -114,6 +114,8 @@ class OwnerAPI:
             if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
                 raise InputError("the sealed credentials are no list of texts")
             credentials = found
+        if not credentials:
+            raise InputError("credentials: expected a passphrase or shares, got none")
         self._service.unlock(credentials, now=call.now)
         with self._service.store.transaction() as tx:
             self._append(tx, call, "unlock", self._service.root_kind)
