@@ -68,6 +68,28 @@ allow if {{
     refused('allow if input.job.name == "other"', expected="got ")
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"sandbox": {"network": True}, '"sandbox"': {"network": False}},
+        {'"sandbox"': {"network": False}},
+        {"sandbox": {'"network"': False}},
+        {"sandbox": '{"network": false}'},
+        {"sandbox": {"network": "false"}},
+        {"sandbox": {"network\0": False}},
+        {"sandbox\0": {"network": False}},
+        {"a": 'x", "sandbox": {"network": false}, "y": "', "b": "z\\"},
+    ],
+)
+def test_T286_a_module_is_shown_the_job_that_runs(given: dict[str, object]) -> None:
+    """Not another, by names and values that the library reads in its own way."""
+    module = HEAD + "allow if input.sandbox.network == false"
+    assert rego.evaluate(module, {"sandbox": {"network": False}}) == rego.ALLOWED
+    assert rego.evaluate(module, given) != rego.ALLOWED
+    same = HEAD + 'allow if { input.a == "say \\"hé\\" \\\\ 漢"; input.b == 1.5; input.c == null; input.d == [true, -3] }'
+    assert rego.evaluate(same, {"a": 'say "hé" \\ 漢', "b": 1.5, "c": None, "d": [True, -3]}) == rego.ALLOWED
+
+
 def test_a_module_waives_nothing_and_names_no_code() -> None:
     always = Rego(HEAD + "allow if true")
     with pytest.raises(AppraisalError, match="root: expected hardware, got simulated"):

@@ -44,6 +44,7 @@ from strongroom.errors import (
     EndorsementError,
     InputError,
     StrongroomError,
+    UnavailableError,
     VerificationError,
 )
 from strongroom.guest.session import ServiceSession
@@ -221,6 +222,29 @@ def test_T277_trust_that_changes_while_evidence_is_verified(tmp_path: Path, monk
     assert pki.anchor().fingerprint == root["fingerprint"]
     assert guest.resource(house.owner).code == "denied"
     assert house.guest(job).attested().resource(house.owner).status == 200
+
+
+@pytest.mark.parametrize("what", ["key", "certificate"])
+def test_T277_a_root_that_is_distrusted_while_a_decision_waits(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an owner's Rego module can have it wait."""
+    house = make_house(tmp_path)
+    job, _ = house.ready()
+    guest, broker = house.guest(job).attested(), house.service.parts.broker
+    name = "release" if what == "key" else "certify"
+    real = getattr(broker, name)
+
+    def waits(*words: object, **named: object) -> object:
+        found = real(*words, **named)
+        with house.service.store.transaction() as tx:
+            house.service.distrust(tx, house.service.anchors[0]["fingerprint"])
+        house.service.follow()
+        return found
+
+    monkeypatch.setattr(broker, name, waits)
+    reply = guest.resource(house.owner) if what == "key" else guest.certificate()
+    assert reply.code == "denied"
 
 
 class _Wire:
@@ -520,6 +544,12 @@ def test_T280_a_pinned_workspace_gives_nothing_to_anything_else(
     locked = replace(ask(_unproven(other.reopened(), _Attester(other))), locked=True)
     pin.check(locked, own, _identity(house))
     assert locked.key != other.service.unlock_key.public_key()
+    # Or pass a genuine, locked service's on, beside one that is unlocked outside of its TEE.
+    monkeypatch.setattr("strongroom.client.owner.ask", lambda _: locked)
+    wire.seen.clear()
+    with pytest.raises(UnavailableError, match="is locked"):
+        client().call("POST", "/v1/keys", {"name": "sales"})
+    assert wire.seen == []
     with pytest.raises(AppraisalError, match="identity: expected"):
         pin.check(replace(locked, locked=False), own, _identity(house))
 

@@ -38,6 +38,7 @@ CPU_S, WALL_S, MEMORY_BYTES = 2, 10.0, 512 << 20
 _KEPT_S = 60.0
 _NO_ANSWER = "no answer"
 _MAX_ANSWER = 4096
+_MAX_WAIT_S = 20.0
 _MAX_QUESTIONS = 32
 _CHILD = "from strongroom.attest.rego import answer; answer()"
 _kept: dict[str, tuple[float, str]] = {}
@@ -91,12 +92,16 @@ def ask(module: str, given: Mapping[str, object]) -> str:
         return known
     if getattr(_here, "apart", False):
         raise Unasked(module, given)
-    with _turn:
+    if not _turn.acquire(timeout=_MAX_WAIT_S):  # others' modules must not hold every thread of the service
+        return f"{_NO_ANSWER} within {_MAX_WAIT_S:g} s: other modules are being asked"
+    try:
         if (known := _known(slow, key)) is not None:  # somebody else asked meanwhile
             return known
         found = evaluate(module, given)
         with _lock:
             _kept[slow if found.startswith(_NO_ANSWER) else key] = (time.monotonic() + _KEPT_S, found)
+    finally:
+        _turn.release()
     return found
 
 
@@ -162,7 +167,8 @@ def answer() -> None:
     def query(module: str, given: object) -> str:
         interpreter = regopy.Interpreter()
         interpreter.add_module("policy", module)
-        interpreter.set_input(given)
+        # As text: what regopy makes of Python's strings loses quotes around them, and ends at a zero.
+        interpreter.set_input_term(json.dumps(given, ensure_ascii=False))
         return str(interpreter.query(QUERY))
 
     query(_FIRST, {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import time
 from collections.abc import Sequence
 from typing import Literal
 
@@ -27,6 +28,8 @@ _PAGE = 1000
 _BEFORE = ("/v1/status", "/v1/evidence")
 """What is asked before the evidence is judged, and given nothing."""
 _EMPTY_PAGES = 5
+_PROVEN_S = 300.0
+"""So long a client believes what the service showed; a notebook's lives for days."""
 
 
 def pinned_identity(workspace: Workspace) -> ec.EllipticCurvePublicKey:
@@ -67,7 +70,7 @@ class OwnerClient:
         )
         self._connection = HTTPSConnection(workspace.address, context)
         self.seen = Seen.load(workspace.folder / "seen.json")
-        self._unproven = True
+        self._proven_until = 0.0
 
     def call(self, method: str, path: str, body: object = None) -> dict[str, object]:
         """Return the answer to one request of the owner API.
@@ -78,10 +81,13 @@ class OwnerClient:
                 pins what the service is, and it is something else.
             IntegrityError: The service shows an older state than this owner saw.
         """
-        if self._unproven and path not in _BEFORE:
+        if path not in _BEFORE and time.monotonic() >= self._proven_until:
             if pin := Pin.load(self.workspace.folder):
-                pin.check(ask(self.send), self.workspace.folder, self.workspace.identity)
-            self._unproven = False
+                shown = ask(self.send)
+                if shown.locked:  # its evidence names no identity: what is unlocked elsewhere could show it
+                    raise UnavailableError("the trust service is locked", hint="unlock it: `strongroom service unlock`")
+                pin.check(shown, self.workspace.folder, self.workspace.identity)
+            self._proven_until = time.monotonic() + _PROVEN_S
         return self.send(method, path, body)
 
     def unlock(self, credentials: Sequence[str]) -> None:

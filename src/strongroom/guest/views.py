@@ -112,9 +112,11 @@ class _Ahead:
     def __init__(self, place: Path) -> None:
         self._place = place
         self._wanted: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        self._started = False
+        self._started = self._ended = False
 
     def __call__(self, path: str, offset: int) -> None:
+        if self._ended:
+            return
         self._wanted.put(b"%d %s\n" % (offset, os.fsencode(path).hex().encode()))
         if not self._started:
             self._started = True
@@ -132,6 +134,7 @@ class _Ahead:
             while True:
                 reader.stdin.write(self._wanted.get())
         except (OSError, subprocess.SubprocessError) as exc:  # programs read on, if slower
+            self._ended = True
             _log.warning("nothing is read ahead reason=%s", exc)
 
 

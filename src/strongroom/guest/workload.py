@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Mapping
 
 from strongroom.errors import InputError
@@ -141,11 +142,13 @@ def _end_stragglers() -> None:
     # process namespace, which only process one may clear.
     if os.getpid() != 1:
         return
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(-1, signal.SIGKILL)
-    with contextlib.suppress(ChildProcessError):
+    with contextlib.suppress(ProcessLookupError, ChildProcessError):
         while True:
-            os.waitpid(-1, 0)
+            os.kill(-1, signal.SIGKILL)
+            # Not waited for: another may be started at this moment, by a view that reads ahead.
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+            time.sleep(0.001)
 
 
 def _texts(document: Mapping[str, object], name: str) -> list[str]:

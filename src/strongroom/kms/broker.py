@@ -492,6 +492,12 @@ def _volumes(document: Mapping[str, object]) -> list[dict[str, str]]:
     for volume in volumes:
         if any(not isinstance(volume.get(k), str) for k in needed) or volume["mode"] not in ("ro", "rw"):
             raise InputError(f"a volume of the job document has {', '.join(needed)}, mode ro or rw")
+    at_kbs = document.get("kbs")
+    names = [
+        str(v.get("name")) for v in (*volumes, *(at_kbs if isinstance(at_kbs, list) else ())) if isinstance(v, dict)
+    ]
+    if len(set(names)) != len(names):
+        raise InputError("two volumes of the job document have one name")
     return [{k: str(v) for k, v in volume.items()} for volume in volumes]
 
 

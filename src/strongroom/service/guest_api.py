@@ -241,7 +241,9 @@ class GuestAPI:
         if kind != "key":
             raise InputError(f"there are no resources of type {kind!r}", hint="expected <owner>/key/<name>")
         wanted = KeyWanted(owner=owner, name=tag)
-        return self._service.parts.broker.release(guest, wanted, now=now, uptime_s=self._uptime())
+        released = self._service.parts.broker.release(guest, wanted, now=now, uptime_s=self._uptime())
+        self.guest(session, now=now)  # an owner's module may have been waited for: is its root believed still?
+        return released
 
     def certificate(self, session: str, body: object, *, now: datetime) -> dict[str, object]:
         """Return a certificate for the guest's TLS key."""
@@ -249,7 +251,9 @@ class GuestAPI:
         csr = _fields(body, {"csr"})["csr"]
         if not isinstance(csr, str):
             raise InputError("csr is PEM text")
-        return self._service.parts.broker.certify(guest, csr, now=now, uptime_s=self._uptime())
+        certified = self._service.parts.broker.certify(guest, csr, now=now, uptime_s=self._uptime())
+        self.guest(session, now=now)
+        return certified
 
     def commit(self, session: str, body: object, *, now: datetime) -> dict[str, object]:
         """Advance a data set's head for the guest's job."""
