@@ -27,6 +27,8 @@ from strongroom.attest.endorsements import INTEL_ROOT, Endorsements, TrustAnchor
 from strongroom.attest.quote import parse_quote, trimmed
 from strongroom.cli.attest import command
 from strongroom.cli.service import command as service
+from strongroom.cli.verdicts import _known_roots
+from strongroom.client.workspace import Workspace
 from strongroom.errors import InputError
 
 
@@ -297,5 +299,22 @@ def test_T261_show_believes_no_root_that_only_a_file_names(
     status, checks = show()
     assert (status, set(checks)) == (1, {"length", "verification"})
     assert f"expected one of none, got {PKI.anchor().fingerprint[:16]}" in checks["verification"]["detail"]
-    monkeypatch.setattr("strongroom.cli.verdicts._known_roots", lambda _: {(PKI.anchor().fingerprint, kind)})
+    monkeypatch.setattr("strongroom.cli.verdicts._known_roots", lambda *_: {(PKI.anchor().fingerprint, kind)})
     assert show()[0] == 0
+
+
+def test_T279_roots_that_a_service_lists_do_not_count_where_it_is_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service whose machine's owner added a root of his own would else prove itself by that root."""
+    _workspace(tmp_path, monkeypatch)
+    here = Workspace.find(tmp_path)
+    monkeypatch.setattr(Workspace, "is_running", lambda _: True)
+
+    class Lists:
+        def call(self, *_: str) -> dict[str, object]:
+            return {"anchors": [{"fingerprint": "ab" * 32, "kind": "hardware"}]}
+
+    monkeypatch.setattr("strongroom.cli.verdicts.owner", Lists)
+    assert ("ab" * 32, "hardware") in _known_roots(here, True)
+    assert ("ab" * 32, "hardware") not in _known_roots(here, False)

@@ -74,7 +74,7 @@ def verify(
     from strongroom.client.evidence import Pin, ask
 
     policy = _policy(measurement, policy_file, unsafe_accept_simulated)
-    choices = trusted_choices(bundle, settings)
+    choices = trusted_choices(bundle, settings, of_service=False)
     client = owner()
     here, shown = client.workspace, ask(client.send)
     verdict = judge_service(shown, here.identity, policy, choices, now=datetime.now(UTC))

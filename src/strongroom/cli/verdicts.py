@@ -247,10 +247,11 @@ def read_evidence(path: Path) -> tuple[str, bytes, bytes]:
     return "snp" if raw[2:4] == b"\0\0" else "tdx" if raw[4:8] == b"\x81\0\0\0" else "sgx", raw, certificate
 
 
-def trusted_choices(bundle: Path | None, settings: dict[str, str]) -> Choices:
+def trusted_choices(bundle: Path | None, settings: dict[str, str], *, of_service: bool = True) -> Choices:
     """Return verifiers with the endorsements in `bundle`, or in the workspace's trust service.
 
-    What the service's folder holds under roots that nobody here trusts is passed over, and what is not readable.
+    What the service's folder holds under roots that nobody here trusts is passed over, and what is not readable. Roots
+    that the service says it trusts count only `of_service`: not where the service itself is judged.
 
     Raises:
         InputError: A hardware root in `bundle` that is no maker's own.
@@ -258,7 +259,7 @@ def trusted_choices(bundle: Path | None, settings: dict[str, str]) -> Choices:
     """
     if bundle is None:
         here = workspace()
-        known = _known_roots(here)
+        known = _known_roots(here, of_service)
         folder = read_folder(here.service_folder / "endorsements")[0]
         found = [(anchor, one) for anchor, one in folder if (anchor.fingerprint, anchor.kind) in known]
     else:
@@ -272,7 +273,7 @@ def trusted_choices(bundle: Path | None, settings: dict[str, str]) -> Choices:
     return [(verifier_for(anchor, one, settings), one) for anchor, one in found]
 
 
-def _known_roots(here: Workspace) -> set[tuple[str, str]]:
+def _known_roots(here: Workspace, of_service: bool) -> set[tuple[str, str]]:
     # The makers', the simulated platform's of this workspace, and what its service trusts beside.
     from strongroom.attest.simulated.pki import SimulatedPKI
     from strongroom.attest.simulated.platform import load_seed
@@ -281,7 +282,7 @@ def _known_roots(here: Workspace) -> set[tuple[str, str]]:
     if here.seed.exists():
         anchor = SimulatedPKI.create(load_seed(here.seed), now=datetime.now(UTC)).anchor()
         known.add((anchor.fingerprint, anchor.kind))
-    if here.embedded and here.is_running():
+    if of_service and here.embedded and here.is_running():
         anchors = cast(list[dict[str, str]], owner().call("GET", "/v1/status")["anchors"])
         known |= {(a["fingerprint"], a["kind"]) for a in anchors}
     return known
