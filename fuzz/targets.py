@@ -390,7 +390,8 @@ def model_record(raw: bytes) -> None:
 
 def model_scan(raw: bytes) -> None:
     """The scan for code in model files: any bytes get an answer."""
-    assert isinstance(scan.code_in(io.BytesIO(raw), "model.bin"), str)
+    for name in ("model.bin", "spark-ml/metadata/part-00000"):
+        assert isinstance(scan.code_in(io.BytesIO(raw), name), str)
 
 
 def answer(raw: bytes) -> None:

@@ -162,6 +162,18 @@ def test_T200_files_that_run_code(made: Enclave) -> None:
     assert pickle.loads((made.folder / "opened-old/pytorch_model.bin").read_bytes()) == [1, 2]
 
 
+def test_T200_a_spark_model_with_a_stage_that_runs_code(made: Enclave) -> None:
+    inner = made.folder / "line/spark-ml/stages/0_a/metadata"
+    inner.mkdir(parents=True)
+    (inner / "part-00000").write_text('{"class": "org.apache.spark.ml.feature.SQLTransformer"}')
+    said = refused(made, "model", "seal", "line", "sealed-line", "--key", "models")
+    assert "0_a/metadata/part-00000: a Spark ML stage of class org.apache.spark.ml.feature.SQLTransformer" in said
+    made.run("model", "seal", "line", "sealed-line", "--key", "models", "--unsafe-pickle")
+    for verb in (["verify", "sealed-line"], ["open", "sealed-line", "never"]):
+        assert "runs any SQL" in refused(made, "model", *verb, "--accept-unattested")
+        made.run("model", *verb, "--accept-unattested", "--unsafe-pickle")
+
+
 @pytest.mark.parametrize("verb", ["show", "verify"])
 def test_what_is_no_model(made: Enclave, verb: str) -> None:
     assert "is not a sealed data set" in refused(made, "model", verb, "own-nothing")

@@ -11,7 +11,9 @@ import pickle
 import zipfile
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -20,6 +22,8 @@ from strongroom import models
 from strongroom.errors import InputError
 from strongroom.models.kinds import kind_of
 from strongroom.models.scan import code_in
+
+SPARK = "org.apache.spark.ml."
 
 ARRAYS = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.zeros(3)}
 
@@ -141,6 +145,92 @@ def test_T200_a_keras_model_that_holds_code_is_not_saved(tmp_path: Path) -> None
     with pytest.raises(InputError, match="a Keras layer of a lambda"):
         models.save(Network(keras_config("__lambda__")), tmp_path / "bad")
     assert list((tmp_path / "bad").iterdir()) == []
+
+
+def stage(name: str, **more: object) -> bytes:
+    return json.dumps({"class": name, "uid": "stage_1f", "paramMap": {}, **more}).encode() + b"\n"
+
+
+INNER = "model/spark-ml/stages/0_stage_1f/metadata/part-00000"
+GRID = {
+    "estimatorParamMaps": [[{"parent": "x", "name": "classifier", "value": '"epm_classifier0"', "isJson": "false"}]]
+}
+ELSEWHERE = {"estimatorParamMaps": [[{"value": '"/work/else"', "isJson": "false"}]]}
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "said"),
+    [
+        (INNER, stage(f"{SPARK}feature.Tokenizer"), ""),
+        (INNER, stage(f"{SPARK}PipelineModel", paramMap={"stageUids": ["Tokenizer_9c"]}), ""),
+        (INNER, stage("pyspark.ml.pipeline.PipelineModel"), ""),
+        ("spark-ml/data/metadata/part-00000", stage("org.apache.spark.mllib.clustering.BisectingKMeansModel"), ""),
+        (INNER, stage(f"{SPARK}tuning.CrossValidatorModel", paramMap=GRID), ""),
+        (INNER, stage(f"{SPARK}feature.SQLTransformer"), "SQLTransformer, which runs any SQL"),
+        ("m/metadata/part-00000", stage("pyspark.ml.feature.SQLTransformer"), "SQLTransformer, which runs any SQL"),
+        (INNER, stage("joblib.numpy_pickle"), "joblib.numpy_pickle, which is not one of Spark's own"),
+        (INNER, stage("pyspark.ml.connect.pipeline.Pipeline"), "not one of Spark's own"),
+        (INNER, stage("pyspark.ml.linalg.np"), "not one of Spark's own"),
+        (INNER, stage(f"{SPARK}feature.Tokenizer", pythonClass="other.Stage"), "other.Stage, which is not one"),
+        (INNER, stage(f"{SPARK}feature.Tokenizer") + stage("other.Stage"), "not one of Spark's own"),
+        (INNER, b"\r\xef\xbb\xbf" + stage("other.Stage"), "not one of Spark's own"),
+        (INNER, stage("other.Stage").replace(b'"class"', b'"cl\\u0061ss"'), "not one of Spark's own"),
+        ("m/bestModel/metadata/another", stage("other.Stage"), "not one of Spark's own"),
+        ("m/classifier/metadata/a=1/part-0", stage("other.Stage"), "not one of Spark's own"),
+        ("m/model_0/metadata", stage("other.Stage"), "not one of Spark's own"),
+        (INNER, stage("other.Stage")[:-1] + b" trailing", "cannot be looked into"),
+        (INNER, b"[" + stage("other.Stage")[:-1] + b"]", "cannot be looked into"),
+        (INNER, b'{"class": "other.Stage", "class": "org.apache.spark.ml.Pipeline"}', "cannot be looked into"),
+        (f"{INNER}.snappy", b"x", "packed"),
+        (INNER, stage(f"{SPARK}Pipeline", paramMap={"stageUids": ["x/../../../../else"]}), "leads out of its folder"),
+        (INNER, stage(f"{SPARK}Pipeline", paramMap={"stageUids": ["{a,b}"]}), "leads out of its folder"),
+        (INNER, stage(f"{SPARK}tuning.CrossValidator", paramMap=ELSEWHERE), "leads out of its folder"),
+        ("m/metadata/.part-00000.crc", b"crc\0\n{", ""),
+        ("m/metadata/_SUCCESS", b"", ""),
+        ("m/metadata/notes.txt", b"About this model\n", ""),
+        ("m/metadata/info.json", b'{\n  "a": 1\n}\n', ""),
+        ("m/notes/part-00000", stage("other.Stage"), ""),
+    ],
+)
+def test_T200_spark_models_name_no_code(name: str, raw: bytes, said: str) -> None:
+    found = code_in(io.BytesIO(raw), name)
+    assert said in found if said else found == ""
+
+
+class Reader:
+    """Spark's, which must not be reached."""
+
+    @staticmethod
+    def loadParamsInstance(at: str, _session: object) -> str:
+        return at
+
+
+def test_T200_a_spark_model_is_not_loaded_with_a_stage_that_runs_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spark = SimpleNamespace(DefaultParamsReader=Reader, SparkSession=MagicMock())
+    monkeypatch.setattr("strongroom.models.kinds._need", lambda *_: spark)
+    record = models.ModelRecord(kind="spark-ml", file="spark-ml").encode()
+    (tmp_path / "model.json").write_bytes(record)
+    with pytest.raises(InputError, match="no metadata"):
+        models.load(tmp_path)
+    for folder, name in {"": "PipelineModel", "stages/0_a": "feature.Tokenizer"}.items():
+        (tmp_path / "spark-ml" / folder / "metadata").mkdir(parents=True)
+        (tmp_path / "spark-ml" / folder / "metadata/part-00000").write_bytes(stage(SPARK + name))
+    assert models.load(tmp_path) == f"file:{tmp_path}/spark-ml"
+    inner = tmp_path / "spark-ml/bestModel/stages/1_b/metadata/part-00000"
+    inner.parent.mkdir(parents=True)
+    for name, said in {f"{SPARK}feature.SQLTransformer": "runs any SQL", "other.Stage": "not one of Spark's"}.items():
+        inner.write_bytes(stage(name))
+        with pytest.raises(InputError, match=f"{name}, which .*{said}"):
+            models.load(tmp_path)
+        with pytest.raises(InputError, match=said):
+            models.load(tmp_path, trusted=[f"{SPARK}PipelineModel"])
+        assert models.load(tmp_path, trusted=[name]) == f"file:{tmp_path}/spark-ml"
+    inner.unlink()
+    (tmp_path / "spark-ml/stages/2_c").symlink_to(tmp_path)
+    with pytest.raises(InputError, match="a link"):
+        models.load(tmp_path)
 
 
 def archive(name: str, raw: bytes) -> bytes:

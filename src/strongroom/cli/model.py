@@ -168,7 +168,7 @@ def _code_below(source: Path) -> Iterator[str]:
     files = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.is_file())
     for path in files:
         with path.open("rb") as file:
-            if found := code_in(file, path.name):
+            if found := code_in(file, path.relative_to(source.parent).as_posix()):
                 yield f"{path}: {found}"
 
 

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from strongroom.errors import InputError
+from strongroom.models.on_spark import below, reading
 from strongroom.models.scan import code_in
+from strongroom.models.spark_stages import foreign_stages, is_metadata
 
 __all__ = ["KINDS", "Kind", "kind_of"]
 
@@ -124,7 +126,7 @@ class Onnx:
 class SparkML:
     """A model or pipeline of Spark's MLlib, in the folder that Spark itself writes.
 
-    Spark loads the classes that the folder names; none is in it, and the outermost has to be one of Spark's own.
+    Spark loads the classes that the folder names, at every depth: they have to be its own, and none that runs SQL.
     """
 
     name = "spark-ml"
@@ -141,12 +143,17 @@ class SparkML:
         _nothing_into(self.name, into)
         reader, at = _need("pyspark.ml.util", "pyspark").DefaultParamsReader, f"file:{path.absolute()}"
         session = _need("pyspark.sql", "pyspark").SparkSession.builder.getOrCreate()
-        found = str(reader.loadMetadata(at, session).get("class"))
-        if not found.startswith(("org.apache.spark.ml.", "pyspark.ml.")) and found not in trusted:
-            raise InputError(
-                f"the model is a {found:.100}, which is not one of Spark's own",
-                hint=f"if you know it: models.load(..., trusted=[{found!r:.100}])",
-            )
+        stages = [file for file in below(path) if is_metadata(str(file.relative_to(path)))]
+        if not stages:
+            raise InputError(f"{path} holds no metadata of a Spark ML model")
+        for stage in stages:
+            with reading(stage) as at_hand, at_hand.open("rb") as file:
+                found = [f for f in foreign_stages(file, stage.name) if f[0] not in trusted]
+            if found:
+                raise InputError(
+                    f"{stage.relative_to(path)}: the model holds a {found[0][0]:.100}, {found[0][1]}",
+                    hint=f"if you know it: models.load(..., trusted=[{found[0][0]!r:.100}])",
+                )
         return reader.loadParamsInstance(at, session)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from strongroom.errors import InputError
 
-__all__ = ["in_spark_job", "reading", "writing"]
+__all__ = ["below", "in_spark_job", "reading", "writing"]
 
 _AGENT = Path("/run/strongroom/agent.sock")
 """There in Spark's enclaves alone."""
@@ -61,6 +61,26 @@ def reading(path: Path) -> Iterator[Path]:
         found = Path(beside) / path.name
         source.getFileSystem(conf).copyToLocalFile(False, source, _path(jvm, found))
         yield found
+
+
+def below(folder: Path) -> list[Path]:
+    """Return the files below `folder`, at any depth.
+
+    Raises:
+        InputError: A link is among them.
+    """
+    if not in_spark_job():
+        found = sorted(folder.rglob("*"))
+        if link := next((path for path in found if path.is_symlink()), None):
+            raise InputError(f"{link} is a link: it is not followed")
+        return [path for path in found if path.is_file()]
+    jvm, conf = _spark()
+    top, paths = _path(jvm, folder), list[Path]()
+    files = top.getFileSystem(conf).listFiles(top, True)
+    while files.hasNext():
+        path = Path(files.next().getPath().toUri().getPath())
+        paths.append(folder / path.relative_to(top.toUri().getPath()))
+    return paths
 
 
 def _spark() -> tuple[Any, Any]:

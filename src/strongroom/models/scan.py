@@ -1,7 +1,7 @@
 """Files that run code when they are loaded as a model, told by what is in them and not by what they are called.
 
 A list of what is refused: pickles of any protocol, alone or in an archive, arrays of Python objects, what is packed so
-that it cannot be looked into, and formats whose loaders run code that they hold.
+that it cannot be looked into, formats whose loaders run code that they hold, and models that name foreign classes.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ import re
 import struct
 import zipfile
 from typing import IO, Any
+
+from strongroom.errors import InputError
+from strongroom.models.spark_stages import foreign_stages, is_metadata
 
 __all__ = ["code_in"]
 
@@ -35,12 +38,20 @@ _CALLS = {"BUILD", "INST", "NEWOBJ", "NEWOBJ_EX", "OBJ", "REDUCE"}
 
 
 def code_in(file: IO[bytes], name: str) -> str:
-    """Return what in `file`, called `name`, would run when it is loaded; "" if nothing known does."""
+    """Return what in `file`, called `name` in its model's folder, would run when it is loaded; "" if nothing known."""
     found = _in_stream(file)
     suffix = os.path.splitext(name)[1].lower()
     if not found and suffix in _SUFFIXES and file.seek(0, os.SEEK_END):
         return f"a {suffix} file, which is a pickle as a rule"
-    return found
+    return found or (_in_stage(file, name) if is_metadata(name) else "")
+
+
+def _in_stage(file: IO[bytes], name: str) -> str:
+    file.seek(0)
+    try:
+        return next((f"a Spark ML stage of class {cls:.100}, {why}" for cls, why in foreign_stages(file, name)), "")
+    except InputError as exc:
+        return str(exc)
 
 
 def _in_stream(file: IO[bytes]) -> str:
