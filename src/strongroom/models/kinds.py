@@ -26,11 +26,14 @@ class Kind(Protocol):
         name: In the record.
         file: What its file is called.
         packages: Whose versions the record names, the first of which a model of this kind comes from.
+        in_place: Whether `save` and `load` go to the volume themselves, from all machines of their engine; the others
+            are given a file that is written beside, or brought to hand.
     """
 
     name: str
     file: str
     packages: tuple[str, ...]
+    in_place: bool = False
 
     def takes(self, model: object) -> bool:
         """Return whether `model` is of this kind."""
@@ -45,7 +48,7 @@ class Kind(Protocol):
         ...
 
 
-class SafeTensors:
+class SafeTensors(Kind):
     """State of a PyTorch module, or a dictionary of PyTorch tensors or NumPy arrays."""
 
     name = "safetensors"
@@ -79,7 +82,7 @@ class SafeTensors:
         return into
 
 
-class Keras:
+class Keras(Kind):
     """A Keras model, with its layers; those that hold code are neither saved nor loaded."""
 
     name = "keras"
@@ -104,7 +107,7 @@ class Keras:
         return into
 
 
-class Onnx:
+class Onnx(Kind):
     """An ONNX graph."""
 
     name = "onnx"
@@ -123,7 +126,7 @@ class Onnx:
         return _need("onnx", "onnx").load_model(path, load_external_data=False)
 
 
-class SparkML:
+class SparkML(Kind):
     """A model or pipeline of Spark's MLlib, in the folder that Spark itself writes.
 
     Spark loads the classes that the folder names, at every depth: they have to be its own, and none that runs SQL.
@@ -132,6 +135,7 @@ class SparkML:
     name = "spark-ml"
     file = "spark-ml"
     packages: tuple[str, ...] = ("pyspark",)
+    in_place = True
 
     def takes(self, model: object) -> bool:
         return any(cls.__module__.startswith("pyspark.ml.") for cls in type(model).__mro__) and hasattr(model, "write")
@@ -157,7 +161,7 @@ class SparkML:
         return reader.loadParamsInstance(at, session)
 
 
-class XGBoost:
+class XGBoost(Kind):
     """An XGBoost booster, or the estimator around one; loaded as a booster unless `into` is given."""
 
     name = "xgboost"
@@ -177,7 +181,7 @@ class XGBoost:
         return model
 
 
-class LightGBM:
+class LightGBM(Kind):
     """A LightGBM booster, or the one of an estimator."""
 
     name = "lightgbm"
@@ -196,7 +200,7 @@ class LightGBM:
         return _need("lightgbm", "lightgbm").Booster(model_file=path)
 
 
-class Skops:
+class Skops(Kind):
     """A scikit-learn estimator; what skops does not know to be safe (trees, for one) must be named in `trusted`."""
 
     name = "skops"
@@ -221,7 +225,7 @@ class Skops:
         return skops.load(path, trusted=list(trusted))
 
 
-class Pickle:
+class Pickle(Kind):
     """Any Python object. Loading it runs whatever its maker wrote into it."""
 
     name = "pickle"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from strongroom.errors import InputError
-from strongroom.models.kinds import KINDS, Kind, SparkML, kind_of
+from strongroom.models.kinds import KINDS, Kind, kind_of
 from strongroom.models.on_spark import reading, writing
 from strongroom.models.record import RECORD_FILE, ModelRecord
 
@@ -57,8 +57,8 @@ def save(
     with writing(Path(folder)) as target:
         beside = target / f".{name}.{secrets.token_hex(6)}{suffix}"  # some libraries look at the suffix
         try:
-            if isinstance(chosen, SparkML):
-                chosen.save(model, Path(folder) / chosen.file)  # by Spark itself, from all its machines
+            if chosen.in_place:
+                chosen.save(model, Path(folder) / chosen.file)
             else:
                 chosen.save(model, beside)
                 beside.replace(target / chosen.file)
@@ -85,7 +85,7 @@ def load(folder: _Folder, *, into: Any = None, trusted: Sequence[str] = (), unsa
     kind = _kind(record.kind, unsafe_pickle=unsafe_pickle)
     if record.file != kind.file:  # libraries choose by the suffix what they do, Keras whether it runs code
         raise InputError(f"{RECORD_FILE}: a {kind.name} model lies in {kind.file}, got {record.file!r:.60}")
-    if isinstance(kind, SparkML):
+    if kind.in_place:
         return kind.load(Path(folder) / kind.file, into=into, trusted=trusted)
     with reading(Path(folder) / kind.file) as path:
         return kind.load(path, into=into, trusted=trusted)
