@@ -8,7 +8,7 @@ import resource
 import socket
 from pathlib import Path
 
-__all__ = ["connect_unix", "flush_folder", "protect_process"]
+__all__ = ["connect_unix", "flush_folder", "protect_process", "write_whole"]
 
 _PR_SET_DUMPABLE = 4
 
@@ -39,6 +39,28 @@ def flush_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def write_whole(path: Path, raw: bytes | str, mode: int = 0o666) -> None:
+    """Let `path` hold `raw`, on the disk when this returns; nobody sees half of it, also after a power cut.
+
+    Args:
+        path: Replaced, with its permissions, if it is there.
+        raw: All of it.
+        mode: Less what the umask takes.
+    """
+    beside = path.with_name(f".{path.name[:200]}.{os.urandom(6).hex()}")
+    handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(raw.encode() if isinstance(raw, str) else raw)
+            file.flush()
+            os.fsync(handle)
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    flush_folder(path.parent)
 
 
 def protect_process() -> None:

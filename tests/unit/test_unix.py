@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from strongroom._unix import write_whole
 from strongroom.attest.simulated.platform import load_seed
 from strongroom.crypto.https import _is_ended
 from strongroom.errors import IntegrityError
@@ -34,6 +35,21 @@ def test_a_new_root_key_is_on_the_disk_with_its_name(tmp_path: Path, flushed: li
     root, _ = RootFolder(tmp_path).create("keyfile", {})
     files = [str(tmp_path / f"root-{root.id}.{kind}") for kind in ("key", "json")]
     assert flushed == [*files, str(tmp_path)]
+
+
+def test_a_file_is_written_whole_and_is_on_the_disk_before_it_has_its_name(tmp_path: Path, flushed: list[str]) -> None:
+    path = tmp_path / "pin.json"
+    write_whole(path, "one", 0o600)
+    assert (path.read_text(), path.stat().st_mode & 0o777) == ("one", 0o600)
+    assert [str(Path(name).parent) for name in flushed] == [str(tmp_path), str(tmp_path.parent)]
+    assert path.name in flushed[0]
+    assert flushed[0] != str(path)
+    path.chmod(0o400)
+    with pytest.raises(TypeError):
+        write_whole(path, None)  # type: ignore[arg-type]
+    assert path.read_text() == "one"
+    write_whole(path, b"two")
+    assert (path.read_bytes(), os.listdir(tmp_path)) == (b"two", ["pin.json"])
 
 
 def test_the_seed_is_made_whole_and_once(tmp_path: Path, flushed: list[str]) -> None:

@@ -7,7 +7,6 @@ the roots that are trusted, and the verifier proves the rest.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from strongroom._encoding import parse_json
+from strongroom._unix import write_whole
 from strongroom.attest.endorsement_snp import AMD_ROOTS, AnyEndorsements, SNPEndorsements, read_endorsements
 from strongroom.attest.endorsements import INTEL_ROOT, TrustAnchor
 from strongroom.crypto.x509 import UNREADABLE, common_name
@@ -90,9 +90,7 @@ def write_bundle(path: Path, anchor: TrustAnchor, endorsements: Sequence[AnyEndo
     """Write a file that `read_bundle` reads; nobody sees half of it."""
     document = {"anchor": anchor.to_json(), "endorsements": [value.to_json() for value in endorsements]}
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    beside = path.with_suffix(f".{os.getpid()}")
-    beside.write_text(json.dumps(document))
-    beside.replace(path)
+    write_whole(path, json.dumps(document))
 
 
 def anchor_of(endorsements: AnyEndorsements, given: TrustAnchor | None = None) -> TrustAnchor:

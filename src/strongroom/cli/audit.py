@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from strongroom._encoding import parse_json
+from strongroom._unix import write_whole
 from strongroom.cli import output
 from strongroom.cli.common import epilog, json_option, owner, workspace
 from strongroom.client.owner import verify_exported
@@ -71,9 +72,7 @@ def _why(record: dict[str, Any]) -> str:
 def export(target: Path) -> None:
     """Write the log as JSON lines, for a check elsewhere or another system."""
     records = owner().audit_records()
-    beside = target.with_name(f".{target.name}.new")
-    beside.write_text("".join(json.dumps(r, sort_keys=True) + "\n" for r in records))
-    beside.replace(target)
+    write_whole(target, "".join(json.dumps(r, sort_keys=True) + "\n" for r in records))
     output.say(f"wrote {len(records)} records")
 
 

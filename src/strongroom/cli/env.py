@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import click
 
+from strongroom._unix import write_whole
 from strongroom.cli import output
 from strongroom.cli.common import epilog, json_option, settings
 from strongroom.errors import InputError
@@ -41,9 +41,7 @@ def lock(requirements: tuple[str, ...], files: tuple[Path, ...], target: Path | 
     if target is None:
         output.lines(text.splitlines())
         return
-    beside = target.with_name(f".{target.name}.{os.getpid()}")
-    beside.write_text(text)
-    beside.replace(target)
+    write_whole(target, text)
     output.say(f"{len(text.splitlines())} packages in {target}; next: strongroom env build {target} FOLDER")
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
+from strongroom._unix import write_whole
 from strongroom.cli import output
 from strongroom.cli.common import epilog, json_option, settings, workspace
 from strongroom.client.jobs import (
@@ -271,9 +272,7 @@ def sign(job_file: Path, out: Path | None, as_json: bool) -> None:
         simulated=bundle.simulated,
     )
     target = out or job_file.with_suffix(".reference.json")
-    beside = target.with_name(f".{target.name}.new")
-    beside.write_bytes(sign_reference(values, key))
-    beside.replace(target)
+    write_whole(target, sign_reference(values, key))
     mark = " (SIMULATED)" if bundle.simulated else ""
     found = {"job": plan.job, **named, "signer": spki_id(key.public_key())}
     text = output.facts({**found, **{name: value + mark for name, value in named.items()}, "file": str(target)})

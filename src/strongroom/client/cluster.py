@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from strongroom._unix import write_whole
 from strongroom.attest.simulated.measure import tree_digest
 from strongroom.attest.simulated.platform import load_seed
 from strongroom.client.workspace import Workspace
@@ -60,10 +61,7 @@ class Cluster:
 
     def save(self, workspace: Workspace) -> None:
         """Keep it as the workspace's cluster."""
-        path = workspace.folder / _FILE
-        beside = path.with_name(f".{_FILE}")
-        beside.write_text(json.dumps(asdict(self), indent=1))
-        beside.replace(path)
+        write_whole(workspace.folder / _FILE, json.dumps(asdict(self), indent=1))
 
     @property
     def environment(self) -> Path | None:

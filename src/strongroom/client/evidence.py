@@ -22,6 +22,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from strongroom._encoding import b64u, parse_json
+from strongroom._unix import write_whole
 from strongroom.attest import ratls
 from strongroom.attest.appraisal import AppraisalContext, Finding, Policy, findings, policy_from_json, policy_to_json
 from strongroom.attest.claims import Claims
@@ -142,9 +143,7 @@ class Pin:
         """Pin it in the workspace in `folder`."""
         names = ("root", "kind", "endorsements", "settings", "seen")
         value = {"policy": policy_to_json(self.policy), **{name: getattr(self, name) for name in names}}
-        beside = folder / f".{_FILE}.{os.getpid()}"
-        beside.write_text(json.dumps(value, indent=2) + "\n")
-        beside.replace(folder / _FILE)
+        write_whole(folder / _FILE, json.dumps(value, indent=2) + "\n")
 
     def check(self, shown: Shown, folder: Path, identity: str, *, now: datetime | None = None) -> None:
         """Return only if what was shown is what was accepted; the pin in `folder` then knows which endorsements it saw.

@@ -7,12 +7,12 @@ trust service says; so a name stays with its owner, and an owner with its name.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from strongroom._unix import write_whole
 from strongroom.client.workspace import Workspace
 from strongroom.errors import InputError, IntegrityError
 
@@ -98,9 +98,7 @@ class Petnames:
         """Call `owner` by `name` from now on; see `check_free`."""
         self.check_free(name, owner)
         others: Mapping[str, str] = {n: o for n, o in self.owners.items() if o != self.own}
-        beside = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        beside.write_text(json.dumps({**others, **({name: owner} if owner != self.own else {})}, indent=1))
-        beside.replace(self.path)
+        write_whole(self.path, json.dumps({**others, **({name: owner} if owner != self.own else {})}, indent=1))
         self.owners[name] = owner
 
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from strongroom._unix import write_whole
 from strongroom.errors import IntegrityError
 from strongroom.kms.audit import AuditHead
 
@@ -94,6 +94,4 @@ class Seen:
             for dataset, epoch in other.epochs.items():
                 self.epochs[dataset] = max(epoch, self.epochs.get(dataset, 0))
             head = {"seq": self.head.seq, "chain": self.head.chain} if self.head else None
-            beside = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-            beside.write_text(json.dumps({"head": head, "epochs": self.epochs}))
-            beside.replace(self.path)
+            write_whole(self.path, json.dumps({"head": head, "epochs": self.epochs}))

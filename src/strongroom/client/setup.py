@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509 import Certificate
 
+from strongroom._unix import write_whole
 from strongroom.attest.simulated.pki import SimulatedPKI
 from strongroom.attest.simulated.platform import load_seed
 from strongroom.client.endorsements import refresh_endorsements
@@ -61,7 +61,7 @@ def create_workspace(
         )
     except OSError as exc:
         raise InputError(f"the workspace {folder} cannot be written: {exc.strerror}") from exc
-    (folder / "identity.pem").write_text(service.identity_pem)
+    write_whole(folder / "identity.pem", service.identity_pem)
     identity = x509.certificate_from_pem(service.identity_pem).public_key()
     refresh_endorsements(folder, now=now)
     service.store.close()
@@ -95,7 +95,7 @@ def request_workspace(parent: Path, *, name: str, service: str, identity: Path |
         raise InputError(f"{request} exists", hint="choose another name or folder")
     try:
         certificate = _new_owner(folder, name, datetime.now(UTC))
-        (folder / "identity.pem").write_text(pem)
+        write_whole(folder / "identity.pem", pem)
         request.write_text(x509.certificate_pem(certificate))
         values = {"identity": pin, "owner": x509.fingerprint(certificate), "name": name, "service": where}
         write_workspace(folder, values)
@@ -147,12 +147,6 @@ def _new_owner(folder: Path, name: str, now: datetime) -> Certificate:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     key = x509.new_key()
     certificate = x509.self_signed(key, name, now=now, days=OWNER_DAYS, ca=False)
-    _write_private(folder / "owner.key", x509.private_key_pem(key))
-    (folder / "owner.pem").write_text(x509.certificate_pem(certificate))
+    write_whole(folder / "owner.key", x509.private_key_pem(key), 0o600)
+    write_whole(folder / "owner.pem", x509.certificate_pem(certificate))
     return certificate
-
-
-def _write_private(path: Path, raw: bytes) -> None:
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(handle, "wb") as file:
-        file.write(raw)

@@ -27,7 +27,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from strongroom._unix import connect_unix
+from strongroom._unix import connect_unix, write_whole
 from strongroom.errors import InputError, UnavailableError
 
 __all__ = ["Workspace"]
@@ -214,4 +214,4 @@ class Workspace:
 def write_workspace(folder: Path, values: Mapping[str, str]) -> None:
     """Write `workspace.toml`."""
     lines = [f"{name} = {json.dumps(value)}" for name, value in values.items()]
-    (folder / "workspace.toml").write_text("# Made by `strongroom init`.\n" + "\n".join(lines) + "\n")
+    write_whole(folder / "workspace.toml", "# Made by `strongroom init`.\n" + "\n".join(lines) + "\n")

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from strongroom._secret import SecretBytes
-from strongroom._unix import flush_folder
+from strongroom._unix import write_whole
 from strongroom.attest.attesters import Attester
 from strongroom.attest.endorsement_snp import AnyEndorsements
 from strongroom.attest.endorsements import TrustAnchor
@@ -130,7 +130,7 @@ class TrustService:
         service = cls(folder, root_folder)
         if service.needs_credentials:
             chain, key_pem = _new_leaf(identity, service.identity_pem, now)
-            _write_private(folder / _LOCKED_LEAF, key_pem + chain.encode())
+            write_whole(folder / _LOCKED_LEAF, key_pem + chain.encode(), 0o600)
         return service, handout
 
     @property
@@ -334,7 +334,7 @@ class TrustService:
 
     def _keep_leaf(self, now: datetime) -> tuple[str, bytes]:
         chain, key_pem = _new_leaf(self.parts.identity, self.identity_pem, now)
-        _write_private(self.folder / _LOCKED_LEAF, key_pem + chain.encode())
+        write_whole(self.folder / _LOCKED_LEAF, key_pem + chain.encode(), 0o600)
         return chain, key_pem
 
     def owner_certificates(self) -> list[str]:
@@ -367,17 +367,6 @@ def _new_leaf(identity: ec.EllipticCurvePrivateKey, identity_pem: str, now: date
         dns=[SERVICE_NAME],
     )
     return x509.certificate_pem(leaf) + identity_pem, x509.private_key_pem(key)
-
-
-def _write_private(path: Path, raw: bytes) -> None:
-    beside = path.with_suffix(".new")
-    handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(handle, "wb") as file:
-        file.write(raw)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-    flush_folder(path.parent)
 
 
 def _tighten(folder: Path, root_folder: Path) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from strongroom._encoding import labelled_hash
+from strongroom._unix import write_whole
 from strongroom.attest.simulated.measure import tree_digest
 from strongroom.attest.simulated.platform import FUSE, bundle_measurement
 from strongroom.errors import InputError
@@ -76,9 +77,9 @@ class SimulatedEnclave:
             name += f"-{labelled_hash('strongroom-bundle-v1', [str(places['/opt/env']).encode()]).hex()[:8]}"
         target = folder / name
         target.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _write(target / "init-data.toml", plan.init_data)
+        write_whole(target / "init-data.toml", plan.init_data)
         launch = {"service": "unix:/trust/service/guest.sock", "identity": self._identity_pem}
-        _write(target / "launch.json", json.dumps(launch, indent=1))
+        write_whole(target / "launch.json", json.dumps(launch, indent=1))
         bundle = {
             "format": 1,
             "runtimes": {place: str(source) for place, source in places.items()},
@@ -92,8 +93,8 @@ class SimulatedEnclave:
             "listen": "127.0.0.1:0" if peers else "",
             "outward": kbs_addresses(spec),
         }
-        _write(target / "bundle.json", json.dumps(bundle, indent=1))
-        _write(target / "job.json", json.dumps(dict(plan.document), indent=1, ensure_ascii=False))
+        write_whole(target / "bundle.json", json.dumps(bundle, indent=1))
+        write_whole(target / "job.json", json.dumps(dict(plan.document), indent=1, ensure_ascii=False))
 
         def measure() -> str:
             measurement = bundle_measurement(
@@ -101,7 +102,7 @@ class SimulatedEnclave:
             ).hex()
             digests = {place: tree_digest(source, self._cache).hex() for place, source in places.items()}
             reference = {"job": plan.job, "measurement": measurement, "simulated": True, "places": digests}
-            _write(target / "reference.json", json.dumps(reference, indent=1))
+            write_whole(target / "reference.json", json.dumps(reference, indent=1))
             return measurement
 
         stores = {v.name: (v.location, v.mode) for v in spec.volumes if isinstance(v.location, str)}
@@ -110,9 +111,3 @@ class SimulatedEnclave:
 
 def _location(location: Location) -> str:
     return str(location.resolve()) if isinstance(location, Path) else location
-
-
-def _write(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text)
-    beside.replace(path)

@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+from strongroom._unix import write_whole
 from strongroom.errors import InputError, UnavailableError
 from strongroom.jobs.plan import Bundle, LaunchPlan, Outcome
 from strongroom.jobs.targets.local import LocalTarget, outcome_of, start_platform
@@ -234,9 +235,7 @@ def worker_bundle(folder: Path, driver: str, number: int, listen: str) -> Path:
 
 def edit_json(path: Path, **values: object) -> None:
     """Change members of the object in a JSON file."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps({**json.loads(path.read_bytes()), **values}, indent=1))
-    beside.replace(path)
+    write_whole(path, json.dumps({**json.loads(path.read_bytes()), **values}, indent=1))
 
 
 def _free_port(host: str) -> int:
