@@ -15,6 +15,7 @@ Objects are for one thread at a time.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import struct
@@ -29,7 +30,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from strongroom.crypto.header import PREFIX_BYTES, refusal
 from strongroom.crypto.keys import SALT_BYTES, FileSecret, derive, new_prefix, open_prefix
 from strongroom.crypto.raw import RawSource, RawTarget
-from strongroom.errors import InputError
+from strongroom.errors import InputError, StrongroomError
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -173,7 +174,8 @@ class Writer:
     """Seals what is written to it, in sequence.
 
     `close` writes the final chunk; leaving a `with` block by an exception, or dropping the object, does not.
-    Holds two buffers of `BLOCK_BYTES`, whatever the size of the file; three while it copies a large one.
+    Holds two buffers of `BLOCK_BYTES`, whatever the size of the file; of a large one three, one of which is
+    written while the next is sealed.
     """
 
     def __init__(self, raw: RawTarget, prefix: bytes, secret: FileSecret) -> None:
@@ -210,31 +212,27 @@ class Writer:
             view = view[step:]
             self._advance(step)
         self._size += total
+        self._write_behind()
         return total
 
     def copy_from(self, source: RawSource, on_bytes: Callable[[int], None] | None = None) -> int:
         """Seal everything that `source` still has and return how many bytes that was."""
         self._check_open()
         total = 0
-        try:
-            while got := _fill(source, self._plain[self._used :]):
-                self._advance(got)
-                self._size += got
-                total += got
-                if self._behind is None and total >= _BEHIND_BYTES:
-                    self._behind = _Behind(self._raw)
-                if on_bytes is not None:
-                    on_bytes(got)
-        finally:
-            behind, self._behind = self._behind, None
-            if behind is not None:
-                behind.close()
+        while got := _fill(source, self._plain[self._used :]):
+            self._advance(got)
+            self._size += got
+            total += got
+            self._write_behind()
+            if on_bytes is not None:
+                on_bytes(got)
         return total
 
     def close(self) -> None:
         """Write the final chunk; the sealed file is complete."""
         if self.closed:
             return
+        self._catch_up()
         full, rest = divmod(self._used, CHUNK_BYTES)
         sealed = self._sealed[: full * SEALED_CHUNK_BYTES + rest + TAG_BYTES]
         plain = [*self._plain_cuts[:full], self._plain[full * CHUNK_BYTES : self._used]]
@@ -246,7 +244,18 @@ class Writer:
     def abort(self) -> None:
         """Stop without a final chunk; what was written opens as truncated."""
         self.closed = True
+        with contextlib.suppress(OSError, StrongroomError):  # what is written no longer matters
+            self._catch_up()
         self._plain[:] = bytes(BLOCK_BYTES)
+
+    def _write_behind(self) -> None:
+        if self._behind is None and self._size >= _BEHIND_BYTES:
+            self._behind = _Behind(self._raw)
+
+    def _catch_up(self) -> None:
+        behind, self._behind = self._behind, None
+        if behind is not None:
+            behind.close()
 
     def _advance(self, step: int) -> None:
         self._used += step

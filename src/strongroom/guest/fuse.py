@@ -1,4 +1,4 @@
-"""The kernel's FUSE protocol for a tree of files that nobody writes, spoken over /dev/fuse without libfuse.
+"""The kernel's FUSE protocol for files that nobody writes, or writes once, spoken over /dev/fuse without libfuse.
 
 Trusts the kernel, whose requests these are, and nothing that a program names. Every answer comes from `Files`; what
 cannot be answered is EIO to the program, and told to whoever runs the server, once.
@@ -21,16 +21,16 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from strongroom.errors import IntegrityError, StrongroomError, UnavailableError
 
-__all__ = ["DEVICE", "NEAR", "Files", "FuseServer", "OpenFile", "mount"]
+__all__ = ["DEVICE", "NEAR", "Files", "FuseServer", "OpenFile", "WritableFiles", "WritingServer", "mount"]
 
 _log = logging.getLogger(__name__)
 
 DEVICE = Path("/dev/fuse")
-MAX_READ = 1 << 20
+MAX_READ = MAX_WRITE = 1 << 20
 _PAGE, _MAX_NAME = 4096, 255
 _AWAKE_S = 100e-6
 _MAX_WARM = 64
@@ -43,13 +43,15 @@ _AGAIN = 64
 _LOOKUP, _FORGET, _GETATTR, _OPEN, _READ, _STATFS, _RELEASE = 1, 2, 3, 14, 15, 17, 18
 _FLUSH, _INIT, _OPENDIR, _READDIR, _RELEASEDIR, _INTERRUPT, _DESTROY = 25, 26, 27, 28, 29, 36, 38
 _BATCH_FORGET, _READDIRPLUS = 42, 44
+_SETATTR, _UNLINK, _RENAME, _WRITE, _FSYNC, _CREATE = 4, 10, 12, 16, 20, 35
 _UNANSWERED = {_FORGET, _BATCH_FORGET, _INTERRUPT}
 
 _MAJOR, _MINOR = 7, 31
 # Reads side by side, listings with attributes, requests of up to MAX_READ.
 _ASYNC_READ, _READDIRPLUS_ON, _READDIRPLUS_AUTO, _PARALLEL_LISTINGS, _MAX_PAGES = 1, 1 << 13, 1 << 14, 1 << 18, 1 << 22
 _WANTED = _ASYNC_READ | _READDIRPLUS_ON | _READDIRPLUS_AUTO | _PARALLEL_LISTINGS | _MAX_PAGES
-_KEEP_CACHE, _CACHE_LISTING = 1 << 1, 1 << 3
+_BIG_WRITES = 1 << 5
+_DIRECT, _KEEP_CACHE, _CACHE_LISTING = 1, 1 << 1, 1 << 3
 _VALID_S = 86_400  # nothing changes while the view is there
 
 _REQUEST = struct.Struct("<IIQQIIII")  # length, operation, unique, node, uid, gid, pid, padding
@@ -62,11 +64,15 @@ _GETATTR_OUT = struct.Struct("<QII")
 _OPENED = struct.Struct("<QII")
 _READ_IN = struct.Struct("<QQI")
 _HANDLE = struct.Struct("<Q")
+_CREATE_IN_BYTES, _SIZE = 16, 1 << 3
+_SETATTR_IN = struct.Struct("<I12xQ")
+_WRITE_IN, _WRITE_OUT = struct.Struct("<QQI20x"), struct.Struct("<II")
 _NAME = struct.Struct("<QQII")
 _STATFS_OUT = struct.Struct("<QQQQQIIII24x")
 
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV = 1, 2, 4
 _libc = ctypes.CDLL(None, use_errno=True)
+_T = TypeVar("_T")
 
 
 class OpenFile(Protocol):
@@ -104,7 +110,33 @@ class Files(Protocol):
         """
 
 
-def mount(place: Path) -> int:
+class WritableFiles(Files, Protocol):
+    """One folder of files that are written once, from the first byte to the last."""
+
+    def create(self, path: str) -> None:
+        """Begin a file."""
+
+    def write(self, path: str, offset: int, data: memoryview) -> None:
+        """Take the bytes that follow those before.
+
+        Raises:
+            OSError: What the program is told: they do not follow, or there is no room.
+        """
+
+    def promise(self, path: str, size: int) -> None:
+        """Hear how long the file will be."""
+
+    def finish(self, path: str) -> None:
+        """Take the file as it is; not written to any more. Raises as `write`."""
+
+    def rename(self, source: str, target: str) -> None:
+        """Give a file a name that no other has."""
+
+    def remove(self, path: str) -> None:
+        """Forget a file."""
+
+
+def mount(place: Path, *, writable: bool = False) -> int:
     """Mount an empty view at `place`, which must exist, and return the descriptor that serves it.
 
     Needs CAP_SYS_ADMIN over the mount namespace, and /dev/fuse. Not answered before a `FuseServer` serves it.
@@ -115,7 +147,7 @@ def mount(place: Path) -> int:
     descriptor = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
     options = f"fd={descriptor},rootmode=40000,user_id={os.getuid()},group_id={os.getgid()},max_read={MAX_READ}"
     options += ",default_permissions"
-    flags = _MS_RDONLY | _MS_NOSUID | _MS_NODEV
+    flags = _MS_NOSUID | _MS_NODEV | (0 if writable else _MS_RDONLY)
     if _libc.mount(b"strongroom", os.fsencode(place), b"fuse", flags, options.encode()):
         number = ctypes.get_errno()
         os.close(descriptor)
@@ -133,6 +165,8 @@ class FuseServer:
         on_near: Told of a small read close to another, by path and the first of `NEAR` bytes around it. Must not wait:
             what it does about it is done elsewhere.
     """
+
+    _wanted, _max_write, _folder_mode = _WANTED, _PAGE, 0o555
 
     def __init__(
         self,
@@ -179,7 +213,7 @@ class FuseServer:
         One thread: what it does with the interpreter lock held is more than what it does without. After an answer it
         looks for the next request for a moment before it sleeps: being woken takes longer than a small read.
         """
-        request, out = bytearray(_PAGE * 3), memoryview(bytearray(MAX_READ))
+        request, out = bytearray(self._max_write + _PAGE * 2), memoryview(bytearray(MAX_READ))
         body, awake_until = memoryview(request), 0.0
         os.set_blocking(self._descriptor, False)
         waiting = select.poll()
@@ -254,14 +288,11 @@ class FuseServer:
             raise _Refusal(errno.EPROTO)
         ahead, pages, granularity_ns = max(ahead, MAX_READ), MAX_READ // _PAGE, 10**9
         return _INIT_OUT.pack(
-            _MAJOR, _MINOR, ahead, flags & _WANTED, 64, 48, _PAGE, granularity_ns, pages, 0, 0
+            _MAJOR, _MINOR, ahead, flags & self._wanted, 64, 48, self._max_write, granularity_ns, pages, 0, 0
         )  # fmt: skip
 
     def _lookup(self, node: int, body: memoryview) -> bytes:
-        name = bytes(body).partition(b"\0")[0]
-        if len(name) > _MAX_NAME:
-            raise _Refusal(errno.ENAMETOOLONG)
-        path = self._below(self._paths[node], os.fsdecode(name))
+        path = self._child(node, body)
         size = self._files.size(path)
         if size is None:
             raise _Refusal(errno.ENOENT)
@@ -329,7 +360,7 @@ class FuseServer:
                 path = self._below(folder, name)
                 inner = self._node(path)
                 entry = self._entry(path, size) if plus else b""
-            entry += _NAME.pack(inner, at, len(raw), _mode(size) >> 12) + raw
+            entry += _NAME.pack(inner, at, len(raw), self._mode(size) >> 12) + raw
             entry += bytes(-len(entry) % 8)
             if len(out) + len(entry) > limit:
                 break
@@ -340,6 +371,12 @@ class FuseServer:
         return _STATFS_OUT.pack(0, 0, 0, len(self._nodes), 0, _PAGE, _MAX_NAME, _PAGE, 0)
 
     # --- names and attributes
+
+    def _child(self, node: int, body: memoryview) -> str:
+        name = bytes(body).partition(b"\0")[0]
+        if len(name) > _MAX_NAME:
+            raise _Refusal(errno.ENAMETOOLONG)
+        return self._below(self._paths[node], os.fsdecode(name))
 
     @staticmethod
     def _below(folder: str, name: str) -> str:
@@ -361,8 +398,78 @@ class FuseServer:
         owner = (os.getuid(), os.getgid())
         times = (self._since,) * 3
         return _ATTRIBUTES.pack(
-            node, length, -(-length // 512), *times, 0, 0, 0, _mode(size), links, *owner, 0, _PAGE, 0
+            node, length, -(-length // 512), *times, 0, 0, 0, self._mode(size), links, *owner, 0, _PAGE, 0
         )  # fmt: skip
+
+    def _mode(self, size: int) -> int:
+        return stat.S_IFDIR | self._folder_mode if size < 0 else stat.S_IFREG | 0o444
+
+
+class WritingServer(FuseServer):
+    """Answers the kernel about files that are written once; it keeps nothing of what is written."""
+
+    _wanted, _max_write, _folder_mode = _WANTED | _BIG_WRITES, MAX_WRITE, 0o755
+
+    def __init__(self, descriptor: int, files: WritableFiles, on_failure: Callable[[StrongroomError], None]) -> None:
+        super().__init__(descriptor, files, on_failure)
+        self._writable = files
+        self._answers |= {
+            _CREATE: self._create,
+            _WRITE: self._write,
+            _FLUSH: self._finish,
+            _FSYNC: self._finish,
+            _UNLINK: self._unlink,
+            _SETATTR: self._setattr,
+            _RENAME: self._rename,
+        }
+
+    def _create(self, node: int, body: memoryview) -> bytes:
+        path = self._child(node, body[_CREATE_IN_BYTES:])
+        _told(lambda: self._writable.create(path))
+        entry = _ENTRY.pack(self._node(path), 0, _VALID_S, 0, 0, 0) + self._attributes(self._node(path), 0)
+        return entry + self._opened(_Handle(writing=True), _DIRECT)
+
+    def _open(self, node: int, _body: memoryview) -> bytes:
+        return self._opened(_Handle(file=_told(lambda: self._files.open(self._paths[node]))), _KEEP_CACHE)
+
+    def _write(self, node: int, body: memoryview) -> bytes:
+        number, offset, size = _WRITE_IN.unpack_from(body)
+        if not self._handles[number].writing:
+            raise _Refusal(errno.EBADF)
+        _told(lambda: self._writable.write(self._paths[node], offset, body[_WRITE_IN.size : _WRITE_IN.size + size]))
+        return _WRITE_OUT.pack(size, 0)
+
+    def _finish(self, node: int, body: memoryview) -> bytes:
+        # At the first close: the release comes later, when whoever closed it may have opened it again.
+        if self._handles[_HANDLE.unpack_from(body)[0]].writing:
+            _told(lambda: self._writable.finish(self._paths[node]))
+        return b""
+
+    def _setattr(self, node: int, body: memoryview) -> bytes:
+        valid, size = _SETATTR_IN.unpack_from(body)
+        if valid & _SIZE:
+            _told(lambda: self._writable.promise(self._paths[node], size))
+        return self._getattr(node, body)
+
+    def _rename(self, node: int, body: memoryview) -> bytes:
+        source, target = (
+            self._child(node, body[at:]) for at in (_HANDLE.size, body.tobytes().index(0, _HANDLE.size) + 1)
+        )
+        _told(lambda: self._writable.rename(source, target))
+        moved = self._nodes.pop(source)
+        self._paths[moved], self._nodes[target] = target, moved
+        return b""
+
+    def _unlink(self, node: int, body: memoryview) -> bytes:
+        self._writable.remove(self._child(node, body))
+        return b""
+
+
+def _told(step: Callable[[], _T]) -> _T:
+    try:
+        return step()
+    except OSError as exc:
+        raise _Refusal(exc.errno or errno.EIO) from exc
 
 
 class _Refusal(Exception):  # noqa: N818  # no error of ours: what a program is told that asks for what is not there
@@ -374,16 +481,15 @@ class _Refusal(Exception):  # noqa: N818  # no error of ours: what a program is 
 class _Handle:
     """What a program holds open: a file, or a folder's listing."""
 
-    __slots__ = ("file", "names")
+    __slots__ = ("file", "names", "writing")
 
-    def __init__(self, *, file: OpenFile | None = None, names: list[tuple[str, int]] | None = None) -> None:
+    def __init__(
+        self, *, file: OpenFile | None = None, names: list[tuple[str, int]] | None = None, writing: bool = False
+    ) -> None:
         self.file = file
         self.names = names or []
+        self.writing = writing
 
 
 def _nothing(_node: int, _body: memoryview) -> bytes:
     return b""
-
-
-def _mode(size: int) -> int:
-    return stat.S_IFDIR | 0o555 if size < 0 else stat.S_IFREG | 0o444

@@ -20,6 +20,7 @@ from strongroom.guest.lease import Lease
 from strongroom.guest.peers import Peers
 from strongroom.guest.session import Certified, Grant, ServiceSession
 from strongroom.guest.staging import Checkpoints, StagedVolume
+from strongroom.guest.straight import StraightFile, StraightFolder
 from strongroom.guest.views import View
 from strongroom.guest.volumes import SealedVolume
 from strongroom.guest.workload import Workload
@@ -39,8 +40,11 @@ __all__ = [
 ]
 
 SEALED_FOLDER, WORK = Path("/sealed"), Path("/work")
+STRAIGHT = WORK / ".sealed"
 BUSY_PATIENCE_S = 10.0  # a job that writes while it runs may take hours: whoever comes second is told
 AGENT_SOCKET = "/run/strongroom/agent.sock"
+
+_Served = View | StraightFolder
 
 
 def run_job(
@@ -83,7 +87,8 @@ def run_job(
         for sealed in sorted(volumes.values(), key=lambda v: v is checkpoint):
             sealed.commit(session, running=True)
 
-    shown = mount_views(v.name for v in volumes.values() if v.mode == "ro") if staged else []
+    shown, straight = _mount(volumes) if staged else (list[View](), list[StraightFolder]())
+    served: tuple[_Served, ...] = (*shown, *straight)
     workload = Workload(document, staged=staged, max_printed=output_limit(grants))
     keys = column_keys(document, grants)
     agent = KeyAgent(volumes, run_id, lease.check, keys=keys, on_batch=commit_batch, on_failure=workload.stop)
@@ -96,7 +101,7 @@ def run_job(
     lease.start(end)  # before the staging, which may take longer than a lease
     if staged:
         _undo_interrupted(volumes, session)
-        plain = _open_places(volumes, shown, workload)
+        plain = _open_places(volumes, shown, straight, workload)
     else:
         plain = []
         make_places(volumes)
@@ -106,14 +111,15 @@ def run_job(
         if not staged:  # the program changes the sealed folders while it runs
             for sealed in volumes.values():
                 held.enter_context(sealed.changing(session, BUSY_PATIENCE_S))
+        held.callback(_end, straight)
         held.callback(tell_committed, report, volumes)  # a job that fails may have committed checkpoints
         lease.check()
-        with _checkpoints(document, plain, session, lambda: _may_go_on(lease, shown, agent, workload), workload):
+        with _checkpoints(document, plain, session, lambda: _may_go_on(lease, served, agent, workload), workload):
             exit_code = workload.run()
         agent.stop("the job has ended")
         if network is not None:
             network.end()
-        _check_views(shown, agent)
+        _check_views(served, agent)
         report.exit_code = exit_code
         if workload.stopped:
             raise InputError(workload.stopped)
@@ -121,11 +127,15 @@ def run_job(
             if staged:
                 for sealed in volumes.values():
                     held.enter_context(sealed.changing(session))
-            for volume in plain:
-                volume.seal_changes()
-            for sealed in volumes.values():
-                sealed.commit(session)
+            _commit(plain, volumes, session)
     report.status = "completed"
+
+
+def _commit(plain: Sequence[StagedVolume], volumes: Mapping[str, SealedVolume], session: ServiceSession) -> None:
+    for volume in plain:
+        volume.seal_changes()
+    for sealed in volumes.values():
+        sealed.commit(session)
 
 
 def tell_committed(report: Report, volumes: Mapping[str, SealedVolume]) -> None:
@@ -135,9 +145,14 @@ def tell_committed(report: Report, volumes: Mapping[str, SealedVolume]) -> None:
     report.details["held"] = [v.name for v in volumes.values() if v.held]
 
 
-def _may_go_on(lease: Lease, shown: Sequence[View], agent: KeyAgent, workload: Workload) -> None:
+def _end(straight: Sequence[StraightFolder]) -> None:
+    for folder in straight:
+        folder.end()
+
+
+def _may_go_on(lease: Lease, served: Sequence[_Served], agent: KeyAgent, workload: Workload) -> None:
     lease.check()
-    _check_views(shown, agent)
+    _check_views(served, agent)
     if workload.stopped:
         raise InputError(workload.stopped)
 
@@ -163,11 +178,28 @@ def _undo_interrupted(volumes: Mapping[str, SealedVolume], session: ServiceSessi
                 pass
 
 
-def _open_places(volumes: Mapping[str, SealedVolume], shown: Sequence[View], workload: Workload) -> list[StagedVolume]:
-    for view in shown:
-        view.serve(volumes[view.name], workload.stop)
+def _mount(volumes: Mapping[str, SealedVolume]) -> tuple[list[View], list[StraightFolder]]:
+    written = {name: WORK / name for name, volume in volumes.items() if volume.mode == "rw"}
+    # First, as there is no device after `mount_views`.
+    straight = [StraightFolder(n, STRAIGHT, list(written.values())) for n in written] if views.available() else []
+    return mount_views(name for name in volumes if name not in written), straight
+
+
+def _open_places(
+    volumes: Mapping[str, SealedVolume],
+    shown: Sequence[View],
+    straight: Sequence[StraightFolder],
+    workload: Workload,
+) -> list[StagedVolume]:
+    served: tuple[_Served, ...] = (*shown, *straight)
+    for one in served:
+        one.serve(volumes[one.name], workload.stop)
+
+    def find(link: str) -> StraightFile | None:
+        return next((file for folder in straight if (file := folder.find(link)) is not None), None)
+
     viewed = {view.name for view in shown}
-    plain = [StagedVolume(volume, WORK / name) for name, volume in volumes.items() if name not in viewed]
+    plain = [StagedVolume(volume, WORK / name, find) for name, volume in volumes.items() if name not in viewed]
     for volume in plain:
         volume.open_all()
     return plain
@@ -193,9 +225,9 @@ def _checkpoints(
         checkpoints.stop()
 
 
-def _check_views(shown: Sequence[View], agent: KeyAgent) -> None:
+def _check_views(served: Sequence[_Served], agent: KeyAgent) -> None:
     # Whatever the program made of its EIO, here or on a worker: a file that is not whole makes nothing that counts.
-    for failure in (*(view.failure for view in shown), agent.failure):
+    for failure in (*(view.failure for view in served), agent.failure):
         if failure is not None:
             raise failure
 

@@ -16,13 +16,15 @@ import signal
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from strongroom.crypto.stream import Writer
+from strongroom.crypto.keys import FileSecret
+from strongroom.crypto.stream import RawSource, Writer
 from strongroom.errors import DeniedError, InputError, StrongroomError, UnavailableError
 from strongroom.guest.session import ServiceSession
+from strongroom.guest.straight import StraightFile
 from strongroom.guest.volumes import SealedVolume, open_below
 from strongroom.storage.leftovers import KEPT_FOLDER
 from strongroom.storage.places import TEMPORARY, LocalPlace
@@ -45,6 +47,7 @@ class _Sealed:
     beside: Path
     size: int
     source: _Source
+    straight: StraightFile | None = None
 
 
 class StagedVolume:
@@ -53,11 +56,18 @@ class StagedVolume:
     Args:
         volume: The sealed side.
         place: The plain side, on a memory file system (/work/<name>).
+        find_straight: Returns the sealed file that a link with this text stands for.
     """
 
-    def __init__(self, volume: SealedVolume, place: Path) -> None:
+    def __init__(
+        self,
+        volume: SealedVolume,
+        place: Path,
+        find_straight: Callable[[str], StraightFile | None] = lambda _link: None,
+    ) -> None:
         self.volume = volume
         self._place = place
+        self._find_straight = find_straight
         self._seen: dict[str, _Source] = {}
 
     def open_all(self) -> None:
@@ -142,7 +152,8 @@ class StagedVolume:
                         raise
                     continue
                 found.add(path)
-                file = None if same else self._seal_one(path, running=running)
+                taken = {file.straight for file in sealed}
+                file = None if same else self._seal_one(path, running=running, taken=taken)
                 if file is not None:
                     sealed.append(file)
         except BaseException:
@@ -171,9 +182,11 @@ class StagedVolume:
             for name in [*names, *(f for f in folders if os.path.islink(os.path.join(folder, f)))]:
                 yield os.path.relpath(os.path.join(folder, name), self._place)
 
-    def _seal_one(self, path: str, *, running: bool) -> _Sealed | None:
-        beside = self.volume.folder / f"{TEMPORARY}{os.urandom(8).hex()}"
-        what = f"output {self.volume.name}/{ascii(path[:100])[1:-1]}"  # to the host: no more of it than names a file
+    def _seal_one(self, path: str, *, running: bool, taken: Set[StraightFile | None] = frozenset()) -> _Sealed | None:
+        straight = self._straight(path)
+        if straight is not None:
+            return self._place_straight(path, straight, copied=straight in taken)
+        beside, what = self._new_beside(), self._shown(path)
         try:
             source = open_below(self._place, path)
         except (InputError, OSError) as exc:
@@ -190,34 +203,61 @@ class StagedVolume:
                 if running:  # a name that no data set may hold: at the end it must be gone
                     return None
                 raise
-            try:
+            with self._dropping(path, beside, what):
                 self.volume.spend(info.st_size)
                 digest = _digest(raw) if running else b""
-                with open(beside, "xb", buffering=0) as out:
-                    with Writer(out, prefix, secret) as writer:
-                        writer.copy_from(_Counted(raw, what, info.st_size))
-                    os.fsync(out.fileno())
-            except (DeniedError, UnavailableError):
-                self._drop(path, beside)
-                raise
-            except OSError as exc:
-                self._drop(path, beside)
-                raise UnavailableError(
-                    f"{what} could not be written: {exc.strerror}", hint="free disk space, run again"
-                ) from exc
+                size = _write(beside, prefix, secret, _Counted(raw, what, info.st_size))
             if running and not _is_frozen(raw):
                 self._drop(path, beside)
                 return None
         settled = not running or time.time_ns() - info.st_ctime_ns > _TICK_NS
         known = (_identity(info) if settled else None, digest)
-        return _Sealed(path=path, beside=beside, size=writer.size, source=known)
+        return _Sealed(path=path, beside=beside, size=size, source=known)
+
+    def _straight(self, path: str) -> StraightFile | None:
+        try:
+            return self._find_straight(os.readlink(self._place / path))
+        except OSError:  # no link
+            return None
+
+    def _place_straight(self, path: str, file: StraightFile, *, copied: bool) -> _Sealed:
+        known = (_identity((self._place / path).lstat()), b"")
+        if file.volume is self.volume and not file.placed and not copied:
+            self.volume.claim(path, file.prefix)
+            return _Sealed(path=path, beside=file.beside, size=file.size, source=known, straight=file)
+        beside = self._new_beside()
+        prefix, secret = self.volume.create(path)
+        with self._dropping(path, beside, self._shown(path)), file.reader() as source:
+            self.volume.spend(file.size)
+            size = _write(beside, prefix, secret, source)
+        return _Sealed(path=path, beside=beside, size=size, source=known)
+
+    def _new_beside(self) -> Path:
+        return self.volume.folder / f"{TEMPORARY}{os.urandom(8).hex()}"
+
+    def _shown(self, path: str) -> str:
+        return f"output {self.volume.name}/{ascii(path[:100])[1:-1]}"  # to the host: no more of it than names a file
+
+    @contextlib.contextmanager
+    def _dropping(self, path: str, beside: Path, what: str) -> Iterator[None]:
+        try:
+            yield
+        except StrongroomError:
+            self._drop(path, beside)
+            raise
+        except OSError as exc:
+            self._drop(path, beside)
+            raise UnavailableError(
+                f"{what} could not be written: {exc.strerror}", hint="free disk space, run again"
+            ) from exc
 
     def _drop_all(self, sealed: Sequence[_Sealed]) -> None:
         for file in sealed:
-            self._drop(file.path, file.beside)
+            self._drop(file.path, None if file.straight else file.beside)
 
-    def _drop(self, path: str, beside: Path) -> None:
-        beside.unlink(missing_ok=True)
+    def _drop(self, path: str, beside: Path | None) -> None:
+        if beside is not None:
+            beside.unlink(missing_ok=True)
         self.volume.abort(path)
 
     def _replace(self, sealed: Sequence[_Sealed], removed: Sequence[str]) -> None:
@@ -240,9 +280,19 @@ class StagedVolume:
             target = self.volume.folder / file.path
             target.parent.mkdir(parents=True, exist_ok=True)
             file.beside.replace(target)
+            if file.straight is not None:
+                file.straight.placed = True
             self.volume.finish(file.path, file.size)
             place.touched(file.path)
         place.settle()
+
+
+def _write(beside: Path, prefix: bytes, secret: FileSecret, source: RawSource) -> int:
+    with open(beside, "xb", buffering=0) as out:
+        with Writer(out, prefix, secret) as writer:
+            writer.copy_from(source)
+        os.fsync(out.fileno())
+    return writer.size
 
 
 class _Counted:

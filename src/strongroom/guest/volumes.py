@@ -45,7 +45,7 @@ from strongroom.storage.places import DATASET_FOLDER, LocalPlace
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-__all__ = ["SealedVolume", "open_below", "open_reader", "open_regular"]
+__all__ = ["SealedVolume", "open_below", "open_reader", "open_regular", "read_sealed"]
 
 SALT_BYTES = 24
 PATIENCE_S = 60.0
@@ -184,7 +184,12 @@ class SealedVolume:
         """Return prefix and secret for a new file at `path`; it does not exist before `finish`."""
         self._check_writable(path)
         self._check_names(path)
-        self.spend(len(path.encode()))  # whoever sees the folder sees names too
+        prefix, secret = self.begin()
+        self.claim(path, prefix)
+        return prefix, secret
+
+    def begin(self) -> tuple[bytes, FileSecret]:
+        """Return prefix and secret for a new file that has no path yet."""
         version, key = self._ring.current()
         header = FileHeader(
             key_name=self._ring.name,
@@ -192,13 +197,18 @@ class SealedVolume:
             dataset_id=self._head.dataset_id,
             run_id=self._run_id,
         )
-        prefix, secret = new_prefix(key, header)
+        return new_prefix(key, header)
+
+    def claim(self, path: str, prefix: bytes) -> None:
+        """Give the file that begins with `prefix`, from `begin`, its path; it does not exist before `finish`."""
+        self._check_writable(path)
+        self._check_names(path)
+        self.spend(len(path.encode()))  # whoever sees the folder sees names too
+        version = FileHeader.decode(prefix[:HEADER_BYTES]).key_version
+        salt = prefix[HEADER_BYTES : HEADER_BYTES + SALT_BYTES]
         with self._lock:
-            self._open[path] = _File(
-                size=-1, salt=prefix[HEADER_BYTES : HEADER_BYTES + SALT_BYTES], key_version=version
-            )
+            self._open[path] = _File(size=-1, salt=salt, key_version=version)
             self._names.add(path)
-        return prefix, secret
 
     def spend(self, size: int) -> None:
         """Count what this run gives away, sealed or not committed in the end; never less.
@@ -477,6 +487,11 @@ def open_reader(
         raise tampered("swapped or rolled back", name, str(exc)) from exc
     except FileNotFoundError as exc:
         raise tampered("dropped", name, "the manifest lists it, the folder does not hold it") from exc
+    return read_sealed(raw, name, ask)
+
+
+def read_sealed(raw: io.FileIO, name: str, ask: Callable[[bytes], tuple[FileSecret, int]]) -> Reader:
+    """Return what `raw` holds, open for reading, as `open_reader` does; closing it closes `raw`."""
     try:
         secret, size = ask(raw.read(PREFIX_BYTES))
         reader = _NamedReader(raw, secret, name)

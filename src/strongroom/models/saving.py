@@ -14,6 +14,7 @@ from strongroom.errors import InputError
 from strongroom.models.kinds import KINDS, Kind, kind_of
 from strongroom.models.on_spark import reading, writing
 from strongroom.models.record import RECORD_FILE, ModelRecord
+from strongroom.models.straight import LARGE_BYTES, save_straight
 
 __all__ = ["load", "save"]
 
@@ -59,7 +60,9 @@ def save(
         try:
             if chosen.in_place:
                 chosen.save(model, Path(folder) / chosen.file)
-            else:
+            elif chosen.sequential_bytes(model) < LARGE_BYTES or not save_straight(
+                lambda path: chosen.save(model, path), target / chosen.file
+            ):
                 chosen.save(model, beside)
                 beside.replace(target / chosen.file)
             beside.write_bytes(raw)
