@@ -166,7 +166,7 @@ class FuseServer:
             what it does about it is done elsewhere.
     """
 
-    _wanted, _max_write, _folder_mode = _WANTED, _PAGE, 0o555
+    _wanted, _max_write, _folder_mode, _sizes_valid_s = _WANTED, _PAGE, 0o555, _VALID_S
 
     def __init__(
         self,
@@ -302,7 +302,7 @@ class FuseServer:
         size = self._files.size(self._paths[node])
         if size is None:
             raise _Refusal(errno.ESTALE)
-        return _GETATTR_OUT.pack(_VALID_S, 0, 0) + self._attributes(node, size)
+        return _GETATTR_OUT.pack(self._sizes_valid_s, 0, 0) + self._attributes(node, size)
 
     def _open(self, node: int, _body: memoryview) -> bytes:
         return self._opened(_Handle(file=self._files.open(self._paths[node])), _KEEP_CACHE)
@@ -391,7 +391,7 @@ class FuseServer:
 
     def _entry(self, path: str, size: int) -> bytes:
         node = self._node(path)
-        return _ENTRY.pack(node, 0, _VALID_S, _VALID_S, 0, 0) + self._attributes(node, size)
+        return _ENTRY.pack(node, 0, _VALID_S, self._sizes_valid_s, 0, 0) + self._attributes(node, size)
 
     def _attributes(self, node: int, size: int) -> bytes:
         links, length = (2, 0) if size < 0 else (1, size)
@@ -408,7 +408,7 @@ class FuseServer:
 class WritingServer(FuseServer):
     """Answers the kernel about files that are written once; it keeps nothing of what is written."""
 
-    _wanted, _max_write, _folder_mode = _WANTED | _BIG_WRITES, MAX_WRITE, 0o755
+    _wanted, _max_write, _folder_mode, _sizes_valid_s = _WANTED | _BIG_WRITES, MAX_WRITE, 0o755, 0
 
     def __init__(self, descriptor: int, files: WritableFiles, on_failure: Callable[[StrongroomError], None]) -> None:
         super().__init__(descriptor, files, on_failure)
@@ -426,11 +426,13 @@ class WritingServer(FuseServer):
     def _create(self, node: int, body: memoryview) -> bytes:
         path = self._child(node, body[_CREATE_IN_BYTES:])
         _told(lambda: self._writable.create(path))
-        entry = _ENTRY.pack(self._node(path), 0, _VALID_S, 0, 0, 0) + self._attributes(self._node(path), 0)
-        return entry + self._opened(_Handle(writing=True), _DIRECT)
+        return self._entry(path, 0) + self._opened(_Handle(writing=True), _DIRECT)
 
     def _open(self, node: int, _body: memoryview) -> bytes:
         return self._opened(_Handle(file=_told(lambda: self._files.open(self._paths[node]))), _KEEP_CACHE)
+
+    def _opendir(self, node: int, _body: memoryview) -> bytes:
+        return self._opened(_Handle(names=[(".", -1), ("..", -1), *sorted(self._files.names("").items())]), 0)
 
     def _write(self, node: int, body: memoryview) -> bytes:
         number, offset, size = _WRITE_IN.unpack_from(body)

@@ -16,7 +16,7 @@ import signal
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from strongroom.crypto.keys import FileSecret
 from strongroom.crypto.stream import RawSource, Writer
 from strongroom.errors import DeniedError, InputError, StrongroomError, UnavailableError
 from strongroom.guest.session import ServiceSession
-from strongroom.guest.straight import StraightFile
+from strongroom.guest.straight import StraightFile, walk
 from strongroom.guest.volumes import SealedVolume, open_below
 from strongroom.storage.leftovers import KEPT_FOLDER
 from strongroom.storage.places import TEMPORARY, LocalPlace
@@ -152,9 +152,13 @@ class StagedVolume:
                         raise
                     continue
                 found.add(path)
-                taken = {file.straight for file in sealed}
-                file = None if same else self._seal_one(path, running=running, taken=taken)
-                if file is not None:
+                if same:
+                    continue
+                straight = self._straight(path)
+                if straight is not None:
+                    copied = straight.placed or any(file.straight is straight for file in sealed)
+                    sealed.append(self._place_straight(path, straight, copied=copied))
+                elif (file := self._seal_one(path, running=running)) is not None:
                     sealed.append(file)
         except BaseException:
             self._drop_all(sealed)
@@ -171,21 +175,16 @@ class StagedVolume:
             return _digest(raw) == digest
 
     def _folders(self) -> dict[str, int]:
-        found = {}
-        for folder, _, _ in os.walk(self._place):
-            with contextlib.suppress(OSError):
-                found[folder] = os.lstat(folder).st_ino
-        return found
+        return {str(self._place): self._place.lstat().st_ino} | {
+            entry.path: entry.inode() for entry in walk(self._place) if entry.is_dir(follow_symlinks=False)
+        }
 
     def _outputs(self) -> Iterator[str]:
-        for folder, folders, names in os.walk(self._place):
-            for name in [*names, *(f for f in folders if os.path.islink(os.path.join(folder, f)))]:
-                yield os.path.relpath(os.path.join(folder, name), self._place)
+        for entry in walk(self._place):
+            if not entry.is_dir(follow_symlinks=False):
+                yield os.path.relpath(entry.path, self._place)
 
-    def _seal_one(self, path: str, *, running: bool, taken: Set[StraightFile | None] = frozenset()) -> _Sealed | None:
-        straight = self._straight(path)
-        if straight is not None:
-            return self._place_straight(path, straight, copied=straight in taken)
+    def _seal_one(self, path: str, *, running: bool) -> _Sealed | None:
         beside, what = self._new_beside(), self._shown(path)
         try:
             source = open_below(self._place, path)
@@ -222,7 +221,7 @@ class StagedVolume:
 
     def _place_straight(self, path: str, file: StraightFile, *, copied: bool) -> _Sealed:
         known = (_identity((self._place / path).lstat()), b"")
-        if file.volume is self.volume and not file.placed and not copied:
+        if file.volume is self.volume and not copied:
             self.volume.claim(path, file.prefix)
             return _Sealed(path=path, beside=file.beside, size=file.size, source=known, straight=file)
         beside = self._new_beside()

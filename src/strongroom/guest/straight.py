@@ -7,11 +7,12 @@ then is dropped. `strongroom.models` saves large models so: lying in enclave mem
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from strongroom.crypto.keys import FileSecret
@@ -22,7 +23,19 @@ from strongroom.guest.volumes import SealedVolume, read_sealed
 from strongroom.storage.dataset import tampered
 from strongroom.storage.places import TEMPORARY
 
-__all__ = ["StraightFile", "StraightFolder"]
+__all__ = ["StraightFile", "StraightFolder", "walk"]
+
+
+def walk(place: str | os.PathLike[str]) -> Iterator[os.DirEntry[str]]:
+    """Yield everything below `place`, never looking where a link leads.
+
+    That may be a view of this process: killed while it waits for itself, it would never end. `os.walk` looks.
+    """
+    with contextlib.suppress(OSError), os.scandir(place) as entries:  # gone meanwhile
+        for entry in entries:
+            yield entry
+            if entry.is_dir(follow_symlinks=False):
+                yield from walk(entry.path)
 
 
 class StraightFile:
@@ -44,6 +57,7 @@ class StraightFile:
         self._raw = open(self.beside, "x+b", buffering=0)  # noqa: SIM115
         self._secret: FileSecret | None = None
         self._promised = 0
+        self._failed: OSError | None = None
         self.finished = self.linked = self.placed = False
         try:
             fcntl.flock(self._raw, fcntl.LOCK_EX | fcntl.LOCK_NB)  # whoever tidies up leaves it alone
@@ -68,12 +82,22 @@ class StraightFile:
         """Take the bytes at `offset`, which follow those before; OSError if they do not, or there is no room."""
         if self.finished or offset != self._writer.size:
             raise OSError(errno.ESPIPE, "it is written from the first byte to the last")
-        self.volume.spend(len(data))
-        self._writer.write(data)
+        if self._failed is None:
+            try:
+                self.volume.spend(len(data))
+                self._writer.write(data)
+            except DeniedError as exc:
+                self._failed = OSError(errno.EDQUOT, str(exc))
+            except OSError as exc:
+                self._failed = exc
+        if self._failed is not None:  # again: the kernel tells of the first time only how much was taken before
+            raise self._failed
 
     def finish(self) -> None:
         """Take the file as it is; not written to any more."""
         if not self.finished:
+            if self._failed is not None:
+                raise self._failed
             if self._writer.size < self._promised:
                 raise OSError(errno.EIO, "it is shorter than it was to be")
             self._writer.close()
@@ -170,9 +194,10 @@ class StraightFolder:
     def _drop_unlinked(self) -> None:
         # A program that saves a model after each epoch and keeps the last few must not fill the disk.
         links: set[str] = set()
-        for folder, _, names in (found for place in self._linking for found in os.walk(place)):
-            paths = (os.path.join(folder, name) for name in names)
-            links |= {os.readlink(path) for path in paths if os.path.islink(path)}
+        for entry in (entry for place in self._linking for entry in walk(place)):
+            if entry.is_symlink():
+                with contextlib.suppress(OSError):  # gone meanwhile
+                    links.add(os.readlink(entry.path))
         for name, file in list(self._files.items()):
             if str(self.place / name) in links:
                 file.linked = True
@@ -181,15 +206,7 @@ class StraightFolder:
 
     def write(self, path: str, offset: int, data: memoryview) -> None:
         """Take the bytes that follow those before."""
-        try:
-            self._file(path).write(offset, data)
-        except DeniedError as exc:
-            self.remove(path)
-            raise OSError(errno.EDQUOT, str(exc)) from exc
-        except OSError as exc:
-            if exc.errno != errno.ESPIPE:  # a full disk: what came so far is of no use
-                self.remove(path)
-            raise
+        self._file(path).write(offset, data)
 
     def finish(self, path: str) -> None:
         """Take the file as it is."""
