@@ -13,11 +13,18 @@ if TYPE_CHECKING:
     from strongroom.client.owner import OwnerClient
     from strongroom.client.workspace import Workspace
 
-__all__ = ["epilog", "json_option", "owner", "settings", "workspace"]
+__all__ = ["epilog", "json_option", "key_argument", "owner", "settings", "workspace"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 json_option: Callable[[_F], _F] = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def key_argument(name: str) -> Callable[[_F], _F]:
+    """Return an argument that has to be able to name a key: it becomes part of an address."""
+    from strongroom.crypto.header import check_key_name
+
+    return click.argument(name, callback=lambda _context, _argument, value: check_key_name(value))
 
 
 def settings() -> Settings:

@@ -14,7 +14,7 @@ import click
 from strongroom.attest.appraisal import FreeArgument, Rego
 from strongroom.attest.policies import TDX_REGISTERS
 from strongroom.cli import output
-from strongroom.cli.common import epilog, json_option, owner
+from strongroom.cli.common import epilog, json_option, key_argument, owner
 from strongroom.client.petnames import Petnames
 from strongroom.client.policies import allow_job, clear_policy, measured
 from strongroom.errors import InputError
@@ -53,7 +53,7 @@ def command() -> None:
         "strongroom policy set sales --allow job.toml --rego policy.rego",
     ),
 )
-@click.argument("key")
+@key_argument("key")
 @click.option("--allow", "job_file", required=True, type=click.Path(path_type=Path), help="The job file to allow.")
 @click.option(
     "--use", "uses", multiple=True, type=click.Choice(["read", "write"]), help="Default: all the job declares."
@@ -111,7 +111,7 @@ def set_(
         "strongroom policy import sales job.reference.json --signer builder.pem --unsafe-accept-simulated",
     ),
 )
-@click.argument("key")
+@key_argument("key")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
     "--signer",
@@ -157,7 +157,7 @@ def _signed(file: Path, signers: Sequence[Path]) -> ReferenceValues:
 
 
 @command.command("show", epilog=epilog("strongroom policy show sales"))
-@click.argument("key")
+@key_argument("key")
 @json_option
 def show(key: str, as_json: bool) -> None:
     """Show a key's release policy."""
@@ -189,7 +189,7 @@ def _shown(policy: dict[str, Any], indent: str) -> list[str]:
     "outputs",
     epilog=epilog("strongroom policy outputs health --max-mb 1 --approval", "strongroom policy outputs health --any"),
 )
-@click.argument("key")
+@key_argument("key")
 @click.option("--max-mb", type=float, help="Of each volume that a job writes, and of what it prints.")
 @click.option(
     "--approval/--no-approval",
@@ -224,7 +224,7 @@ def _rule(rule: Mapping[str, Any]) -> str:
 
 
 @command.command("clear", epilog=epilog("strongroom policy clear sales"))
-@click.argument("key")
+@key_argument("key")
 def clear(key: str) -> None:
     """Take every allowance of a key back."""
     clear_policy(owner(), key)

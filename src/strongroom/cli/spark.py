@@ -156,8 +156,12 @@ def _set(flag: str, value: str, settings: dict[str, str]) -> None:
 
 
 def _properties(path: Path) -> dict[str, str]:
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise InputError(f"{path} is not readable: {exc}", hint="name a file of Spark's properties") from exc
     found = {}
-    for line in path.read_text().splitlines():
+    for line in lines:
         setting = re.fullmatch(r"([^\s=:#!][^\s=:]*)\s*[=:\s]\s*(.*)", line.strip())
         if setting:
             found[setting[1]] = setting[2]
