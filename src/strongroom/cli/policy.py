@@ -179,7 +179,7 @@ def _shown(policy: dict[str, Any], indent: str) -> list[str]:
         return [f"{indent}{word}"] + [line for inner in policy["policies"] for line in _shown(inner, indent + "  ")]
     if kind == "rego":
         lines = policy["module"].expandtabs().splitlines()
-        return [f"{indent}rego {Rego(policy['module']).digest}", *(f"{indent}  {_plain(line)}" for line in lines)]
+        return [f"{indent}rego {Rego(policy['module']).digest}", *(f"{indent}  {line}" for line in lines)]
     rest = {k: v for k, v in policy.items() if k != "kind"}
     warn = "  (SIMULATED: no hardware protects it)" if kind == "unsafe_accept_simulated" else ""
     return [indent + kind + "".join(f" {k}={v}" for k, v in rest.items()) + warn]
@@ -264,22 +264,15 @@ def _explain(found: dict[str, object], names: Petnames) -> list[str]:
             "state": found["state"],
         }
     )
-    text += ["", "refused because:"] + [f"  - {_plain(r)}" for r in cast(list[str], found["reasons"])]
+    text += ["", "refused because:"] + [f"  - {r}" for r in cast(list[str], found["reasons"])]
     changes = cast(list[str], found["difference"])
-    text += ["", "changed since the last allowed job:"] + [
-        f"  * {_plain(c)}" for c in changes or ["(no job was allowed yet)"]
-    ]
+    text += ["", "changed since the last allowed job:"] + [f"  * {c}" for c in changes or ["(no job was allowed yet)"]]
     return [*text, "", *_job(cast(dict[str, Any], found["job_document"]), names)]
-
-
-def _plain(text: str) -> str:
-    # What a refused job says of itself is its host's: no control character of it reaches the terminal.
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _job(document: dict[str, Any], names: Petnames) -> list[str]:
     text = ["the whole job:"]
-    for line in output.facts({f"  {_plain(k)}": json.dumps(v) for k, v in sorted(document.items()) if k != "volumes"}):
+    for line in output.facts({f"  {k}": json.dumps(v) for k, v in sorted(document.items()) if k != "volumes"}):
         text += textwrap.wrap(line, 118, subsequent_indent="      ", break_long_words=False, break_on_hyphens=False)
     if document.get("unsafe_program_has_keys"):
         text += ["  WARNING: under this LibOS the program can take the named keys themselves, not only what they open"]

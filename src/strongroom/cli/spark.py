@@ -34,33 +34,17 @@ _SETTINGS = {
     "--deploy-mode": "spark.submit.deployMode",
     "--queue": "spark.yarn.queue",
 }
-_OURS_WITH_VALUE = {
-    "--volume",
-    "--column-key",
-    "--env",
-    "--file",
-    "--venv",
-    "--scratch-mb",
-    "--max-runtime",
-    "--checkpoint-every",
-}
-_OURS_ALONE = {
-    "--network",
-    "--publish-on-failure",
-    "--approve",
-    "--unsafe-accept-simulated",
-    "--dry-run",
-    "--json",
-    "-h",
-    "--help",
-}
+_SPARKS_ALONE = ("--verbose", "-v", "--supervise")
 
 
 class _SparkSubmit(click.Command):
     """Leaves Spark's flags to Spark's rules: everything before the program is a flag, everything after is its own."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        ours, settings, rest = _split(args)
+        options = [p for p in self.get_params(ctx) if isinstance(p, click.Option)]
+        alone = {name for option in options if option.is_flag for name in option.opts}
+        valued = {name for option in options for name in option.opts} - alone
+        ours, settings, rest = _split(args, alone, valued)
         ctx.ensure_object(dict)["settings"] = settings
         return super().parse_args(ctx, [*ours, "--", *rest])
 
@@ -115,22 +99,23 @@ def command(ctx: click.Context, /, program: tuple[str, ...], **options: Any) -> 
     return execute(changed, volumes, options)
 
 
-def _split(args: list[str]) -> tuple[list[str], dict[str, str], list[str]]:
+def _split(args: list[str], alone: set[str], valued: set[str]) -> tuple[list[str], dict[str, str], list[str]]:
+    # Into our options with their values, Spark's settings, and program with arguments.
     ours: list[str] = []
     settings: dict[str, str] = {}
     at = 0
     while at < len(args) and args[at].startswith("-"):
         word = args[at]
         flag, equals, inline = word.partition("=")
-        if word in _OURS_ALONE or word in ("--verbose", "-v", "--supervise"):
-            ours += [word] if word in _OURS_ALONE else []
+        if word in alone or word in _SPARKS_ALONE:
+            ours += [word] if word in alone else []
             at += 1
             continue
         value = inline if equals else args[at + 1] if at + 1 < len(args) else None
         if value is None:
             raise InputError(f"{flag} needs a value")
         at += 1 if equals else 2
-        if flag in _OURS_WITH_VALUE:
+        if flag in valued:
             ours += [flag, value]
         else:
             _set(flag, value, settings)
