@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from strongroom.cli import output
-from strongroom.cli.policy import _explain
+from strongroom.cli.requests import _explain
 from strongroom.client.petnames import Petnames
 
 ME, BANK = "a" * 64, "b" * 64

@@ -11,7 +11,7 @@ import click
 
 from strongroom._unix import write_whole
 from strongroom.cli import output
-from strongroom.cli.common import epilog, json_option, settings, workspace
+from strongroom.cli.common import check_simulated, epilog, json_option, settings, workspace
 from strongroom.client.jobs import (
     NOT_YET,
     JobRunner,
@@ -149,10 +149,7 @@ def _approve(here: Workspace, plan: LaunchPlan, bundle: Bundle, unsafe_accept_si
     from strongroom.client.owner import OwnerClient
     from strongroom.client.policies import allow_job
 
-    if bundle.simulated and not unsafe_accept_simulated:
-        raise InputError(
-            "this enclave is SIMULATED: no hardware protects it", hint="add --unsafe-accept-simulated to --approve"
-        )
+    check_simulated(bundle.simulated, unsafe_accept_simulated)
     if not plan.document["volumes"] and not plan.spec.keys:
         return
     allow_job(
