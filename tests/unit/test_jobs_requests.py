@@ -5,15 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from strongroom.client.jobs import (
-    VolumeRequest,
-    parse_column_key,
-    parse_volume,
-    read_job_file,
-    resolve_volume,
-    with_known_paths,
-)
+from strongroom.client.job_files import parse_column_key, read_job_file
 from strongroom.client.petnames import Petnames
+from strongroom.client.volumes import VolumeRequest, parse_volume, resolve_volume, with_known_paths
 from strongroom.errors import InputError
 from strongroom.jobs.spec import JobKey
 from strongroom.storage.dataset import DatasetInfo, read_info, write_info

@@ -10,7 +10,7 @@ import click
 
 from strongroom.cli.common import epilog
 from strongroom.cli.job import execute, job_options, spec_with_options
-from strongroom.client.jobs import parse_column_key
+from strongroom.client.job_files import parse_column_key
 from strongroom.errors import InputError
 from strongroom.jobs.spec import JobSpec
 
