@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,34 +19,32 @@ def read_job_file(path: Path) -> tuple[JobSpec, tuple[VolumeRequest, ...]]:
     Raises:
         InputError: See `jobs.spec.load_spec`.
     """
-    job, tables, keys = load_spec(path)
-    base = path.resolve().parent
+    found, tables, keys = load_spec(path)
+    job, base = cast(dict[str, Any], found), path.resolve().parent
     try:
         spec = JobSpec(
-            name=str(job.get("name", path.stem)),
-            workload=str(job["workload"]),
-            program=base / str(job["program"]),
-            arguments=tuple(str(a) for a in cast(list[object], job.get("arguments", []))),
-            environment={str(k): str(v) for k, v in cast(Mapping[str, object], job.get("environment", {})).items()},
-            engine={str(k): _setting(v) for k, v in cast(Mapping[str, object], job.get("engine", {})).items()},
-            main_class=str(job.get("main_class", "")),
-            files=tuple(base / str(f) for f in cast(list[object], job.get("files", []))),
-            sandbox=Sandbox(**cast(dict[str, bool], job["sandbox"])),
-            sgx=Sgx(**cast(dict[str, bool], job["sgx"])),
-            cvm=_cvm_table(base, cast(dict[str, Any], job["cvm"])),
-            limits=Limits(**cast(dict[str, int], job["limits"])),
+            name=job.get("name", path.stem),
+            workload=job["workload"],
+            program=base / job["program"],
+            arguments=tuple(job.get("arguments", ())),
+            environment={name: str(value) for name, value in job.get("environment", {}).items()},
+            engine={name: _setting(value) for name, value in job.get("engine", {}).items()},
+            main_class=job.get("main_class", ""),
+            files=tuple(base / file for file in job.get("files", ())),
+            sandbox=Sandbox(**job["sandbox"]),
+            sgx=Sgx(**job["sgx"]),
+            cvm=_cvm_table(base, job["cvm"]),
+            limits=Limits(**job["limits"]),
             keys=tuple(_column_key(str(table["name"]), table.get("mode", "ro")) for table in keys),
-            venv=None if (venv := parse_venv(cast(str | None, job.get("venv")))) is None else base / venv,
-            publish_on_failure=bool(job.get("publish_on_failure", False)),
-            checkpoint_s=int(cast(int, job.get("checkpoint_s", 0))),
-            enclave=str(job.get("enclave", "sim")),
-            target=str(job.get("target", "local")),
+            venv=None if (venv := parse_venv(job.get("venv"))) is None else base / venv,
+            publish_on_failure=job.get("publish_on_failure", False),
+            checkpoint_s=job.get("checkpoint_s", 0),
+            enclave=job.get("enclave", "sim"),
+            target=job.get("target", "local"),
         )
         volumes = tuple(volume_in_file(base, table) for table in tables)
     except KeyError as exc:
         raise InputError(f"{path}: {exc.args[0]} is missing") from exc
-    except (TypeError, AttributeError, ValueError) as exc:
-        raise InputError(f"{path}: a field has the wrong type: {exc}") from exc
     return spec, volumes
 
 
@@ -81,8 +78,8 @@ def _column_key(name: str, mode: object) -> JobKey:
 
 
 def _cvm_table(base: Path, table: dict[str, Any]) -> Cvm:
-    paths = {n: str(base / str(table[n])) for n in ("kernel", "modules", "firmware") if table.get(n)}
-    return Cvm(**{**table, **paths})
+    files = {n: v for n in ("kernel", "modules", "firmware") if isinstance(v := table.get(n), str) and v}
+    return Cvm(**{**table, **{name: str(base / file) for name, file in files.items()}})
 
 
 def _setting(value: object) -> str:

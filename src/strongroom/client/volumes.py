@@ -224,12 +224,10 @@ def volume_in_file(base: Path, table: Mapping[str, object]) -> VolumeRequest:
     mode = table.get("mode", "ro")
     if mode not in ("ro", "rw") or not _NAME.fullmatch(str(table["name"])):
         raise InputError(f"volume {table['name']!r}: expected a plain name and mode ro or rw")
-    epoch, visible = table.get("epoch"), table.get("visible_names", False)
-    if not isinstance(visible, bool):
-        raise InputError(f"volume {table['name']!r}: visible_names is true or false, got {visible!r}")
+    epoch = cast(int | None, table.get("epoch"))
     at_kbs = str(table.get("key", "")).startswith("kbs+")
     manifest, file = str(table.get("manifest", "")), str(table.get("certificate", ""))
-    pinned = mode == "ro" and type(epoch) is int and _MANIFEST.fullmatch(manifest) and file
+    pinned = mode == "ro" and epoch is not None and _MANIFEST.fullmatch(manifest) and file
     if not pinned if at_kbs else manifest or file:
         raise InputError(
             f"volume {table['name']!r}: expected with a key at a KBS (kbs+https://...), and with no other: mode ro, "
@@ -243,8 +241,8 @@ def volume_in_file(base: Path, table: Mapping[str, object]) -> VolumeRequest:
         key=key,
         owner=owner,
         mode=mode,
-        epoch=None if epoch is None else int(cast(int, epoch)),
-        visible_names=visible,
+        epoch=epoch,
+        visible_names=bool(table.get("visible_names")),
         manifest=manifest,
         certificate=_kbs_certificate(owner, base / file) if at_kbs else "",
     )
