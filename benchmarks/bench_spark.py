@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 from strongroom.client.setup import create_workspace
-from strongroom.jobs.runtimes import java_home
+from strongroom.jobs.runtime_base import java_home
 
 ROOT = Path(__file__).parents[1]
 TIMER = """

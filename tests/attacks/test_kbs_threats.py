@@ -11,7 +11,7 @@ from tests.fakes.enclave_shell import APPROVE, Enclave, make_enclave
 from tests.fakes.stock_kbs import StockKBS
 
 from strongroom.attest.simulated.platform import SandboxBundle, _Platform
-from strongroom.client.jobs import read_job_file
+from strongroom.client.job_files import read_job_file
 from strongroom.errors import InputError
 
 JOB = """[job]

@@ -20,7 +20,7 @@ from strongroom.attest.binding import init_data_digest, job_init_data
 from strongroom.attest.claims import check_init_data
 from strongroom.attest.handshake import AttestRequest, tee_pubkey
 from strongroom.attest.sigstruct import Sigstruct
-from strongroom.cli.policy import _job
+from strongroom.cli.requests import _job
 from strongroom.crypto.keys import StaticKeyRing
 from strongroom.errors import EvidenceError, InputError, UnavailableError, VerificationError
 from strongroom.guest import libos

@@ -82,7 +82,7 @@ def test_T265_digest_of_a_launch_without_the_kernels_hashes() -> None:
     }
     for words in ([], ["--snp-measurement", "00" * 48]):
         with (
-            patch("strongroom.cli.policy.owner", lambda: SimpleNamespace(call=lambda *_: kind)),
+            patch("strongroom.cli.requests.owner", lambda: SimpleNamespace(call=lambda *_: kind)),
             pytest.raises(
                 InputError, match=r"snp_measurement: expected the value that you computed, got .*covers: launch digest"
             ),

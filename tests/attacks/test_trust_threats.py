@@ -29,6 +29,7 @@ from strongroom.attest.reference import ReferenceValues, sign_reference
 from strongroom.attest.simulated.pki import SimulatedPKI
 from strongroom.attest.verifiers import verify_any
 from strongroom.cli import policy as policy_commands
+from strongroom.cli import requests as request_commands
 from strongroom.cli.service_verify import judge_service
 from strongroom.client.evidence import Pin, Shown, ask
 from strongroom.client.owner import OwnerClient
@@ -80,7 +81,7 @@ def _hardware(**changes: object) -> dict[str, object]:
 
 def _approve(monkeypatch: pytest.MonkeyPatch, claims: dict[str, object], *words: str) -> list[Any]:
     client = _Owner(claims)
-    monkeypatch.setattr(policy_commands, "owner", lambda: client)
+    monkeypatch.setattr(request_commands, "owner", lambda: client)
     monkeypatch.setattr(Petnames, "load", lambda _: Petnames(path=Path("none"), own=ME, owners={}))
     done = CliRunner().invoke(policy_commands.command, ["approve", "3", *words], standalone_mode=False)
     assert bool(done.exception) is not bool(client.written)

@@ -38,7 +38,7 @@ JOB = "[job]\nworkload = 'python'\nprogram = 'app.py'\n"
 CASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "missing source": (("data", "seal", "nowhere", "t", "--key", "sales"), ("nowhere", "does not exist")),
     "unknown key": (("data", "seal", "plain", "t1", "--key", "sails"), ("sails",)),
-    "impossible key name": (("key", "show", "../x"), ("../x", "not a key name")),
+    "impossible key name": (("key", "show", "../x"), ("../x", "is not allowed")),
     "unknown key show": (("key", "show", "sails"), ("sails",)),
     "not a data set": (("data", "open", "plain", "o"), ("plain", "not a sealed data set")),
     "no such data set": (("data", "verify", "nowhere"), ("nowhere", "not a sealed data set")),

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from strongroom.cli.policy import _explain
+import pytest
+
+from strongroom.cli import output
+from strongroom.cli.requests import _explain
 from strongroom.client.petnames import Petnames
 
 ME, BANK = "a" * 64, "b" * 64
 
 
-def test_the_whole_job_is_shown_and_nothing_of_it_moves_the_cursor() -> None:
+def test_the_whole_job_is_shown_and_nothing_of_it_moves_the_cursor(capsys: pytest.CaptureFixture[str]) -> None:
     volume = {"name": "in", "dataset": "0" * 32, "key": "sales", "owner": ME, "mode": "ro"}
     document = {
         "arguments": ["\x1b[2Jharmless"],
@@ -25,7 +28,8 @@ def test_the_whole_job_is_shown_and_nothing_of_it_moves_the_cursor() -> None:
         "reasons": ["read: no policy\x1b[1A"], "difference": ["x\x1b[1A: 1 -> 2"], "job_document": document,
     }  # fmt: skip
     names = Petnames(path=Path("owners.json"), own=ME, owners={"me": ME, "bank": BANK})
-    said = "\n".join(_explain(found, names))
+    output.lines(_explain(found, names))
+    said = capsys.readouterr().out
     assert all(c.isprintable() or c == "\n" for c in said)
     for part in (
         "sha256:" + "1" * 64, "harmless", '"network": true', '"epoch": "3"', f"me ({ME[:16]}, you)", "reads and writes",

@@ -5,15 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from strongroom.client.jobs import (
-    VolumeRequest,
-    parse_column_key,
-    parse_volume,
-    read_job_file,
-    resolve_volume,
-    with_known_paths,
-)
+from strongroom.client.job_files import parse_column_key, read_job_file
 from strongroom.client.petnames import Petnames
+from strongroom.client.volumes import VolumeRequest, parse_volume, resolve_volume, with_known_paths
 from strongroom.errors import InputError
 from strongroom.jobs.spec import JobKey
 from strongroom.storage.dataset import DatasetInfo, read_info, write_info
@@ -92,6 +86,28 @@ def test_column_keys_of_a_job_file(tmp_path: Path) -> None:
         file.write_text(f"{job}[[key]]\n{bad}\n")
         with pytest.raises(InputError):
             read_job_file(file)
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("checkpoint_s = true", "checkpoint_s is a whole number from 0, got True"),
+        ("[[volume]]\nname = 'v'\npath = 'v'\nepoch = 3.7", "epoch is a whole number from 0, got 3.7"),
+        ("[[volume]]\nname = 'v'\npath = 'v'\nepoch = '3'", "epoch is a whole number from 0, got '3'"),
+        ("[[volume]]\nname = 'v'\npath = 'v'\nepoch = true", "epoch is a whole number from 0, got True"),
+        ("[[volume]]\nname = 'v'\npath = 'v'\nepoch = -1", "epoch is a whole number from 0, got -1"),
+        ("[[volume]]\nname = 7\npath = 'v'", "name is a text, got 7"),
+        ("[[volume]]\nname = 'v'\npath = ['v']", "path is a text, got"),
+        ("[[key]]\nname = 7", "name is a text, got 7"),
+        ("[cvm]\nkernel = 7", "[cvm] kernel is a text, got 7"),
+    ],
+)
+def test_values_of_another_kind_are_refused_not_turned_into_something(tmp_path: Path, line: str, sentence: str) -> None:
+    file = tmp_path / "job.toml"
+    file.write_text(f"{JOB}{line}\n")
+    with pytest.raises(InputError) as caught:
+        read_job_file(file)
+    assert sentence in str(caught.value)
 
 
 @pytest.fixture
@@ -227,7 +243,7 @@ JOB = "[job]\nworkload = 'python'\nprogram = 'app.py'\n"
         (JOB + "[[volume]]\npath = 'a'", "name"),
         (JOB + "[[volume]]\nname = '../a'\npath = 'a'", "plain name"),
         (JOB + "[[volume]]\nname = 'a'\npath = 'a'\nmode = 'x'", "mode"),
-        (JOB + "[[volume]]\nname = 'a'\npath = 'a'\nepoch = []", "type"),
+        (JOB + "[[volume]]\nname = 'a'\npath = 'a'\nepoch = []", "whole number"),
         (JOB + "[sandbox]\nnetwork = 'false'", "network"),
         (JOB + "[limits]\nmax_runtime_s = '1'", "max_runtime_s"),
     ],

@@ -84,7 +84,8 @@ def verify(exported: Path | None, as_json: bool) -> None:
 
     With EXPORTED, a log written by `audit export` is checked, without the trust service.
     """
-    head = verify_exported(workspace(), _read(exported)) if exported else owner().verified_audit()[0]
+    records = _read(exported) if exported else []
+    head = verify_exported(workspace(), records) if exported else owner().verified_audit()[0]
     value = {"records": head.seq, "chain": head.chain}
     output.data(value, as_json, [f"{head.seq} records, each as it was written; chain {head.chain[:16]}"])
 
@@ -92,8 +93,8 @@ def verify(exported: Path | None, as_json: bool) -> None:
 def _read(path: Path) -> list[dict[str, object]]:
     try:
         found = [parse_json(line, f"line {n} of {path}") for n, line in enumerate(path.read_text().splitlines(), 1)]
-    except OSError as exc:
-        raise InputError(f"{path} is not readable: {exc.strerror}") from exc
+    except (OSError, UnicodeDecodeError) as exc:
+        raise InputError(f"{path} is not readable: {exc}", hint="`strongroom audit export` writes it") from exc
     if not all(isinstance(record, dict) for record in found):
-        raise InputError(f"{path} is not an exported audit log")
+        raise InputError(f"{path} is not an exported audit log", hint="`strongroom audit export` writes it")
     return [record for record in found if isinstance(record, dict)]

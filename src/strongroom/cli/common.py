@@ -8,16 +8,52 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from strongroom.config import Settings
+from strongroom.errors import InputError
 
 if TYPE_CHECKING:
     from strongroom.client.owner import OwnerClient
     from strongroom.client.workspace import Workspace
 
-__all__ = ["epilog", "json_option", "owner", "settings", "workspace"]
+__all__ = [
+    "check_simulated",
+    "epilog",
+    "json_option",
+    "key_argument",
+    "owner",
+    "settings",
+    "unsafe_option",
+    "workspace",
+]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 json_option: Callable[[_F], _F] = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+unsafe_option: Callable[[_F], _F] = click.option(
+    "--unsafe-accept-simulated",
+    is_flag=True,
+    help="Accept the SIMULATED root: no hardware protects the enclave.",
+)
+
+
+def check_simulated(simulated: bool, accepted: bool) -> None:
+    """Return if the enclave is not simulated, or its owner said that it may be.
+
+    Raises:
+        InputError: It is.
+    """
+    if simulated and not accepted:
+        raise InputError(
+            "this enclave is SIMULATED: no hardware protects it, and whoever runs it can read what is in it",
+            hint="repeat with --unsafe-accept-simulated if that is what you want",
+        )
+
+
+def key_argument(name: str) -> Callable[[_F], _F]:
+    """Return an argument that has to be able to name a key: it becomes part of an address."""
+    from strongroom.crypto.header import check_key_name
+
+    return click.argument(name, callback=lambda _context, _argument, value: check_key_name(value))
 
 
 def settings() -> Settings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from typing import Any, cast
 
 import click
@@ -190,5 +191,7 @@ def accept_epoch(folder: str, manifest: str | None, as_json: bool) -> None:
 @json_option
 def forget(dataset: str, as_json: bool) -> None:
     """Forget a data set by its id: its files can no longer be read, its key versions no longer need it."""
+    if not re.fullmatch(r"[0-9a-f]{32}", dataset):
+        raise InputError(f"{dataset!r} is not the id of a data set", hint="`strongroom data list` shows yours")
     found = owner().call("DELETE", f"/v1/datasets/{dataset}")
     output.data(found, as_json, [f"forgot data set {dataset}"])

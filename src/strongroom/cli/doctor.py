@@ -17,8 +17,8 @@ from strongroom.cli.common import epilog, json_option, settings
 from strongroom.client.workspace import Workspace
 from strongroom.errors import StrongroomError
 from strongroom.guest.confine import landlock_abi
+from strongroom.jobs.runtime_base import java_home
 from strongroom.jobs.runtime_cache import UNUSED_DAYS, size_of
-from strongroom.jobs.runtimes import java_home
 from strongroom.jobs.workloads.spark import PROTECTION
 
 __all__ = ["command"]

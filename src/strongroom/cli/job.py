@@ -11,17 +11,11 @@ import click
 
 from strongroom._unix import write_whole
 from strongroom.cli import output
-from strongroom.cli.common import epilog, json_option, settings, workspace
-from strongroom.client.jobs import (
-    NOT_YET,
-    JobRunner,
-    VolumeRequest,
-    parse_venv,
-    parse_volume,
-    read_job_file,
-    with_known_paths,
-)
+from strongroom.cli.common import check_simulated, epilog, json_option, settings, workspace
+from strongroom.client.job_files import parse_venv, read_job_file
+from strongroom.client.jobs import JobRunner
 from strongroom.client.petnames import Petnames
+from strongroom.client.volumes import NOT_YET, VolumeRequest, parse_volume, with_known_paths
 from strongroom.client.workspace import Workspace
 from strongroom.errors import InputError, from_code
 from strongroom.jobs.plan import Bundle, LaunchPlan, Outcome, describe
@@ -149,10 +143,7 @@ def _approve(here: Workspace, plan: LaunchPlan, bundle: Bundle, unsafe_accept_si
     from strongroom.client.owner import OwnerClient
     from strongroom.client.policies import allow_job
 
-    if bundle.simulated and not unsafe_accept_simulated:
-        raise InputError(
-            "this enclave is SIMULATED: no hardware protects it", hint="add --unsafe-accept-simulated to --approve"
-        )
+    check_simulated(bundle.simulated, unsafe_accept_simulated)
     if not plan.document["volumes"] and not plan.spec.keys:
         return
     allow_job(

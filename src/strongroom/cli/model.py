@@ -199,15 +199,15 @@ def _model_lines(model: _Model, records: Mapping[str, ModelRecord]) -> list[str]
     facts: dict[str, object] = {
         "data set": f"{head.dataset}, epoch {head.epoch}",
         "key": head.key,
-        "files": _plain(files) + (f" and {left} more" if left > 0 else ""),
+        "files": files + (f" and {left} more" if left > 0 else ""),
     }
     if not records:
         facts["record"] = f"none: its maker wrote no {RECORD_FILE} (strongroom.models.save)"
     lines = output.facts(facts)
     for folder, record in records.items():
         about = {
-            "model": _plain(folder) or ".",
-            "kind": _plain(record.kind),
+            "model": folder or ".",
+            "kind": record.kind,
             "made with": _pairs(record.made_with),
             "parameters": _pairs(record.parameters),
             "metrics": _pairs(record.metrics),
@@ -217,12 +217,7 @@ def _model_lines(model: _Model, records: Mapping[str, ModelRecord]) -> list[str]
 
 
 def _pairs(values: Mapping[str, object]) -> str:
-    return _plain(", ".join(f"{name}={value}" for name, value in values.items())) or "none"
-
-
-def _plain(text: str) -> str:
-    # The maker's words must not move the cursor, hide what follows, or begin a line that looks like ours.
-    return "".join(c if c.isprintable() else "?" for c in text)
+    return ", ".join(f"{name}={value}" for name, value in values.items()) or "none"
 
 
 def _origin_lines(origin: Provenance) -> list[str]:

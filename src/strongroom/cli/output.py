@@ -1,4 +1,8 @@
-"""Everything the command line prints: data to standard output, talk to standard error."""
+"""Everything the command line prints: data to standard output, talk to standard error.
+
+Jobs, hosts and other owners choose many of its words (names of files, arguments, reasons of a refusal). No character of
+them moves the cursor, hides or turns what follows, or begins a line: it is written out, as in JSON.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ __all__ = ["ProgressLine", "data", "fail", "hint", "lines", "say", "table"]
 
 def say(text: str) -> None:
     """Say something to the person."""
-    print(text, file=sys.stderr, flush=True)
+    print("\n".join(map(_plain, text.split("\n"))), file=sys.stderr, flush=True)
 
 
 def hint(text: str) -> None:
@@ -32,14 +36,14 @@ def fail(error: StrongroomError) -> None:
     if isinstance(reasons, list) and len(reasons) > 1:
         say("error: refused, for each of these reasons:")
         for reason in reasons:
-            say(f"  - {reason}")
+            say(f"  - {_plain(str(reason))}")
     else:
         say(f"error: {error}")
     changes = error.details.get("difference")
     if isinstance(changes, list) and changes:
         say("changed since the last allowed job:")
         for change in changes:
-            say(f"  * {change}")
+            say(f"  * {_plain(str(change))}")
     if error.hint:
         hint(error.hint)
 
@@ -47,16 +51,19 @@ def fail(error: StrongroomError) -> None:
 def data(value: object, as_json: bool, text: Iterable[str]) -> None:
     """Print a result: as JSON, or as lines of text."""
     if as_json:
-        print(json.dumps(value, indent=2, ensure_ascii=False))
-        return
+        text = json.dumps(value, indent=2, ensure_ascii=False).split("\n")
     lines(text)
 
 
 def lines(text: Iterable[str]) -> None:
     """Print lines of data."""
     for line in text:
-        print(line)
+        print(_plain(line))
     sys.stdout.flush()
+
+
+def _plain(text: str) -> str:
+    return text if text.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:

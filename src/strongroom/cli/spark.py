@@ -10,7 +10,7 @@ import click
 
 from strongroom.cli.common import epilog
 from strongroom.cli.job import execute, job_options, spec_with_options
-from strongroom.client.jobs import parse_column_key
+from strongroom.client.job_files import parse_column_key
 from strongroom.errors import InputError
 from strongroom.jobs.spec import JobSpec
 
@@ -34,33 +34,17 @@ _SETTINGS = {
     "--deploy-mode": "spark.submit.deployMode",
     "--queue": "spark.yarn.queue",
 }
-_OURS_WITH_VALUE = {
-    "--volume",
-    "--column-key",
-    "--env",
-    "--file",
-    "--venv",
-    "--scratch-mb",
-    "--max-runtime",
-    "--checkpoint-every",
-}
-_OURS_ALONE = {
-    "--network",
-    "--publish-on-failure",
-    "--approve",
-    "--unsafe-accept-simulated",
-    "--dry-run",
-    "--json",
-    "-h",
-    "--help",
-}
+_SPARKS_ALONE = ("--verbose", "-v", "--supervise")
 
 
 class _SparkSubmit(click.Command):
     """Leaves Spark's flags to Spark's rules: everything before the program is a flag, everything after is its own."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        ours, settings, rest = _split(args)
+        options = [p for p in self.get_params(ctx) if isinstance(p, click.Option)]
+        alone = {name for option in options if option.is_flag for name in option.opts}
+        valued = {name for option in options for name in option.opts} - alone
+        ours, settings, rest = _split(args, alone, valued)
         ctx.ensure_object(dict)["settings"] = settings
         return super().parse_args(ctx, [*ours, "--", *rest])
 
@@ -115,22 +99,23 @@ def command(ctx: click.Context, /, program: tuple[str, ...], **options: Any) -> 
     return execute(changed, volumes, options)
 
 
-def _split(args: list[str]) -> tuple[list[str], dict[str, str], list[str]]:
+def _split(args: list[str], alone: set[str], valued: set[str]) -> tuple[list[str], dict[str, str], list[str]]:
+    # Into our options with their values, Spark's settings, and program with arguments.
     ours: list[str] = []
     settings: dict[str, str] = {}
     at = 0
     while at < len(args) and args[at].startswith("-"):
         word = args[at]
         flag, equals, inline = word.partition("=")
-        if word in _OURS_ALONE or word in ("--verbose", "-v", "--supervise"):
-            ours += [word] if word in _OURS_ALONE else []
+        if word in alone or word in _SPARKS_ALONE:
+            ours += [word] if word in alone else []
             at += 1
             continue
         value = inline if equals else args[at + 1] if at + 1 < len(args) else None
         if value is None:
             raise InputError(f"{flag} needs a value")
         at += 1 if equals else 2
-        if flag in _OURS_WITH_VALUE:
+        if flag in valued:
             ours += [flag, value]
         else:
             _set(flag, value, settings)
@@ -156,8 +141,12 @@ def _set(flag: str, value: str, settings: dict[str, str]) -> None:
 
 
 def _properties(path: Path) -> dict[str, str]:
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise InputError(f"{path} is not readable: {exc}", hint="name a file of Spark's properties") from exc
     found = {}
-    for line in path.read_text().splitlines():
+    for line in lines:
         setting = re.fullmatch(r"([^\s=:#!][^\s=:]*)\s*[=:\s]\s*(.*)", line.strip())
         if setting:
             found[setting[1]] = setting[2]

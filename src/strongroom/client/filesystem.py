@@ -8,10 +8,8 @@ The path is where the sealed file lies; the data set is the folder around it tha
 trust service of the workspace, released to its owner, and every release is in the audit log. Each process sees a data
 set as it was when it first opened a file of it, or as it is now once that is gone.
 
-A file is sealed as it is written, never in place, and committed when it is closed; within `with fs.transaction:` all at
-its end. One whose writer fails or drops it leaves the old version, and so does one that is closed while an error is
-handled, unless a `with` says that its block went well: `close` then fails. Stores are read only: `strongroom data seal`
-writes there.
+A file is sealed as it is written, never in place, and committed when it is closed (`written.py`); within
+`with fs.transaction:` all at its end. Stores are read only: `strongroom data seal` writes there.
 
 Inside an enclave nobody needs it: volumes are plain folders there. Such URLs mean them there (models/volumes.py).
 """
@@ -20,15 +18,13 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import os
 import posixpath
 import shutil
-import sys
 import threading
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any, ClassVar
 
 from fsspec.implementations.chained import ChainedFileSystem
@@ -37,6 +33,7 @@ from fsspec.transaction import Transaction
 from strongroom._stores import is_url
 from strongroom.client.owner import OwnerClient
 from strongroom.client.workspace import Workspace
+from strongroom.client.written import TextFile, WrittenFile
 from strongroom.config import Settings
 from strongroom.crypto.keys import KeyRing
 from strongroom.errors import DeniedError, InputError, IntegrityError
@@ -47,8 +44,6 @@ from strongroom.storage.places import LocalPlace, Place, place
 from strongroom.storage.reading import reading
 
 __all__ = ["SealedFileSystem"]
-
-_log = logging.getLogger(__name__)
 
 _BUFFER_BYTES = 1 << 20
 
@@ -77,13 +72,13 @@ class _Transaction(Transaction):  # type: ignore[misc]  # fsspec has no types
         """End it; without `commit`, or if a file is still open, nothing of it is kept."""
         fs = self.fs
         assert fs is not None
-        files: list[_New] = [file for file in self.files if not file.failed]
+        files: list[WrittenFile] = [file for file in self.files if not file.failed]
         self.files.clear()
         try:
             if still := [file.name for file in files if commit and not file.closed]:
                 raise InputError(f"{still[0]} is still open at the end of the transaction", hint="close it before")
-            for folder in {file.found.folder: None for file in files if commit}:
-                fs._change(folder, new=[file.file for file in files if file.found.folder == folder])
+            for folder in {file.folder: None for file in files if commit}:
+                fs._change(folder, new=[file.file for file in files if file.folder == folder])
         finally:
             for file in files:
                 file.discard()
@@ -160,16 +155,18 @@ class SealedFileSystem(ChainedFileSystem):  # type: ignore[misc]  # fsspec has n
         if "b" in mode:
             return super().open(path, mode, *args, **options)
         text = {name: options.pop(name) for name in ("encoding", "errors", "newline") if name in options}
-        return _Text(super().open(path, mode.replace("t", "") + "b", *args, **options), **text)
+        return TextFile(super().open(path, mode.replace("t", "") + "b", *args, **options), **text)
 
     def _open(
         self, path: str, mode: str = "rb", *, autocommit: bool = True, **_options: Any
-    ) -> io.BufferedReader | _New:
+    ) -> io.BufferedReader | WrittenFile:
         if mode in ("wb", "w", "xb", "x"):
             if mode[0] == "x" and self.exists(path):
                 raise FileExistsError(path)
             found, inner = self._writable(path)
-            return _New(self, found, NewFile(found.place, found.ring, found.head.dataset, inner), autocommit)
+            new = NewFile(found.place, found.ring, found.head.dataset, inner)
+            commit = partial(self._change, found.folder, new=[new]) if autocommit else None
+            return WrittenFile(new, found.folder, commit)
         if mode not in ("rb", "r"):
             raise InputError(f"a sealed file is not opened by {mode!r}", hint="it is written whole: 'wb'")
         path = str(self._strip_protocol(path))
@@ -310,89 +307,6 @@ class _Open(io.RawIOBase):
         if not self.closed:
             self._held.close()
         super().close()
-
-
-class _Text(io.TextIOWrapper):
-    def __exit__(self, *_failure: object) -> None:
-        self.close()  # from a frame that says how the block ended
-
-
-class _New(io.BufferedIOBase):
-    """A file that is being written: committed by `close`, forgotten if its writer fails or drops it."""
-
-    def __init__(self, files: SealedFileSystem, found: _DataSet, file: NewFile, autocommit: bool) -> None:
-        self.found, self.file, self.failed = found, file, False
-        self.name = f"{found.folder}/{file.path}"
-        self._files, self._autocommit, self._dropped = files, autocommit, False
-        self._handled, self._within = sys.exc_info()[1], id(_ending())
-
-    def write(self, data: Any, /) -> int:
-        if self.closed:
-            raise ValueError("write to a closed file")
-        try:
-            return self.file.write(data)
-        except BaseException:
-            self.failed = True
-            raise
-
-    def tell(self) -> int:
-        return self.file.size
-
-    def writable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        if self.closed:
-            return
-        super().close()
-        # fsspec's and pandas' own `with` do not pass on that their block failed: their frame on the stack says it. An
-        # exception alone may be on its way through, or handled by somebody who closes a good file: nobody can tell.
-        failing, frame = sys.exc_info()[1], _ending()
-        exits = frame is not None and id(frame) != self._within
-        gone = self._dropped or (exits and frame is not None and _failed(frame, failing))
-        whole = failing is None or (failing is self._handled and exits)
-        if not gone and whole and not self.failed:
-            self.file.close()
-            if self._autocommit:
-                self._files._change(self.found.folder, new=[self.file])
-            return
-        why = "a write to it failed" if whole else f"it is closed while {type(failing).__name__} is handled"
-        self.discard()
-        if not gone:
-            raise InputError(f"{self.name} is not kept: {why}", hint="write it in a `with` block of its own")
-        _log.warning("%s is not kept: its writer failed or dropped it", self.name)
-
-    def discard(self) -> None:
-        self.failed = True
-        self.file.discard()
-        super().close()
-
-    def _dealloc_warn(self, _wrapper: object) -> None:
-        # What Python's text and buffered wrappers call when nobody closed them, just before they close what is below.
-        self._dropped = True
-
-    def __exit__(self, kind: object, value: object, trace: object) -> None:
-        if kind is not None:
-            self.discard()
-        self.close()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_within") and not self.closed:
-            _log.warning("%s is not kept: its writer dropped it", self.name)
-            self.discard()
-
-
-def _ending() -> FrameType | None:
-    """Return the innermost frame that ends a `with` block or an object."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_name not in ("__exit__", "__del__"):
-        frame = frame.f_back
-    return frame
-
-
-def _failed(frame: FrameType, failing: BaseException | None) -> bool:
-    given = [v for value in frame.f_locals.values() for v in (value if isinstance(value, tuple) else (value,))]
-    return frame.f_code.co_name == "__del__" or (failing is not None and any(v is failing for v in given))
 
 
 def _file(path: str, size: int) -> dict[str, Any]:

@@ -41,8 +41,9 @@ def create_workspace(
     """Make `parent/.strongroom` with an embedded trust service that trusts a simulated platform of its own.
 
     Raises:
-        InputError: There is one already, or the folder cannot be written.
+        InputError: There is one already, the folder cannot be written, or `owner` cannot stand in KEY@OWNER.
     """
+    check_name(owner)
     folder = _new_folder(parent)
     now = datetime.now(UTC)
     try:

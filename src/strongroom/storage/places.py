@@ -234,7 +234,7 @@ class LocalPlace:
     @contextmanager
     def create(self, path: str) -> Iterator[RawTarget]:
         """Open a temporary file beside `path` that takes its name when the block ends without an exception."""
-        final = self.root / path
+        final, process = self.root / path, os.getpid()
         with wrapped_os_errors(self._name(path)):
             self._check_parents(path)
             final.parent.mkdir(parents=True, exist_ok=True)
@@ -245,7 +245,8 @@ class LocalPlace:
                     os.fsync(raw.fileno())
                     os.rename(temporary, final)
                 except BaseException:
-                    temporary.unlink(missing_ok=True)
+                    if process == os.getpid():  # not a forked child's to remove
+                        temporary.unlink(missing_ok=True)
                     raise
         self._touched.add(final.parent)
 

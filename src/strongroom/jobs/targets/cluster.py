@@ -98,7 +98,7 @@ class ClusterTarget:
         port = _free_port(listen)
         edit_json(run.folder / "bundle.json", listen=f"{listen}:{port}", volumes=volumes)
         edit_json(run.folder / "launch.json", role="driver")
-        crew = _Crew(self._say)
+        crew = _Crew(workers, self._say)
         for number in range(workers):
             host = self._hosts[number % len(self._hosts)]
             crew.start(host, run, f"{host.driver_host}:{port}", number + 1)
@@ -115,11 +115,11 @@ class ClusterTarget:
 class _Crew:
     """The workers of one run."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    def __init__(self, count: int, say: Callable[[str], None]) -> None:
         self._say = say
         self._runs: list[WorkerRun] = []
         self._threads: list[threading.Thread] = []
-        self._left = 0
+        self._left = count
         self._lock = threading.Lock()
         self._over = False
         self._driver = 0
@@ -128,7 +128,6 @@ class _Crew:
 
     def start(self, host: WorkerHost, bundle: Bundle, driver: str, number: int) -> None:
         """Start a worker in the background."""
-        self._left += 1
         thread = threading.Thread(target=self._run, args=(host, bundle, driver, number), daemon=True)
         self._threads.append(thread)
         thread.start()

@@ -110,7 +110,8 @@ class SshHost:
             InputError: It cannot run workers, or holds something else; says what.
         """
         if not self._facts:
-            found = self._python(_CHECK, self.root)
+            text = self._shell(shlex.join([self.python, "-ISB", "-c", _CHECK, self.root]))
+            found = self._json(text, "python", "tun", "client", "own", "mark", "empty", "private")
             if found["python"] != _VERSION:
                 raise InputError(f"{self.name} has Python {found['python']}, expected {_VERSION}", hint="--python")
             if not found["tun"]:
@@ -148,7 +149,7 @@ class SshHost:
     def _changed(self) -> dict[str, Path]:
         parts = self.deployment.parts()
         trees = {digest: self._part(digest, source) for digest, source in parts.items()}
-        found = self._node("measure", json.dumps(trees))
+        found = self._json(self._node("measure", json.dumps(trees)))
         return {digest: source for digest, source in parts.items() if found.get(digest) != digest}
 
     def check(self) -> None:
@@ -171,7 +172,8 @@ class SshHost:
     def running(self) -> int:
         """Return how many workers run there."""
         self._ours()
-        return int(str(self._node("count", f"{self.root}/{self._jobs()}")["workers"]))
+        found = self._json(self._node("count", f"{self.root}/{self._jobs()}"), "workers")["workers"]
+        return found if isinstance(found, int) else 0
 
     def stop(self) -> None:
         """End every worker there and forget its folder."""
@@ -196,8 +198,8 @@ class SshHost:
     def start(self, bundle: Bundle, driver: str, number: int) -> WorkerRun:
         """Start worker `number` there; its log lies beside the bundle here."""
         folder = worker_bundle(bundle.folder, driver, number, f"{self.facts()['own']}:0")
-        name = uuid.uuid4().hex
-        job, trust = f"{self.root}/{self._jobs()}/{name}", f"{self.root}/trust/{name[:12]}"
+        run = uuid.uuid4().hex
+        job, trust = f"{self.root}/{self._jobs()}/{run}", f"{self.root}/trust/{run[:12]}"
         found = json.loads((folder / "bundle.json").read_bytes())
         code, places = found["code"], self.deployment.places
         (folder / "code").mkdir()
@@ -250,18 +252,14 @@ class SshHost:
         words = [self.python, "-ISB", "-c", _START, self._part(digest, source), self.root, verb, argument]
         return shlex.join(words)
 
-    def _node(self, verb: str, argument: str) -> dict[str, object]:
-        return self._json(self._shell(self._node_command(verb, argument)))
+    def _node(self, verb: str, argument: str) -> str:
+        return self._shell(self._node_command(verb, argument))
 
-    def _python(self, code: str, *arguments: str) -> dict[str, object]:
-        return self._json(self._shell(shlex.join([self.python, "-ISB", "-c", code, *arguments])))
-
-    def _json(self, text: str) -> dict[str, object]:
-        try:
-            found = parse_json(text.encode(), f"the answer of {self.name}")
-        except InputError as exc:
-            raise UnavailableError(f"{self.name} says something else than was asked") from exc
-        if not isinstance(found, dict):
+    def _json(self, text: str, *asked: str) -> dict[str, object]:
+        found: object = None
+        with contextlib.suppress(InputError):
+            found = parse_json(text.encode(), "the answer")
+        if not isinstance(found, dict) or not found.keys() >= set(asked):
             raise UnavailableError(f"{self.name} says something else than was asked")
         return found
 
@@ -272,7 +270,9 @@ class SshHost:
     def _shell(self, command: str, stdin: IO[bytes] | int | None = subprocess.DEVNULL) -> str:
         words = [*self._ssh(), self.name, command]
         try:
-            done = subprocess.run(words, stdin=stdin, capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                words, stdin=stdin, capture_output=True, encoding="utf-8", errors="replace", check=False
+            )
         except OSError as exc:
             raise InputError(f"ssh cannot be started: {exc.strerror}", hint="install openssh-client") from exc
         if done.returncode:

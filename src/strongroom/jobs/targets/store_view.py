@@ -19,7 +19,6 @@ import os
 import stat
 import sys
 import threading
-from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -28,123 +27,12 @@ import mfusepy
 from strongroom._stores import check_folders, open_store, replace_file
 from strongroom.errors import InputError, StrongroomError, UnavailableError
 from strongroom.jobs.targets.mounts import detach
+from strongroom.jobs.targets.store_files import ReadFile, WrittenFile, as_os_errors
 
 __all__ = ["StoreView", "main"]
 
-READ_AHEAD_BYTES = 4 << 20
 _BLOCK = 128 << 10
 _SPACE = 1 << 50  # bytes: what a store has left is for it to say when it is full
-
-
-@contextlib.contextmanager
-def _as_os_errors() -> Iterator[None]:
-    """Let nothing out but an `OSError` with a number: the kernel takes no other."""
-    try:
-        yield
-    except OSError as exc:
-        if exc.errno:
-            raise
-        raise OSError(_number(exc), str(exc)) from exc
-    except Exception as exc:
-        raise OSError(errno.EIO, str(exc)) from exc
-
-
-def _number(exc: OSError) -> int:
-    kinds = {FileNotFoundError: errno.ENOENT, FileExistsError: errno.EEXIST, PermissionError: errno.EACCES}
-    return next((number for kind, number in kinds.items() if isinstance(exc, kind)), errno.EIO)
-
-
-class _Reading:
-    """An open file, read ahead of a reader that goes from front to back."""
-
-    def __init__(self, raw: Any) -> None:
-        self._raw = raw
-        self._size = int(raw.size)
-        self._lock = threading.Lock()
-        self._start = 0
-        self._ready = b""
-        self._ahead = _BLOCK
-
-    def read(self, size: int, offset: int) -> bytes:
-        with self._lock:
-            end = min(offset + size, self._size)
-            if offset >= end:
-                return b""
-            if not self._start <= offset <= end <= self._start + len(self._ready):
-                self._fetch(offset, end - offset)
-            return self._ready[offset - self._start : end - self._start]
-
-    def _fetch(self, offset: int, size: int) -> None:
-        follows = self._start <= offset <= self._start + len(self._ready)
-        self._ahead = min(2 * self._ahead, READ_AHEAD_BYTES) if follows else _BLOCK
-        self._raw.seek(offset)
-        wanted = min(max(size, self._ahead), self._size - offset)
-        parts = []
-        while wanted:
-            part = self._raw.read(wanted)
-            if not part:
-                raise OSError(errno.EIO, "the store gave less than the file has")
-            parts.append(part)
-            wanted -= len(part)
-        self._start, self._ready = offset, b"".join(parts)
-
-    def finish(self) -> None:
-        """Do nothing: there is nothing to complete."""
-
-    def close(self) -> None:
-        self._raw.close()
-
-
-class _Writing:
-    """A file that is being written, from front to back.
-
-    `finish` completes it in the store. Whoever writes on after that appends: a process that was forked closes its copy
-    of the file, which looks like the end.
-    """
-
-    def __init__(self, store: Any, path: str, size: int = 0) -> None:
-        self._store = store
-        self._raw: Any = None
-        self._lock = threading.Lock()
-        self.path = path
-        self.size = size
-
-    def start(self) -> None:
-        """Make the file empty."""
-        with self._lock:
-            self._end()
-            self._raw = self._store.open(self.path, "wb")
-            self.size = 0
-
-    def write(self, data: bytes, offset: int) -> int:
-        with self._lock:
-            if offset != self.size:
-                raise OSError(errno.EOPNOTSUPP, "a store's files are written from front to back")
-            if self._raw is None:
-                self._raw = self._store.open(self.path, "ab")
-            at = 0
-            while at < len(data):
-                at += int(self._raw.write(data[at:]) or 0)
-            self.size += at
-            return at
-
-    def finish(self) -> None:
-        with self._lock:
-            self._end()
-
-    def _end(self) -> None:
-        raw, self._raw = self._raw, None
-        if raw is not None:
-            raw.close()
-
-    def close(self) -> None:
-        self.finish()
-
-    def discard(self) -> None:
-        """Give up a file that is removed; nothing can be written to it any more."""
-        with self._lock, contextlib.suppress(Exception):
-            self.size = -1
-            self._end()
 
 
 class StoreView(mfusepy.Operations):  # type: ignore[misc]
@@ -164,14 +52,14 @@ class StoreView(mfusepy.Operations):  # type: ignore[misc]
         self._root = root
         self._ready = ready
         self._numbers = itertools.count(1)
-        self._open: dict[int, _Reading | _Writing] = {}
-        self._writing: dict[str, _Writing] = {}  # by path in the store
+        self._open: dict[int, ReadFile | WrittenFile] = {}
+        self._writing: dict[str, WrittenFile] = {}  # by path in the store
         self._owner = {"st_uid": os.getuid(), "st_gid": os.getgid()}
 
     def _at(self, path: str) -> str:
         return self._root + path if path != "/" else self._root or "/"
 
-    def _add(self, file: _Reading | _Writing) -> int:
+    def _add(self, file: ReadFile | WrittenFile) -> int:
         number = next(self._numbers)
         self._open[number] = file
         return number
@@ -182,9 +70,9 @@ class StoreView(mfusepy.Operations):  # type: ignore[misc]
 
     def getattr(self, path: str | None, fh: int | None = None) -> dict[str, Any]:
         """Return kind, size and time of a file or folder."""
-        with _as_os_errors():
+        with as_os_errors():
             file = self._open.get(fh or 0) if path is None else self._writing.get(self._at(path))
-            if isinstance(file, _Writing):
+            if isinstance(file, WrittenFile):
                 return self._attributes({"type": "file", "size": file.size})
             if path is None:
                 raise OSError(errno.ENOENT, "removed")
@@ -207,7 +95,7 @@ class StoreView(mfusepy.Operations):  # type: ignore[misc]
 
     def readdir(self, path: str, fh: int) -> list[str]:
         """Return the names in a folder."""
-        with _as_os_errors():
+        with as_os_errors():
             folder = self._at(path).rstrip("/") + "/"
             found = {str(entry["name"]).rstrip("/").rsplit("/", 1)[-1] for entry in self._store.ls(folder, detail=True)}
             # Some stores list a file once it is complete.
@@ -216,44 +104,44 @@ class StoreView(mfusepy.Operations):  # type: ignore[misc]
 
     def open(self, path: str, flags: int) -> int:
         """Open a file to read it, or to write it anew or on."""
-        with _as_os_errors():
+        with as_os_errors():
             at = self._at(path)
             if flags & os.O_ACCMODE == os.O_RDONLY:
-                return self._add(_Reading(self._store.open(at, "rb")))
+                return self._add(ReadFile(self._store.open(at, "rb")))
             if at in self._writing:
                 raise OSError(errno.EBUSY, "being written")
-            file = self._writing[at] = _Writing(self._store, at, int(self._store.info(at)["size"] or 0))
+            file = self._writing[at] = WrittenFile(self._store, at, int(self._store.info(at)["size"] or 0))
             return self._add(file)
 
     def create(self, path: str, mode: int, fi: Any = None) -> int:
         """Make a new file and open it for writing."""
-        with _as_os_errors():
-            file = _Writing(self._store, self._at(path))
+        with as_os_errors():
+            file = WrittenFile(self._store, self._at(path))
             file.start()
             self._writing[file.path] = file
             return self._add(file)
 
     def read(self, path: str | None, size: int, offset: int, fh: int) -> bytes:
         """Return bytes of a file that is open for reading."""
-        with _as_os_errors():
+        with as_os_errors():
             file = self._open[fh]
-            if isinstance(file, _Writing):
+            if isinstance(file, WrittenFile):
                 raise OSError(errno.EOPNOTSUPP, "a store's file is readable once it is complete")
             return file.read(size, offset)
 
     def write(self, path: str | None, data: bytes, offset: int, fh: int) -> int:
         """Append to a file that is open for writing."""
-        with _as_os_errors():
+        with as_os_errors():
             file = self._open[fh]
-            if isinstance(file, _Reading):
+            if isinstance(file, ReadFile):
                 raise OSError(errno.EBADF, "open for reading")
             return file.write(data, offset)
 
     def truncate(self, path: str | None, length: int, fh: int | None = None) -> int:
         """Make a file empty; another length cannot be had."""
-        with _as_os_errors():
+        with as_os_errors():
             file = self._open.get(fh or 0) if path is None else self._writing.get(self._at(path))
-            if isinstance(file, _Writing):
+            if isinstance(file, WrittenFile):
                 size = file.size
             elif path is not None:
                 size = int(self._store.info(self._at(path))["size"] or 0)
@@ -262,7 +150,7 @@ class StoreView(mfusepy.Operations):  # type: ignore[misc]
             if length not in (0, size):
                 raise OSError(errno.EOPNOTSUPP, "a store's files are written once")
             if size and not length:
-                emptied = file if isinstance(file, _Writing) else _Writing(self._store, self._at(str(path)))
+                emptied = file if isinstance(file, WrittenFile) else WrittenFile(self._store, self._at(str(path)))
                 emptied.start()
                 if emptied is not file:
                     emptied.close()
@@ -270,7 +158,7 @@ class StoreView(mfusepy.Operations):  # type: ignore[misc]
 
     def flush(self, path: str | None, fh: int) -> int:
         """Complete a file: `close` waits for this."""
-        with _as_os_errors():
+        with as_os_errors():
             self._open[fh].finish()
             return 0
 
@@ -284,16 +172,16 @@ class StoreView(mfusepy.Operations):  # type: ignore[misc]
 
     def release(self, path: str | None, fh: int) -> int:
         """Forget an open file."""
-        with _as_os_errors():
+        with as_os_errors():
             file = self._open.pop(fh)
-            if isinstance(file, _Writing) and self._writing.get(file.path) is file:
+            if isinstance(file, WrittenFile) and self._writing.get(file.path) is file:
                 del self._writing[file.path]
             file.close()
             return 0
 
     def rename(self, old: str, new: str) -> int:
         """Rename a file or folder; a file at the new name is replaced."""
-        with _as_os_errors():
+        with as_os_errors():
             source, target = self._at(old), self._at(new)
             moved = {p: f for p, f in list(self._writing.items()) if p == source or p.startswith(source + "/")}
             for file in moved.values():
@@ -307,7 +195,7 @@ class StoreView(mfusepy.Operations):  # type: ignore[misc]
 
     def unlink(self, path: str) -> int:
         """Remove a file."""
-        with _as_os_errors():
+        with as_os_errors():
             at = self._at(path)
             file = self._writing.pop(at, None)
             if file is not None:
@@ -317,13 +205,13 @@ class StoreView(mfusepy.Operations):  # type: ignore[misc]
 
     def mkdir(self, path: str, mode: int) -> int:
         """Make a folder."""
-        with _as_os_errors():
+        with as_os_errors():
             self._store.mkdir(self._at(path), create_parents=False)
             return 0
 
     def rmdir(self, path: str) -> int:
         """Remove an empty folder."""
-        with _as_os_errors():
+        with as_os_errors():
             self._store.rmdir(self._at(path))
             return 0
 
@@ -384,7 +272,7 @@ def _serve(url: str, folder: str, mode: str, ready: Any) -> None:
     if mode == "rw":
         check_folders(url)
     try:
-        with _as_os_errors():
+        with as_os_errors():
             kind = store.info(root or "/")["type"]
     except OSError as exc:
         raise UnavailableError(f"{url} could not be read: {os.strerror(exc.errno or errno.EIO)}") from exc

@@ -1,0 +1,26 @@
+"""T336: words that a job, a host or another owner chose do not move, hide or turn what a person reads."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from strongroom.cli import output
+from strongroom.errors import DeniedError
+
+WORDS = "a\x1b[2J\x7f\x9b\u202egpj\U000e0041ä\nhint: approve it"
+
+
+def test_T336_chosen_words_are_written_out(capsys: pytest.CaptureFixture[str]) -> None:
+    output.data(WORDS, False, output.table(("file",), [(WORDS,)]) + output.facts({WORDS: WORDS}))
+    output.data({"file": WORDS}, True, [])
+    output.fail(DeniedError("no", details={"reasons": [WORDS, "b"], "difference": [WORDS]}))
+    output.say(WORDS.replace("\n", " "))
+    said = capsys.readouterr()
+    for text in (said.out, said.err):
+        assert all(c.isprintable() or c == "\n" for c in text)
+        assert "\\u001b[2J\\u007f\\u009b\\u202egpj" in text
+        assert "ä" in text
+        assert not any(line.startswith("hint: ") for line in text.splitlines())
+    assert json.loads(said.out[said.out.index("{") :]) == {"file": WORDS}
