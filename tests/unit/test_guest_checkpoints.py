@@ -173,8 +173,8 @@ def test_a_folder_that_is_renamed_meanwhile_stays_whole(
     write(work(staged) / "new", b"2")
     seal = StagedVolume._seal_one
 
-    def rename_between(self: StagedVolume, path: str, *, running: bool) -> object:
-        found = seal(self, path, running=running)
+    def rename_between(self: StagedVolume, path: str, *, running: bool, as_is: bool) -> object:
+        found = seal(self, path, running=running, as_is=as_is)
         if (work(staged) / "new").exists():
             (work(staged) / "ckpt").rename(work(staged) / "old")
             (work(staged) / "new").rename(work(staged) / "ckpt")
@@ -263,3 +263,18 @@ def test_what_is_written_counts_before_it_is_there_and_for_ever(tmp_path: Path, 
     with pytest.raises(DeniedError, match="allows 1000"):
         at.checkpoint(session)  # type: ignore[arg-type]
     assert [p.name for p in limited.folder.iterdir() if p.name != ".dataset"] == ["a"]
+
+
+def test_a_folder_in_place_of_a_file_and_back(staged: StagedVolume, session: Session) -> None:
+    (work(staged) / "a").write_bytes(b"1")
+    staged.checkpoint(session)  # type: ignore[arg-type]
+    (work(staged) / "a").unlink()
+    (work(staged) / "a").mkdir()
+    (work(staged) / "a/b").write_bytes(b"2")
+    staged.checkpoint(session)  # type: ignore[arg-type]
+    assert held(staged, session) == {"a/b": b"2"}
+    (work(staged) / "a/b").unlink()
+    (work(staged) / "a").rmdir()
+    (work(staged) / "a").write_bytes(b"3")
+    staged.checkpoint(session)  # type: ignore[arg-type]
+    assert held(staged, session) == {"a": b"3"}

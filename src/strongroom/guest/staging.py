@@ -16,7 +16,7 @@ import signal
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from strongroom.crypto.stream import Writer
 from strongroom.errors import DeniedError, InputError, StrongroomError, UnavailableError
 from strongroom.guest.session import ServiceSession
 from strongroom.guest.volumes import SealedVolume, open_below
+from strongroom.keyagent.protocol import FOLDER
 from strongroom.storage.leftovers import KEPT_FOLDER
 from strongroom.storage.places import TEMPORARY, LocalPlace
 
@@ -35,8 +36,8 @@ _TICK_NS = 50_000_000
 """A file that changed later than this ago may change again without its times showing it."""
 
 _Identity = tuple[int, int, int, int]
-_Source = tuple[_Identity | None, bytes]
-"""Of a file that was sealed or opened: what the file system said (None: not to be relied on), and its SHA-256."""
+_Source = tuple[_Identity, bytes]
+"""Of a file that was sealed or opened: what the file system said (size -1: not to be relied on), and its SHA-256."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +60,12 @@ class StagedVolume:
         self.volume = volume
         self._place = place
         self._seen: dict[str, _Source] = {}
+        self._alone = threading.Lock()  # checkpoints and fsyncs come from threads of their own
+
+    @property
+    def place(self) -> Path:
+        """The plain side."""
+        return self._place
 
     def open_all(self) -> None:
         """Open every file of the volume into the place.
@@ -101,12 +108,13 @@ class StagedVolume:
         if self.volume.mode != "rw" or self.volume.approval:
             return
         check()
-        with self.volume.changing(session):
+        with self._alone, self.volume.changing(session):
             folders = self._folders()
             sealed, found = self._seal_new(running=True)
             removed = sorted(self._seen.keys() - found)
             try:
-                if folders != self._folders():
+                gone = {self._seen[path][0][3] for path in removed}
+                if folders != self._folders() or any(i in gone for p, i in self._inodes().items() if p not in found):
                     raise UnavailableError("folders were moved while it was taken")
                 check()
             except BaseException:
@@ -115,7 +123,70 @@ class StagedVolume:
             if sealed or removed:
                 self._replace(sealed, removed)
                 self.volume.commit(session)
-        self._seen = {p: i for p, i in self._seen.items() if p in found} | {f.path: f.source for f in sealed}
+            self._seen = {p: i for p, i in self._seen.items() if p in found} | {f.path: f.source for f in sealed}
+
+    def sync(
+        self, wanted: Collection[int] | None, session: ServiceSession, check: Callable[[], None] = lambda: None
+    ) -> set[int]:
+        """Seal and commit files as they are now, whoever has them open; return those that cannot be sealed.
+
+        Names that such a file had at the last commit and has no more go; where its name was another file's, that one
+        comes along under the name that it has now: nothing that was committed is lost to a renaming.
+
+        Args:
+            wanted: Inode numbers, of any files; None for all that there are.
+            session: Where the head is kept.
+            check: As for `checkpoint`.
+
+        Raises:
+            StrongroomError: As `checkpoint`; UnavailableError also if files were moved meanwhile.
+        """
+        check()
+        with self._alone:
+            now = self._inodes()
+            had = {path: identity[3] for path, (identity, _) in self._seen.items()}
+            all_of = {*now.values(), *had.values()} if wanted is None else set(wanted)
+            while more := {j for p, i in now.items() if i in all_of for j in self._replaced(p, had)} - all_of:
+                all_of |= more
+            here = {p: i for p, i in now.items() if i in all_of}
+            removed = sorted(p for p, i in had.items() if i in all_of and p not in now)
+            if not here and not removed:
+                return set()
+            with self.volume.changing(session):
+                sealed, left = self._seal_as_is(here)
+                try:
+                    again = self._inodes()
+                    if here != {p: i for p, i in again.items() if i in all_of} or again.keys() & removed:
+                        raise UnavailableError("files were moved meanwhile")
+                    check()
+                except BaseException:
+                    self._drop_all(sealed)
+                    raise
+                if sealed or removed:
+                    self._replace(sealed, removed)
+                    self.volume.commit(session)
+            self._seen = {p: s for p, s in self._seen.items() if p not in removed} | {f.path: f.source for f in sealed}
+        return left
+
+    def _seal_as_is(self, here: Mapping[str, int]) -> tuple[list[_Sealed], set[int]]:
+        sealed: list[_Sealed] = []
+        left = set()
+        try:
+            for path, inode in here.items():
+                with contextlib.suppress(OSError, InputError):  # moved: the caller finds that
+                    if self._is_same(path, running=False):
+                        continue
+                file = self._seal_one(path, running=True, as_is=True)
+                if file is None:
+                    left.add(inode)
+                    continue
+                sealed.append(file)
+                if file.source[0][3] != inode:
+                    raise UnavailableError("files were moved meanwhile")
+        except BaseException:
+            self._drop_all(sealed)
+            raise
+        return sealed, left
 
     def seal_changes(self) -> None:
         """Seal every new or changed file, and drop those that the program removed; it has ended.
@@ -133,16 +204,19 @@ class StagedVolume:
     def _seal_new(self, *, running: bool) -> tuple[list[_Sealed], set[str]]:
         found: set[str] = set()
         sealed: list[_Sealed] = []
+        elsewhere = {identity[3]: path for path, (identity, _) in self._seen.items()}
         try:
             for path in self._outputs():
                 try:
                     same = self._is_same(path, running=running)
+                    # What was committed under another name would be lost with that, were it left out.
+                    moved = running and elsewhere.get((self._place / path).lstat().st_ino, path) != path
                 except OSError:  # it was there a moment ago
                     if not running:
                         raise
                     continue
                 found.add(path)
-                file = None if same else self._seal_one(path, running=running)
+                file = None if same else self._seal_one(path, running=running, as_is=moved)
                 if file is not None:
                     sealed.append(file)
         except BaseException:
@@ -152,7 +226,7 @@ class StagedVolume:
 
     def _is_same(self, path: str, *, running: bool) -> bool:
         info = (self._place / path).lstat()
-        identity, digest = self._seen.get(path, (None, b""))
+        identity, digest = self._seen.get(path, ((-1, 0, 0, 0), b""))
         if identity != _identity(info) or running or not stat.S_ISREG(info.st_mode):
             return identity == _identity(info)
         # A page that was read before it is written through a mapping changes no time.
@@ -166,12 +240,26 @@ class StagedVolume:
                 found[folder] = os.lstat(folder).st_ino
         return found
 
+    def _replaced(self, path: str, had: Mapping[str, int]) -> set[int]:
+        # What the last commit has where a file is now: under its name, as a file where its folders are, or below it.
+        names = {path, *map(str, Path(path).parents)} & had.keys()
+        if self.volume.stat(path) == FOLDER:
+            names |= {p for p in had if p.startswith(f"{path}/")}
+        return {had[name] for name in names}
+
+    def _inodes(self) -> dict[str, int]:
+        found = {}
+        for path in self._outputs():
+            with contextlib.suppress(OSError):
+                found[path] = (self._place / path).lstat().st_ino
+        return found
+
     def _outputs(self) -> Iterator[str]:
         for folder, folders, names in os.walk(self._place):
             for name in [*names, *(f for f in folders if os.path.islink(os.path.join(folder, f)))]:
                 yield os.path.relpath(os.path.join(folder, name), self._place)
 
-    def _seal_one(self, path: str, *, running: bool) -> _Sealed | None:
+    def _seal_one(self, path: str, *, running: bool, as_is: bool = False) -> _Sealed | None:
         beside = self.volume.folder / f"{TEMPORARY}{os.urandom(8).hex()}"
         what = f"output {self.volume.name}/{ascii(path[:100])[1:-1]}"  # to the host: no more of it than names a file
         try:
@@ -181,9 +269,9 @@ class StagedVolume:
                 return None
             raise InputError(f"{what} cannot be sealed: {exc}", hint="leave files and folders only") from exc
         with source as raw:
-            if running and not _freeze(raw):
+            if running and not _freeze(raw) and not as_is:
                 return None
-            info = os.fstat(raw.fileno())
+            info, looked_ns = os.fstat(raw.fileno()), time.time_ns()
             try:
                 prefix, secret = self.volume.create(path)
             except (InputError, DeniedError):
@@ -192,10 +280,10 @@ class StagedVolume:
                 raise
             try:
                 self.volume.spend(info.st_size)
-                digest = _digest(raw) if running else b""
+                counted = _Counted(raw, what, info.st_size, running=running, may_grow=as_is)
                 with open(beside, "xb", buffering=0) as out:
                     with Writer(out, prefix, secret) as writer:
-                        writer.copy_from(_Counted(raw, what, info.st_size))
+                        writer.copy_from(counted)
                     os.fsync(out.fileno())
             except (DeniedError, UnavailableError):
                 self._drop(path, beside)
@@ -205,11 +293,11 @@ class StagedVolume:
                 raise UnavailableError(
                     f"{what} could not be written: {exc.strerror}", hint="free disk space, run again"
                 ) from exc
-            if running and not _is_frozen(raw):
+            if running and not as_is and not _is_frozen(raw):
                 self._drop(path, beside)
                 return None
-        settled = not running or time.time_ns() - info.st_ctime_ns > _TICK_NS
-        known = (_identity(info) if settled else None, digest)
+        settled = not running or (looked_ns if as_is else time.time_ns()) - info.st_ctime_ns > _TICK_NS
+        known = (_identity(info) if settled else (-1, *_identity(info)[1:]), counted.digest.digest())
         return _Sealed(path=path, beside=beside, size=writer.size, source=known)
 
     def _drop_all(self, sealed: Sequence[_Sealed]) -> None:
@@ -248,15 +336,20 @@ class StagedVolume:
 class _Counted:
     """A file that ends where it was counted, before more of it is sealed; one that has more by then is refused."""
 
-    def __init__(self, raw: io.FileIO, what: str, counted: int) -> None:
+    def __init__(self, raw: io.FileIO, what: str, counted: int, *, running: bool, may_grow: bool) -> None:
         self._raw, self._what, self._counted = raw, what, counted
+        self._running, self._may_grow = running, may_grow
         self.seek, self.tell = raw.seek, raw.tell
+        self.digest = hashlib.sha256()
 
     def readinto(self, buffer: memoryview, /) -> int | None:
         left = self._counted - self._raw.tell()
-        if left <= 0 and self._raw.read(1):
+        if left <= 0 and not self._may_grow and self._raw.read(1):
             raise UnavailableError(f"{self._what} grew while it was sealed: expected {self._counted} bytes, got more")
-        return self._raw.readinto(buffer[: max(left, 0)])
+        got = self._raw.readinto(buffer[: max(left, 0)])
+        if self._running:
+            self.digest.update(buffer[: got or 0])
+        return got
 
 
 def _remove_empty(root: Path, folder: Path) -> None:
