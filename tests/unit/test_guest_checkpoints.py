@@ -278,3 +278,48 @@ def test_a_folder_in_place_of_a_file_and_back(staged: StagedVolume, session: Ses
     (work(staged) / "a").write_bytes(b"3")
     staged.checkpoint(session)  # type: ignore[arg-type]
     assert held(staged, session) == {"a": b"3"}
+
+
+def test_a_file_that_a_checkpoint_missed_on_its_way_is_not_taken_for_removed(
+    staged: StagedVolume, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (work(staged) / "a").write_bytes(b"1")
+    staged.checkpoint(session)  # type: ignore[arg-type]
+    (work(staged) / "a").rename(work(staged) / "b")
+    with monkeypatch.context() as patched:
+        patched.setattr(StagedVolume, "_outputs", lambda _self: iter(()))  # one folder was listed before, one after
+        with pytest.raises(UnavailableError, match="moved"):
+            staged.checkpoint(session)  # type: ignore[arg-type]
+    assert held(staged, session) == {"a": b"1"}
+    staged.checkpoint(session)  # type: ignore[arg-type]
+    assert held(staged, session) == {"b": b"1"}
+
+
+def test_a_sync_during_which_its_file_was_moved_commits_nothing(
+    staged: StagedVolume, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (work(staged) / "a").write_bytes(b"mine")
+    (work(staged) / "other").write_bytes(b"other")
+    wanted = {(work(staged) / "a").stat().st_ino}
+    seal = StagedVolume._seal_one
+    for back in (False, True):  # and when all is as it was in the end
+
+        def swap(self: StagedVolume, path: str, *, back: bool = back, **how: bool) -> object:
+            (work(self) / "a").rename(work(self) / "b")
+            (work(self) / "other").rename(work(self) / "a")
+            found = seal(self, path, **how)  # type: ignore[arg-type]
+            if back:
+                (work(self) / "a").rename(work(self) / "other")
+                (work(self) / "b").rename(work(self) / "a")
+            return found
+
+        with monkeypatch.context() as patched:
+            patched.setattr(StagedVolume, "_seal_one", swap)
+            with pytest.raises(UnavailableError, match="moved"):
+                staged.sync(wanted, session)  # type: ignore[arg-type]
+        if not back:
+            (work(staged) / "a").rename(work(staged) / "other")
+            (work(staged) / "b").rename(work(staged) / "a")
+    assert (session.commits, [p.name for p in staged.volume.folder.iterdir()]) == (0, [".dataset"])
+    assert staged.sync(wanted, session) == set()  # type: ignore[arg-type]
+    assert held(staged, session) == {"a": b"mine"}

@@ -164,7 +164,7 @@ class StagedVolume:
                     raise
                 if sealed or removed:
                     self._replace(sealed, removed)
-                    self.volume.commit(session)
+                    self.volume.commit(session, running=True)
             self._seen = {p: s for p, s in self._seen.items() if p not in removed} | {f.path: f.source for f in sealed}
         return left
 
@@ -248,10 +248,15 @@ class StagedVolume:
         return {had[name] for name in names}
 
     def _inodes(self) -> dict[str, int]:
-        found = {}
-        for path in self._outputs():
-            with contextlib.suppress(OSError):
-                found[path] = (self._place / path).lstat().st_ino
+        found, waiting = {}, [""]
+        while waiting:
+            at = waiting.pop()
+            with contextlib.suppress(OSError), os.scandir(self._place / at) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(f"{at}{entry.name}/")
+                    else:
+                        found[f"{at}{entry.name}"] = entry.inode()
         return found
 
     def _outputs(self) -> Iterator[str]:
