@@ -323,3 +323,16 @@ def test_a_sync_during_which_its_file_was_moved_commits_nothing(
     assert (session.commits, [p.name for p in staged.volume.folder.iterdir()]) == (0, [".dataset"])
     assert staged.sync(wanted, session) == set()  # type: ignore[arg-type]
     assert held(staged, session) == {"a": b"mine"}
+
+
+def test_a_file_with_two_names_waits_under_both_while_it_is_written(staged: StagedVolume, session: Session) -> None:
+    (work(staged) / "a").write_bytes(b"whole")
+    (work(staged) / "b").hardlink_to(work(staged) / "a")
+    staged.checkpoint(session)  # type: ignore[arg-type]
+    with open(work(staged) / "a", "wb") as half:
+        half.write(b"ha")
+        half.flush()
+        staged.checkpoint(session)  # type: ignore[arg-type]
+    assert held(staged, session) == {"a": b"whole", "b": b"whole"}
+    assert staged.sync({(work(staged) / "b").stat().st_ino}, session) == set()  # type: ignore[arg-type]
+    assert held(staged, session) == {"a": b"ha", "b": b"ha"}

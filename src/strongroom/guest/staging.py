@@ -204,13 +204,15 @@ class StagedVolume:
     def _seal_new(self, *, running: bool) -> tuple[list[_Sealed], set[str]]:
         found: set[str] = set()
         sealed: list[_Sealed] = []
-        elsewhere = {identity[3]: path for path, (identity, _) in self._seen.items()}
+        had = {path: identity[3] for path, (identity, _) in self._seen.items()}
+        known = set(had.values())
         try:
             for path in self._outputs():
                 try:
                     same = self._is_same(path, running=running)
                     # What was committed under another name would be lost with that, were it left out.
-                    moved = running and elsewhere.get((self._place / path).lstat().st_ino, path) != path
+                    inode = (self._place / path).lstat().st_ino
+                    moved = running and inode in known and had.get(path) != inode
                 except OSError:  # it was there a moment ago
                     if not running:
                         raise

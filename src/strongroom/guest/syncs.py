@@ -108,32 +108,30 @@ class Syncs:
         ready = select.poll()
         ready.register(self._listener, select.POLLIN)
         ready.register(self._end, select.POLLIN)
-        while True:
-            events = dict(ready.poll())
-            if self._end in events or events.get(self._listener, 0) & ~select.POLLIN:  # stopped, or nobody is left
-                self._calls.put(None)
-                return
-            asked = bytearray(_ASKED.size)
-            try:
-                fcntl.ioctl(self._listener, _RECEIVE, asked)
-            except (FileNotFoundError, InterruptedError):  # killed in between
-                continue
-            number, pid, _, call, _, _, *arguments = _ASKED.unpack(asked)
-            try:
-                found = self._look(number, pid, self._names[call], arguments)
-                fcntl.ioctl(self._listener, _IS_VALID, struct.pack("=Q", number))
-            except (FileNotFoundError, ProcessLookupError):  # no such descriptor, or it is dead: the kernel says so
-                found = None
-            except PermissionError:  # a process that nobody may look into: whatever it means is among all there is
-                found = _Call(number, None)
-            except Exception as exc:
-                _log.error("fsync not understood error=%s", type(exc).__name__)
-                self._answer(number, errno.EIO)
-                continue
-            if found is None or not (found.files is None or found.files or found.folders):
-                self._answer(number)
-            else:
-                self._calls.put(found)
+        try:
+            while {n: e & ~select.POLLIN for n, e in ready.poll()} == {self._listener: 0}:  # not stopped, nor alone
+                with contextlib.suppress(FileNotFoundError, InterruptedError):  # killed in between
+                    self._hear(bytearray(_ASKED.size))
+        except Exception as exc:
+            _log.error("fsync not understood error=%s", type(exc).__name__)  # its text could hold data
+            self._fail(f"unexpected error in an fsync: {type(exc).__name__}")
+        finally:
+            self._calls.put(None)
+
+    def _hear(self, asked: bytearray) -> None:
+        fcntl.ioctl(self._listener, _RECEIVE, asked)
+        number, pid, _, call, _, _, *arguments = _ASKED.unpack(asked)
+        try:
+            found = self._look(number, pid, self._names[call], arguments)
+            fcntl.ioctl(self._listener, _IS_VALID, struct.pack("=Q", number))
+        except PermissionError:  # a process that nobody may look into: whatever it means is among all there is
+            found = _Call(number, None)
+        except (FileNotFoundError, ProcessLookupError):  # no such descriptor, which the kernel says, or it is dead
+            found = None
+        if found is None or not (found.files is None or found.files or found.folders):
+            self._answer(number)
+        else:
+            self._calls.put(found)
 
     def _look(self, number: int, pid: int, name: str, arguments: Sequence[int]) -> _Call | None:
         if name == "sync":
