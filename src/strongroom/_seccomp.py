@@ -14,7 +14,7 @@ import struct
 
 from strongroom.errors import InputError
 
-__all__ = ["computing_program", "filter_program"]
+__all__ = ["SYNCS", "computing_program", "filter_program", "notifying_program"]
 
 # name: (x86-64, arm64); -1 where the architecture has none
 _DENIED = {
@@ -36,6 +36,9 @@ _COMPUTING = {
     "mremap": (25, 216), "munmap": (11, 215), "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135),
     "rt_sigreturn": (15, 139), "sched_yield": (24, 124), "write": (1, 64),
 }  # fmt: skip
+SYNCS = {"fsync": (74, 82), "fdatasync": (75, 83), "msync": (26, 227), "sync": (162, 81), "syncfs": (306, 267)}
+"""Calls that promise that a file outlives a power cut: (x86-64, arm64)."""
+
 _CLONE = (56, 220)
 _CLONE3 = 435
 _NAMESPACES = 0x7E020080  # CLONE_NEWTIME | NS | CGROUP | UTS | IPC | USER | PID | NET
@@ -43,8 +46,9 @@ _ARCHITECTURES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 _X32 = 0x40000000
 
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-_NUMBER, _ARCH, _ARGUMENT0 = 0, 4, 16
-_ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
+_NUMBER, _ARCH, _ARGUMENT0, _ARGUMENT2 = 0, 4, 16, 32
+_ALLOW, _KILL, _ERRNO, _NOTIFY = 0x7FFF0000, 0x80000000, 0x00050000, 0x7FC00000
+_MS_SYNC = 4
 _EPERM, _ENOSYS = 1, 38
 
 
@@ -74,6 +78,23 @@ def computing_program(machine: str | None = None) -> bytes:
     for numbers in _COMPUTING.values():
         code += [(_EQUAL, 0, 1, numbers[column]), (_RETURN, 0, 0, _ALLOW)]
     return b"".join(struct.pack("<HBBI", *step) for step in [*code, (_RETURN, 0, 0, _ERRNO | _EPERM)])
+
+
+def notifying_program(machine: str | None = None) -> bytes:
+    """Return the filter that asks its listener about the calls of `SYNCS` and leaves all else to other filters.
+
+    It changes no answer of `filter_program`: an error or a kill goes before a notification.
+
+    Raises:
+        InputError: No numbers are known for the architecture.
+    """
+    code, column = _beginning(machine or os.uname().machine)
+    for name, numbers in SYNCS.items():
+        if name != "msync":
+            code += [(_EQUAL, 0, 1, numbers[column]), (_RETURN, 0, 0, _NOTIFY)]
+    code += [(_EQUAL, 0, 3, SYNCS["msync"][column]), (_LOAD, 0, 0, _ARGUMENT2)]
+    code += [(_ANY_BIT, 0, 1, _MS_SYNC), (_RETURN, 0, 0, _NOTIFY), (_RETURN, 0, 0, _ALLOW)]
+    return b"".join(struct.pack("<HBBI", *step) for step in code)
 
 
 def _beginning(machine: str) -> tuple[list[tuple[int, int, int, int]], int]:

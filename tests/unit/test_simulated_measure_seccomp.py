@@ -5,7 +5,7 @@ import struct
 
 import pytest
 
-from strongroom._seccomp import _DENIED, filter_program
+from strongroom._seccomp import _DENIED, filter_program, notifying_program
 from strongroom.errors import InputError
 
 ALLOW, KILL, EPERM, ENOSYS = 0x7FFF0000, 0x80000000, 0x00050001, 0x00050026
@@ -71,9 +71,19 @@ def test_another_architecture_and_x32_are_killed(machine: str) -> None:
         assert run(program, number, arch) == KILL
 
 
+@pytest.mark.parametrize(
+    ("machine", "numbers", "msync"), [("x86_64", {74, 75, 162, 306}, 26), ("aarch64", {82, 83, 81, 267}, 227)]
+)
+def test_syncs_and_they_alone_are_asked_about(machine: str, numbers: set[int], msync: int) -> None:
+    program, arch = notifying_program(machine), MACHINES[machine][0]
+    for number in range(600):
+        assert run(program, number, arch) == (0x7FC00000 if number in numbers else ALLOW), number
+    assert [run(program, msync, arch, (0, 0, flags)) == ALLOW for flags in (1, 2, 4, 6)] == [True, True, False, False]
+    assert run(program, 1, 0x40000003) == run(program, 0x40000000 | 74, arch) == KILL
+
+
 def test_jumps_stay_inside_and_the_end_returns() -> None:
-    for machine in MACHINES:
-        program = filter_program(machine)
+    for program in [make(machine) for make in (filter_program, notifying_program) for machine in MACHINES]:
         steps = [struct.unpack_from("<HBBI", program, at) for at in range(0, len(program), 8)]
         assert len(program) % 8 == 0
         assert len(steps) <= 4096

@@ -13,15 +13,18 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
+import socket
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
-from strongroom._seccomp import filter_program
+from strongroom._seccomp import filter_program, notifying_program
 
 __all__ = [
     "READABLE",
     "WRITABLE",
     "add_terminals",
+    "hand_over_syncs",
     "harden_guest",
     "landlock_abi",
     "lock_down",
@@ -36,6 +39,7 @@ _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _VERSION_FLAG, _PATH_BENEATH = 1, 1
 _SECCOMP = {"x86_64": 317, "aarch64": 277}
 _SET_MODE_FILTER, _ALL_THREADS = 1, 1
+_NEW_LISTENER, _WAIT_KILLABLE = 1 << 3, 1 << 5
 _DETACH = 2
 _MS_NOSUID, _MS_NOEXEC = 2, 8
 _READ = 0b1101  # execute, read file, read folder
@@ -87,10 +91,13 @@ def lock_down() -> None:
     header, empty = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0), (ctypes.c_uint32 * 6)()
     if _libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) or _libc.capset(header, empty):
         raise OSError(ctypes.get_errno(), "capabilities cannot be dropped")
-    program = filter_program()
-    loaded = _Filter(length=len(program) // 8, program=program)
-    if _libc.syscall(_SECCOMP[os.uname().machine], _SET_MODE_FILTER, _ALL_THREADS, ctypes.byref(loaded)):
+    if _load(filter_program(), _ALL_THREADS):
         raise OSError(ctypes.get_errno(), "the system call filter cannot be set")
+
+
+def _load(program: bytes, flags: int) -> int:
+    loaded = _Filter(length=len(program) // 8, program=program)
+    return int(_libc.syscall(_SECCOMP[os.uname().machine], _SET_MODE_FILTER, flags, ctypes.byref(loaded)))
 
 
 def take_away(device: Path) -> None:
@@ -132,6 +139,22 @@ def restrict_workload(readable: Sequence[str], writable: Sequence[str]) -> None:
     if _libc.syscall(_RESTRICT_SELF, handle, 0):
         raise OSError(ctypes.get_errno(), "landlock_restrict_self failed")
     os.close(handle)
+
+
+def hand_over_syncs(to: socket.socket) -> None:
+    """Have fsync and its like, of this process and its children, wait for whoever gets the listener through `to`.
+
+    Runs between fork and exec of the workload.
+    """
+    # A call that waits is ended by death alone, where the kernel can (5.19): not every program tries again after EINTR.
+    program = notifying_program()
+    listener = _load(program, _NEW_LISTENER | _WAIT_KILLABLE)
+    if listener < 0:
+        listener = _load(program, _NEW_LISTENER)
+    if listener < 0:
+        raise OSError(ctypes.get_errno(), "the filter for fsync cannot be set")
+    to.sendmsg([b"\0"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", listener))])
+    os.close(listener)
 
 
 def _allow(ruleset: int, path: str, allowed: int) -> None:

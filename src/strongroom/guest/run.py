@@ -21,6 +21,7 @@ from strongroom.guest.peers import Peers
 from strongroom.guest.session import Certified, Grant, ServiceSession
 from strongroom.guest.staging import Checkpoints, StagedVolume
 from strongroom.guest.straight import StraightFile, StraightFolder
+from strongroom.guest.syncs import Syncs
 from strongroom.guest.views import View
 from strongroom.guest.volumes import SealedVolume
 from strongroom.guest.workload import Workload
@@ -114,8 +115,8 @@ def run_job(
         held.callback(_end, straight)
         held.callback(tell_committed, report, volumes)  # a job that fails may have committed checkpoints
         lease.check()
-        with _checkpoints(document, plain, session, lambda: _may_go_on(lease, served, agent, workload), workload):
-            exit_code = workload.run()
+        with _commits(document, plain, session, lambda: _may_go_on(lease, served, agent, workload), workload) as listen:
+            exit_code = workload.run(listen)
         agent.stop("the job has ended")
         if network is not None:
             network.end()
@@ -206,22 +207,26 @@ def _open_places(
 
 
 @contextlib.contextmanager
-def _checkpoints(
+def _commits(
     document: Mapping[str, object],
     plain: Sequence[StagedVolume],
     session: ServiceSession,
     check: Callable[[], None],
     workload: Workload,
-) -> Iterator[None]:
+) -> Iterator[Callable[[int], None] | None]:
+    # While it runs: every so often, and when it asks by fsync.
     every_s = document.get("checkpoint_s")
     if not isinstance(every_s, int):
-        yield
+        yield None
         return
     checkpoints = Checkpoints(plain, session, every_s, check, workload.stop)
+    written = [staged for staged in plain if staged.volume.mode == "rw" and not staged.volume.approval]
+    syncs = Syncs(written, session, check, workload.stop)
     checkpoints.start()
     try:
-        yield
+        yield syncs.listen if written else None
     finally:
+        syncs.stop()
         checkpoints.stop()
 
 

@@ -16,7 +16,7 @@ import signal
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from strongroom.errors import DeniedError, InputError, StrongroomError, Unavaila
 from strongroom.guest.session import ServiceSession
 from strongroom.guest.straight import StraightFile, walk
 from strongroom.guest.volumes import SealedVolume, open_below
+from strongroom.keyagent.protocol import FOLDER
 from strongroom.storage.leftovers import KEPT_FOLDER
 from strongroom.storage.places import TEMPORARY, LocalPlace
 
@@ -37,8 +38,8 @@ _TICK_NS = 50_000_000
 """A file that changed later than this ago may change again without its times showing it."""
 
 _Identity = tuple[int, int, int, int]
-_Source = tuple[_Identity | None, bytes]
-"""Of a file that was sealed or opened: what the file system said (None: not to be relied on), and its SHA-256."""
+_Source = tuple[_Identity, bytes]
+"""Of a file that was sealed or opened: what the file system said (size -1: not to be relied on), and its SHA-256."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +70,12 @@ class StagedVolume:
         self._place = place
         self._find_straight = find_straight
         self._seen: dict[str, _Source] = {}
+        self._alone = threading.Lock()  # checkpoints and fsyncs come from threads of their own
+
+    @property
+    def place(self) -> Path:
+        """The plain side."""
+        return self._place
 
     def open_all(self) -> None:
         """Open every file of the volume into the place.
@@ -111,12 +118,13 @@ class StagedVolume:
         if self.volume.mode != "rw" or self.volume.approval:
             return
         check()
-        with self.volume.changing(session):
+        with self._alone, self.volume.changing(session):
             folders = self._folders()
             sealed, found = self._seal_new(running=True)
             removed = sorted(self._seen.keys() - found)
             try:
-                if folders != self._folders():
+                gone = {self._seen[path][0][3] for path in removed}
+                if folders != self._folders() or any(i in gone for p, i in self._inodes().items() if p not in found):
                     raise UnavailableError("folders were moved while it was taken")
                 check()
             except BaseException:
@@ -125,7 +133,70 @@ class StagedVolume:
             if sealed or removed:
                 self._replace(sealed, removed)
                 self.volume.commit(session)
-        self._seen = {p: i for p, i in self._seen.items() if p in found} | {f.path: f.source for f in sealed}
+            self._seen = {p: i for p, i in self._seen.items() if p in found} | {f.path: f.source for f in sealed}
+
+    def sync(
+        self, wanted: Collection[int] | None, session: ServiceSession, check: Callable[[], None] = lambda: None
+    ) -> set[int]:
+        """Seal and commit files as they are now, whoever has them open; return those that cannot be sealed.
+
+        Names that such a file had at the last commit and has no more go; where its name was another file's, that one
+        comes along under the name that it has now: nothing that was committed is lost to a renaming.
+
+        Args:
+            wanted: Inode numbers, of any files; None for all that there are.
+            session: Where the head is kept.
+            check: As for `checkpoint`.
+
+        Raises:
+            StrongroomError: As `checkpoint`; UnavailableError also if files were moved meanwhile.
+        """
+        check()
+        with self._alone:
+            now = self._inodes()
+            had = {path: identity[3] for path, (identity, _) in self._seen.items()}
+            all_of = {*now.values(), *had.values()} if wanted is None else set(wanted)
+            while more := {j for p, i in now.items() if i in all_of for j in self._replaced(p, had)} - all_of:
+                all_of |= more
+            here = {p: i for p, i in now.items() if i in all_of}
+            removed = sorted(p for p, i in had.items() if i in all_of and p not in now)
+            if not here and not removed:
+                return set()
+            with self.volume.changing(session):
+                sealed, left = self._seal_as_is(here)
+                try:
+                    again = self._inodes()
+                    if here != {p: i for p, i in again.items() if i in all_of} or again.keys() & removed:
+                        raise UnavailableError("files were moved meanwhile")
+                    check()
+                except BaseException:
+                    self._drop_all(sealed)
+                    raise
+                if sealed or removed:
+                    self._replace(sealed, removed)
+                    self.volume.commit(session, running=True)
+            self._seen = {p: s for p, s in self._seen.items() if p not in removed} | {f.path: f.source for f in sealed}
+        return left
+
+    def _seal_as_is(self, here: Mapping[str, int]) -> tuple[list[_Sealed], set[int]]:
+        sealed: list[_Sealed] = []
+        left = set()
+        try:
+            for path, inode in here.items():
+                with contextlib.suppress(OSError, InputError):  # moved: the caller finds that
+                    if self._is_same(path, running=False):
+                        continue
+                file = self._seal_path(path, sealed, running=True, as_is=True)
+                if file is None:
+                    left.add(inode)
+                    continue
+                sealed.append(file)
+                if file.source[0][3] != inode:
+                    raise UnavailableError("files were moved meanwhile")
+        except BaseException:
+            self._drop_all(sealed)
+            raise
+        return sealed, left
 
     def seal_changes(self) -> None:
         """Seal every new or changed file, and drop those that the program removed; it has ended.
@@ -143,22 +214,22 @@ class StagedVolume:
     def _seal_new(self, *, running: bool) -> tuple[list[_Sealed], set[str]]:
         found: set[str] = set()
         sealed: list[_Sealed] = []
+        had = {path: identity[3] for path, (identity, _) in self._seen.items()}
+        known = set(had.values())
         try:
             for path in self._outputs():
                 try:
                     same = self._is_same(path, running=running)
+                    # What was committed under another name would be lost with that, were it left out.
+                    inode = (self._place / path).lstat().st_ino
+                    moved = running and inode in known and had.get(path) != inode
                 except OSError:  # it was there a moment ago
                     if not running:
                         raise
                     continue
                 found.add(path)
-                if same:
-                    continue
-                straight = self._straight(path)
-                if straight is not None:
-                    copied = straight.placed or any(file.straight is straight for file in sealed)
-                    sealed.append(self._place_straight(path, straight, copied=copied))
-                elif (file := self._seal_one(path, running=running)) is not None:
+                file = None if same else self._seal_path(path, sealed, running=running, as_is=moved)
+                if file is not None:
                     sealed.append(file)
         except BaseException:
             self._drop_all(sealed)
@@ -167,7 +238,7 @@ class StagedVolume:
 
     def _is_same(self, path: str, *, running: bool) -> bool:
         info = (self._place / path).lstat()
-        identity, digest = self._seen.get(path, (None, b""))
+        identity, digest = self._seen.get(path, ((-1, 0, 0, 0), b""))
         if identity != _identity(info) or running or not stat.S_ISREG(info.st_mode):
             return identity == _identity(info)
         # A page that was read before it is written through a mapping changes no time.
@@ -179,12 +250,37 @@ class StagedVolume:
             entry.path: entry.inode() for entry in walk(self._place) if entry.is_dir(follow_symlinks=False)
         }
 
+    def _replaced(self, path: str, had: Mapping[str, int]) -> set[int]:
+        # What the last commit has where a file is now: under its name, as a file where its folders are, or below it.
+        names = {path, *map(str, Path(path).parents)} & had.keys()
+        if self.volume.stat(path) == FOLDER:
+            names |= {p for p in had if p.startswith(f"{path}/")}
+        return {had[name] for name in names}
+
+    def _inodes(self) -> dict[str, int]:
+        found, waiting = {}, [""]
+        while waiting:
+            at = waiting.pop()
+            with contextlib.suppress(OSError), os.scandir(self._place / at) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(f"{at}{entry.name}/")
+                    else:
+                        found[f"{at}{entry.name}"] = entry.inode()
+        return found
+
     def _outputs(self) -> Iterator[str]:
         for entry in walk(self._place):
             if not entry.is_dir(follow_symlinks=False):
                 yield os.path.relpath(entry.path, self._place)
 
-    def _seal_one(self, path: str, *, running: bool) -> _Sealed | None:
+    def _seal_path(self, path: str, sealed: Sequence[_Sealed], *, running: bool, as_is: bool = False) -> _Sealed | None:
+        straight = self._straight(path)
+        if straight is None:
+            return self._seal_one(path, running=running, as_is=as_is)
+        return self._place_straight(path, straight, copied=any(file.straight is straight for file in sealed))
+
+    def _seal_one(self, path: str, *, running: bool, as_is: bool = False) -> _Sealed | None:
         beside, what = self._new_beside(), self._shown(path)
         try:
             source = open_below(self._place, path)
@@ -193,9 +289,9 @@ class StagedVolume:
                 return None
             raise InputError(f"{what} cannot be sealed: {exc}", hint="leave files and folders only") from exc
         with source as raw:
-            if running and not _freeze(raw):
+            if running and not _freeze(raw) and not as_is:
                 return None
-            info = os.fstat(raw.fileno())
+            info, looked_ns = os.fstat(raw.fileno()), time.time_ns()
             try:
                 prefix, secret = self.volume.create(path)
             except (InputError, DeniedError):
@@ -204,13 +300,13 @@ class StagedVolume:
                 raise
             with self._dropping(path, beside, what):
                 self.volume.spend(info.st_size)
-                digest = _digest(raw) if running else b""
-                size = _write(beside, prefix, secret, _Counted(raw, what, info.st_size))
-            if running and not _is_frozen(raw):
+                counted = _Counted(raw, what, info.st_size, running=running, may_grow=as_is)
+                size = _write(beside, prefix, secret, counted)
+            if running and not as_is and not _is_frozen(raw):
                 self._drop(path, beside)
                 return None
-        settled = not running or time.time_ns() - info.st_ctime_ns > _TICK_NS
-        known = (_identity(info) if settled else None, digest)
+        settled = not running or (looked_ns if as_is else time.time_ns()) - info.st_ctime_ns > _TICK_NS
+        known = (_identity(info) if settled else (-1, *_identity(info)[1:]), counted.digest.digest())
         return _Sealed(path=path, beside=beside, size=size, source=known)
 
     def _straight(self, path: str) -> StraightFile | None:
@@ -221,7 +317,7 @@ class StagedVolume:
 
     def _place_straight(self, path: str, file: StraightFile, *, copied: bool) -> _Sealed:
         known = (_identity((self._place / path).lstat()), b"")
-        if file.volume is self.volume and not copied:
+        if file.volume is self.volume and not file.placed and not copied:
             self.volume.claim(path, file.prefix)
             return _Sealed(path=path, beside=file.beside, size=file.size, source=known, straight=file)
         beside = self._new_beside()
@@ -297,15 +393,20 @@ def _write(beside: Path, prefix: bytes, secret: FileSecret, source: RawSource) -
 class _Counted:
     """A file that ends where it was counted, before more of it is sealed; one that has more by then is refused."""
 
-    def __init__(self, raw: io.FileIO, what: str, counted: int) -> None:
+    def __init__(self, raw: io.FileIO, what: str, counted: int, *, running: bool, may_grow: bool) -> None:
         self._raw, self._what, self._counted = raw, what, counted
+        self._running, self._may_grow = running, may_grow
         self.seek, self.tell = raw.seek, raw.tell
+        self.digest = hashlib.sha256()
 
     def readinto(self, buffer: memoryview, /) -> int | None:
         left = self._counted - self._raw.tell()
-        if left <= 0 and self._raw.read(1):
+        if left <= 0 and not self._may_grow and self._raw.read(1):
             raise UnavailableError(f"{self._what} grew while it was sealed: expected {self._counted} bytes, got more")
-        return self._raw.readinto(buffer[: max(left, 0)])
+        got = self._raw.readinto(buffer[: max(left, 0)])
+        if self._running:
+            self.digest.update(buffer[: got or 0])
+        return got
 
 
 def _remove_empty(root: Path, folder: Path) -> None:

@@ -14,7 +14,7 @@ import logging
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -234,6 +234,7 @@ class SealedVolume:
             if file is None:
                 raise InputError(f"{path} was not created")
             self._files[path] = _File(size=size, salt=file.salt, key_version=file.key_version)
+            self._names.add(path)  # a folder of this name may have gone since it was created
             self._unchecked.add(path)
             self._changed = True
 
@@ -266,7 +267,7 @@ class SealedVolume:
         """Follow the deletion of a file or of a folder with all below; the top folder is `""`."""
         self._check_removable(path)
         with self._lock:
-            for found in self._names.below(path):
+            for found in self._at(path):
                 self._files.pop(found, None)
                 self._open.pop(found, None)
                 self._names.discard(found)
@@ -279,8 +280,12 @@ class SealedVolume:
         """
         self._check_removable(path)
         with self._lock:
-            found = {p: self._files[p].salt for p in self._names.below(path) if p in self._files}
+            found = {p: self._files[p].salt for p in self._at(path) if p in self._files}
             return {p: salt.hex() for p, salt in sorted(found.items()) if salt in self._committed_salts}
+
+    def _at(self, path: str) -> Sequence[str]:
+        # A file that is about to become a folder is still a file.
+        return [path] if path in self._files else self._names.below(path)
 
     def list(self, folder: str) -> dict[str, int]:
         """Return name -> plaintext size of what must be in `folder`; folders and open files have sizes of their own."""

@@ -6,10 +6,11 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from strongroom.errors import InputError
 from strongroom.guest import confine
@@ -58,14 +59,24 @@ class Workload:
         self._process: subprocess.Popen[bytes] | None = None
         self.stopped = ""
 
-    def run(self) -> int:
+    def run(self, listen: Callable[[int], None] | None = None) -> int:
         """Start the program and wait for its end; return its exit code (128 + n for signal n).
+
+        Args:
+            listen: Takes the seccomp listener that is told of the program's fsyncs, and closes it.
 
         Raises:
             InputError: It cannot be started, or was stopped before.
         """
         if self.stopped:
             raise InputError(self.stopped)
+        pair = () if listen is None else socket.socketpair()
+
+        def confined() -> None:
+            confine.restrict_workload(confine.READABLE, self._writable)
+            if pair:
+                confine.hand_over_syncs(pair[1])
+
         try:
             # Between fork and exec nothing but system calls runs; no other thread holds a lock it needs.
             self._process = subprocess.Popen(
@@ -76,10 +87,15 @@ class Workload:
                 pass_fds=self._handed,
                 stdout=None if self._printing is None else self._printing.output,
                 stderr=None if self._printing is None else self._printing.error,
-                preexec_fn=lambda: confine.restrict_workload(confine.READABLE, self._writable),  # noqa: PLW1509
+                preexec_fn=confined,  # noqa: PLW1509
             )
+            if listen is not None and pair:
+                listen(socket.recv_fds(pair[0], 1, 1)[1][0])
         except (OSError, subprocess.SubprocessError) as exc:
             raise InputError(f"{self._argv[0]} could not be started: {exc}") from exc
+        finally:
+            for end in pair:
+                end.close()
         if self._printing is not None:
             self._printing.start()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
