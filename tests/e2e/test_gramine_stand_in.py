@@ -1,4 +1,4 @@
-"""A bundle for Gramine, run by a stand-in: the guest is process one, its trusted files are all there is."""
+"""Bundles for Gramine and Occlum, run by stand-ins: the listed files are all that guest and program have."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.conftest import STRONGROOM, stop_service
 from tests.fakes import gramine_stand_in as gramine
+from tests.fakes import occlum_stand_in as occlum
 from tests.fakes.enclave_shell import Enclave, make_enclave
 from tests.fakes.stock_kbs import StockKBS
 
@@ -72,11 +73,13 @@ def shop(tmp_path: Path) -> Iterator[Enclave]:
     server.wait(30)
 
 
-def _run(shop: Enclave, bundle: Path) -> tuple[dict[str, Any], subprocess.CompletedProcess[str]]:
+def _run(
+    shop: Enclave, bundle: Path, run: Callable[[Path, bytes], subprocess.CompletedProcess[str]] = gramine.run
+) -> tuple[dict[str, Any], subprocess.CompletedProcess[str]]:
     launch = bundle / "launch" / "launch.json"
     said = {**json.loads(launch.read_text()), "service": f"https://127.0.0.1:{shop.environment['PORT']}"}
     launch.write_text(json.dumps(said))
-    done = gramine.run(bundle, load_seed(shop.workspace.seed))
+    done = run(bundle, load_seed(shop.workspace.seed))
     report = json.loads((bundle / "launch" / "report.json").read_text())
     assert isinstance(report, dict)
     return report, done
@@ -109,6 +112,23 @@ def test_a_python_job_from_build_to_result(shop: Enclave) -> None:
     (bundle / "root" / "app" / "app.py").write_text("print(1)")
     with pytest.raises(AssertionError, match=r"root/app/app\.py"):  # what Gramine does: the file does not open
         _run(shop, bundle)
+
+
+def test_a_python_job_under_occlum(shop: Enclave) -> None:
+    (shop.folder / "app.py").write_text(PROGRAM + "try: os.fork()\nexcept OSError: print('no fork')\n")
+    job = JOB.replace("gramine", "occlum")
+    (shop.folder / "job.toml").write_text(job)
+    refused = shop.run("job", "build", "job.toml", check=False)
+    assert "whoever runs the machine can run other files under this measurement" in refused.stderr
+    (shop.folder / "job.toml").write_text(job.replace("[sgx]", "[sgx]\nunsafe_host_has_keys = true"))
+    bundle = Path(str(shop.json("job", "build", "job.toml")["bundle"]))
+    report, _ = _run(shop, bundle, occlum.run)
+    allowed = shop.run("policy", "approve", str(report["error"]["details"]["request"]), "--unsafe-accept-simulated")
+    assert "whoever runs the machine can take the named keys" in allowed.stderr
+    report, done = _run(shop, bundle, occlum.run)
+    assert (report["status"], report["exit_code"]) == ("completed", 0), (report, done.stderr)
+    assert done.stdout == "did __main__ 2\nno fork\n"
+    assert shop.open("out") == {"deep/said.json": '[["1", "alpha"], 6, ["--x"]]'}
 
 
 KBS_JOB = """
