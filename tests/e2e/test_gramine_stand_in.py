@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import time
@@ -16,6 +17,7 @@ from tests.conftest import STRONGROOM, stop_service
 from tests.fakes import gramine_stand_in as gramine
 from tests.fakes import occlum_stand_in as occlum
 from tests.fakes.enclave_shell import Enclave, make_enclave
+from tests.fakes.java_support import jars
 from tests.fakes.stock_kbs import StockKBS
 
 from strongroom.attest.simulated.platform import load_seed
@@ -73,9 +75,11 @@ def shop(tmp_path: Path) -> Iterator[Enclave]:
     server.wait(30)
 
 
-def _run(
-    shop: Enclave, bundle: Path, run: Callable[[Path, bytes], subprocess.CompletedProcess[str]] = gramine.run
-) -> tuple[dict[str, Any], subprocess.CompletedProcess[str]]:
+Done = subprocess.CompletedProcess[str]
+Run = Callable[[Path, bytes], Done]
+
+
+def _run(shop: Enclave, bundle: Path, run: Run = gramine.run) -> tuple[dict[str, Any], Done]:
     launch = bundle / "launch" / "launch.json"
     said = {**json.loads(launch.read_text()), "service": f"https://127.0.0.1:{shop.environment['PORT']}"}
     launch.write_text(json.dumps(said))
@@ -129,6 +133,44 @@ def test_a_python_job_under_occlum(shop: Enclave) -> None:
     assert (report["status"], report["exit_code"]) == ("completed", 0), (report, done.stderr)
     assert done.stdout == "did __main__ 2\nno fork\n"
     assert shop.open("out") == {"deep/said.json": '[["1", "alpha"], 6, ["--x"]]'}
+
+
+SPARK_PROGRAM = """
+import org.apache.spark.sql.SparkSession;
+public class Copy {
+    public static void main(String[] words) {
+        SparkSession spark = SparkSession.builder().getOrCreate();
+        spark.read().option("header", "true").csv("/work/in").write().csv("/work/out/said");
+        System.out.println("did " + spark.range(1000).selectExpr("sum(id)").first());
+        spark.stop();
+    }
+}
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("kind", "run"), [("gramine", gramine.run), ("occlum", occlum.run)])
+def test_a_spark_job_in_a_jar(kind: str, run: Run, shop: Enclave) -> None:
+    if shutil.which("javac") is None:
+        pytest.skip("no javac here: apt-get install openjdk-17-jdk-headless")
+    (shop.folder / "Copy.java").write_text(SPARK_PROGRAM)
+    java = ["javac", "--release", "17", "-cp", f"{jars()}/*", "-d", "classes", "Copy.java"]
+    subprocess.run(java, cwd=shop.folder, check=True)
+    subprocess.run(["jar", "--create", "--file", "app.jar", "-C", "classes", "."], cwd=shop.folder, check=True)
+    job = JOB.replace("gramine", kind).replace("[sgx]", "[sgx]\nunsafe_host_has_keys = true")
+    spark = 'program = "app.jar"\nmain_class = "Copy"\n'
+    spark += 'engine = { "spark.master" = "local[2]", "spark.driver.memory" = "512m" }'
+    job = job.replace('"python"', '"spark"').replace('program = "app.py"\narguments = ["--x"]', spark)
+    (shop.folder / "job.toml").write_text(job)
+    bundle = Path(str(shop.json("job", "build", "job.toml")["bundle"]))
+    if kind == "gramine":
+        gramine.sign(bundle)
+    report, _ = _run(shop, bundle, run)
+    shop.run("policy", "approve", str(report["error"]["details"]["request"]), "--unsafe-accept-simulated")
+    report, done = _run(shop, bundle, run)
+    assert (report["status"], done.stdout) == ("completed", "did [499500]\n"), done.stderr[-4000:]
+    assert {name.split("/")[0] for name in shop.open("out")} == {"said"}
+    assert "1,alpha\n" in shop.open("out").values()
 
 
 KBS_JOB = """
