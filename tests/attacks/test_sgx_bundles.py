@@ -1,7 +1,8 @@
-"""One test per threat to enclaves that are built for SGX (docs/threat-model.md, T220 to T229, T274, T275)."""
+"""One test per threat to enclaves built for SGX (docs/threat-model.md, T220 to T229, T274, T275, T325 and T326)."""
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from collections.abc import Callable
@@ -11,11 +12,14 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from tests.fakes.attest_parts import JOB, Platform, gramine_folder
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from tests.fakes.attest_parts import JOB, Platform, gramine_folder, occlum_ioctl
 from tests.fakes.gramine_schema import refusals
 
 from strongroom._secret import SecretBytes
 from strongroom.attest.attesters.gramine import GramineAttester
+from strongroom.attest.attesters.occlum import OcclumAttester
 from strongroom.attest.binding import init_data_digest, job_init_data
 from strongroom.attest.claims import check_init_data
 from strongroom.attest.handshake import AttestRequest, tee_pubkey
@@ -28,11 +32,11 @@ from strongroom.guest.document import Report
 from strongroom.guest.main import attempt
 from strongroom.guest.session import Grant
 from strongroom.jobs.enclaves.gramine import render_manifest
-from strongroom.jobs.enclaves.libos import Needs, place_files
+from strongroom.jobs.enclaves.libos import Needs, check_job, place_files
 from strongroom.jobs.enclaves.occlum import render_bom, render_occlum
 from strongroom.jobs.plan import LaunchPlan, plan_job
 from strongroom.jobs.registry import WORKLOADS
-from strongroom.jobs.spec import JobSpec, Sandbox, Sgx
+from strongroom.jobs.spec import JobSpec, Sandbox, Sgx, Volume
 
 SIZE = Needs(size_mb=2048, threads=32, stack_mb=2, parts={"LibOS": 64, "scratch": 512})
 DIGEST = "5f" * 32
@@ -74,11 +78,14 @@ def test_T221_the_host_says_nothing_to_the_program(plan: LaunchPlan) -> None:
     assert all(isinstance(value, str) for value in loader["env"].values())  # none is passed through
     assert loader["log_level"] == "error"
     assert manifest["sgx"]["allowed_files"] == ["file:launch/", "file:sealed/"]  # an address, and sealed bytes
-    settings = render_occlum(plan, SIZE)
+    settings = json.loads(render_occlum(plan, SIZE))
     # Occlum takes a path and arguments from the host: what lies there takes no arguments.
-    assert "entry_points:\n  - /strongroom/bin\n" in settings
-    assert "untrusted: []" in settings
-    assert "debuggable: false" in settings
+    assert settings["entry_points"] == ["/strongroom/bin"]
+    assert settings["env"]["untrusted"] == []
+    metadata = settings["metadata"]
+    assert (metadata["debuggable"], metadata["disable_log"], metadata["enable_kss"]) == (False, True, False)
+    (_, layer) = settings["mount"][0]["options"]["layers"]
+    assert layer["options"] == {"temporary": True}  # else whoever has the signer's key fills it before the start
 
 
 NAMES = [
@@ -171,7 +178,7 @@ def test_T225_results_of_tasks_over_loopback(tmp_path: Path) -> None:
 def booted(plan: LaunchPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Report]:
     """Start the guest of a job, up to where its program would run, which is an error here."""
 
-    def boot(document: dict[str, object], grants: dict[tuple[str, str], object]) -> Report:
+    def boot(document: dict[str, object], grants: dict[tuple[str, str], object], *, occlum: bool = False) -> Report:
         asked: list[object] = []
 
         class Session:
@@ -184,9 +191,9 @@ def booted(plan: LaunchPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             monkeypatch.setattr(libos, name, value)
         monkeypatch.setattr(libos, "check_code", lambda *_: {})
         monkeypatch.setattr(libos, "receive", lambda *_: asked.append("keys") or grants)
-        monkeypatch.setattr(libos, "run_libos_job", lambda *_: asked.append("program"))
+        monkeypatch.setattr(libos, "run_libos_job", lambda *_, **__: asked.append("program"))
         report = Report()
-        attempt(report, lambda: libos._boot(report, object()))  # type: ignore[arg-type]
+        attempt(report, lambda: libos._boot(report, object(), occlum))  # type: ignore[arg-type]
         report.details["asked"] = asked
         return report
 
@@ -225,3 +232,78 @@ def test_T275_limits_that_a_libos_cannot_hold(plan: LaunchPlan, booted: Callable
         assert "key 'sales': outputs: expected any" in str(report.error["message"])
         assert report.details["asked"] == ["evidence", "keys"]
     assert booted(document, {("f" * 64, "sales"): grant}).error == {}
+
+
+def _times(left: int, right: int) -> int:
+    # In GCM's field; the highest bit is the lowest coefficient.
+    product = 0
+    for bit in range(127, -1, -1):
+        if left >> bit & 1:
+            product ^= right
+        right = right >> 1 ^ (0xE1 << 120 if right & 1 else 0)
+    return product
+
+
+def _power(base: int, exponent: int) -> int:
+    found = 1 << 127
+    for bit in f"{exponent:b}":
+        found = _times(found, found)
+        found = _times(found, base) if bit == "1" else found
+    return found
+
+
+def _protected(content: bytes, unused: bytes = bytes(16)) -> tuple[bytes, int]:
+    """Return the first node of a file of Occlum's, and what is measured of it: AES-GCM's tag, key and IV zero."""
+    name = b".Occlum_sys.json.protected".ljust(32, b"\0") + unused  # the name is compared up to its first zero
+    node = name.ljust(260, b"\0") + len(content).to_bytes(8, "little") + bytes(52) + content.ljust(3072, b"\0")
+    return node, int.from_bytes(AESGCM(bytes(16)).encrypt(bytes(12), b"", node))
+
+
+def test_T325_other_files_under_what_occlum_measures(plan: LaunchPlan, booted: Callable[..., Report]) -> None:
+    # 1. Anybody makes settings, which name the files' MACs, that Occlum takes for those that were measured.
+    node, approved = _protected(b'{"entry_points": ["/strongroom/bin"]}')
+    other = b'{"entry_points": ["/bin"], "env": {"untrusted": ["LD_PRELOAD"]}}'
+    key = int.from_bytes(Cipher(algorithms.AES(bytes(16)), modes.ECB()).encryptor().update(bytes(16)))
+    at = _power(key, len(node) // 16 - 1)  # what the third block is multiplied by
+    fit = _times(approved ^ _protected(other)[1], _power(at, (1 << 128) - 2))
+    forged, mac = _protected(other, fit.to_bytes(16))
+    assert mac == approved
+    assert forged != node
+    # 2. So no key goes there, unless the job says that its host may have it.
+    volume = Volume(name="in", location=Path("in"), dataset="a" * 32, key="sales", owner="f" * 64, mode="ro")
+    spec = replace(plan.spec, enclave="occlum", volumes=(volume,), sgx=Sgx(unsafe_program_has_keys=True))
+    with pytest.raises(InputError, match="can run other files under this measurement"):
+        check_job(replace(plan, spec=spec), "occlum", forks=False)
+    document = {**plan.document, "volumes": [VOLUME], "unsafe_program_has_keys": True}
+    for said in ({}, {"unsafe_host_has_keys": "true"}):
+        report = booted({**document, **said}, {}, occlum=True)
+        assert "unsafe_host_has_keys: expected true" in str(report.error["message"])
+        assert report.details["asked"] == []
+    assert booted(document, {}).error == {}
+    assert booted({**document, "unsafe_host_has_keys": True}, {}, occlum=True).error == {}
+    # 3. Whoever allows it is told.
+    unsafe = Sgx(unsafe_program_has_keys=True, unsafe_host_has_keys=True)
+    planned = plan_job(replace(spec, sgx=unsafe), WORKLOADS, ("sha256:" + "1" * 64,))
+    check_job(planned, "occlum", forks=False)
+    assert planned.document["unsafe_host_has_keys"] is True
+    shown = "\n".join(_job({**planned.document, "volumes": []}, None))  # type: ignore[arg-type]
+    assert "whoever runs the machine can take the named keys" in shown
+    gramine = replace(spec, sgx=unsafe, enclave="gramine")
+    assert "unsafe_host_has_keys" not in plan_job(gramine, WORKLOADS, ("sha256:" + "1" * 64,)).document
+
+
+def test_T326_occlum_quotes_other_report_data_or_none(tmp_path: Path) -> None:
+    device = tmp_path / "sgx"
+    with pytest.raises(UnavailableError, match="sgx: No such file"):
+        OcclumAttester(device).attest(bytes(64))
+    device.touch()
+    with pytest.raises(UnavailableError, match="Inappropriate ioctl"):  # what a device of another kind says
+        OcclumAttester(device).attest(bytes(64))
+    quote = Platform().quote(report_data=bytes(64))
+    with pytest.raises(EvidenceError, match="the quote carries other report data"):
+        OcclumAttester(device, occlum_ioctl(lambda _data: quote)).attest(b"\1" * 64)
+    for junk in (b"", b"junk", bytes(1 << 16), bytes(1 + (1 << 16))):
+        with pytest.raises(EvidenceError):
+            OcclumAttester(device, occlum_ioctl(lambda _data, junk=junk: junk)).attest(bytes(64))  # type: ignore[misc]
+    padded = occlum_ioctl(lambda _data: quote + bytes(100))  # a quoting service that says more room than it needs
+    assert OcclumAttester(device, padded).attest(bytes(64)).quote == quote

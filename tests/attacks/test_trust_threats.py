@@ -149,10 +149,12 @@ def test_T276_an_approval_does_not_take_from_hardware_which_code_it_is(
 def test_T274_whatever_allows_a_job_warns_of_a_program_that_has_the_keys(caplog: pytest.LogCaptureFixture) -> None:
     for warned in (False, True):
         document = {**JOB, "volumes": [{"owner": ME, "key": "sales", "mode": "ro"}], "unsafe_program_has_keys": warned}
+        document["unsafe_host_has_keys"] = warned  # T325
         client: Any = _Owner(_hardware())
         client.owner = ME
         assert allow_job(client, document, MEASUREMENT.hex(), job="sha256:1", unsafe_accept_simulated=False)
         assert ("the program can take the named keys themselves" in caplog.text) is warned
+        assert ("whoever runs the machine can take the named keys" in caplog.text) is warned
 
 
 def _certificate(key: ec.EllipticCurvePrivateKey) -> str:

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.fakes.attest_parts import NOW, FakeAttester, Platform, gramine_folder, serve_quotes
+from tests.fakes.attest_parts import NOW, FakeAttester, Platform, gramine_folder, occlum_ioctl, serve_quotes
 
 from strongroom.attest.attesters import Attester
 from strongroom.attest.attesters.gramine import GramineAttester
+from strongroom.attest.attesters.occlum import OcclumAttester
 from strongroom.attest.attesters.simulated import SimulatedAttester
 from strongroom.errors import InputError
 
@@ -32,7 +33,12 @@ def _gramine(folder: Path) -> Attester:
     return GramineAttester(gramine_folder(folder, lambda data: Platform().quote(report_data=data)))
 
 
-@pytest.fixture(params=[_fake, _simulated, _gramine], ids=["fake", "simulated", "gramine"])
+def _occlum(folder: Path) -> Attester:
+    (folder / "sgx").touch()
+    return OcclumAttester(folder / "sgx", occlum_ioctl(lambda data: Platform().quote(report_data=data)))
+
+
+@pytest.fixture(params=[_fake, _simulated, _gramine, _occlum], ids=["fake", "simulated", "gramine", "occlum"])
 def attester(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Attester]:
     return request.param(tmp_path)
 

@@ -1,20 +1,23 @@
-"""A bundle for Gramine, run by a stand-in: the guest is process one, its trusted files are all there is."""
+"""Bundles for Gramine and Occlum, run by stand-ins: the listed files are all that guest and program have."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.conftest import STRONGROOM, stop_service
 from tests.fakes import gramine_stand_in as gramine
+from tests.fakes import occlum_stand_in as occlum
 from tests.fakes.enclave_shell import Enclave, make_enclave
+from tests.fakes.java_support import jars
 from tests.fakes.stock_kbs import StockKBS
 
 from strongroom.attest.simulated.platform import load_seed
@@ -72,11 +75,15 @@ def shop(tmp_path: Path) -> Iterator[Enclave]:
     server.wait(30)
 
 
-def _run(shop: Enclave, bundle: Path) -> tuple[dict[str, Any], subprocess.CompletedProcess[str]]:
+Done = subprocess.CompletedProcess[str]
+Run = Callable[[Path, bytes], Done]
+
+
+def _run(shop: Enclave, bundle: Path, run: Run = gramine.run) -> tuple[dict[str, Any], Done]:
     launch = bundle / "launch" / "launch.json"
     said = {**json.loads(launch.read_text()), "service": f"https://127.0.0.1:{shop.environment['PORT']}"}
     launch.write_text(json.dumps(said))
-    done = gramine.run(bundle, load_seed(shop.workspace.seed))
+    done = run(bundle, load_seed(shop.workspace.seed))
     report = json.loads((bundle / "launch" / "report.json").read_text())
     assert isinstance(report, dict)
     return report, done
@@ -109,6 +116,61 @@ def test_a_python_job_from_build_to_result(shop: Enclave) -> None:
     (bundle / "root" / "app" / "app.py").write_text("print(1)")
     with pytest.raises(AssertionError, match=r"root/app/app\.py"):  # what Gramine does: the file does not open
         _run(shop, bundle)
+
+
+def test_a_python_job_under_occlum(shop: Enclave) -> None:
+    (shop.folder / "app.py").write_text(PROGRAM + "try: os.fork()\nexcept OSError: print('no fork')\n")
+    job = JOB.replace("gramine", "occlum")
+    (shop.folder / "job.toml").write_text(job)
+    refused = shop.run("job", "build", "job.toml", check=False)
+    assert "whoever runs the machine can run other files under this measurement" in refused.stderr
+    (shop.folder / "job.toml").write_text(job.replace("[sgx]", "[sgx]\nunsafe_host_has_keys = true"))
+    bundle = Path(str(shop.json("job", "build", "job.toml")["bundle"]))
+    report, _ = _run(shop, bundle, occlum.run)
+    allowed = shop.run("policy", "approve", str(report["error"]["details"]["request"]), "--unsafe-accept-simulated")
+    assert "whoever runs the machine can take the named keys" in allowed.stderr
+    report, done = _run(shop, bundle, occlum.run)
+    assert (report["status"], report["exit_code"]) == ("completed", 0), (report, done.stderr)
+    assert done.stdout == "did __main__ 2\nno fork\n"
+    assert shop.open("out") == {"deep/said.json": '[["1", "alpha"], 6, ["--x"]]'}
+
+
+SPARK_PROGRAM = """
+import org.apache.spark.sql.SparkSession;
+public class Copy {
+    public static void main(String[] words) {
+        SparkSession spark = SparkSession.builder().getOrCreate();
+        spark.read().option("header", "true").csv("/work/in").write().csv("/work/out/said");
+        System.out.println("did " + spark.range(1000).selectExpr("sum(id)").first());
+        spark.stop();
+    }
+}
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("kind", "run"), [("gramine", gramine.run), ("occlum", occlum.run)])
+def test_a_spark_job_in_a_jar(kind: str, run: Run, shop: Enclave) -> None:
+    if shutil.which("javac") is None:
+        pytest.skip("no javac here: apt-get install openjdk-17-jdk-headless")
+    (shop.folder / "Copy.java").write_text(SPARK_PROGRAM)
+    java = ["javac", "--release", "17", "-cp", f"{jars()}/*", "-d", "classes", "Copy.java"]
+    subprocess.run(java, cwd=shop.folder, check=True)
+    subprocess.run(["jar", "--create", "--file", "app.jar", "-C", "classes", "."], cwd=shop.folder, check=True)
+    job = JOB.replace("gramine", kind).replace("[sgx]", "[sgx]\nunsafe_host_has_keys = true")
+    spark = 'program = "app.jar"\nmain_class = "Copy"\n'
+    spark += 'engine = { "spark.master" = "local[2]", "spark.driver.memory" = "512m" }'
+    job = job.replace('"python"', '"spark"').replace('program = "app.py"\narguments = ["--x"]', spark)
+    (shop.folder / "job.toml").write_text(job)
+    bundle = Path(str(shop.json("job", "build", "job.toml")["bundle"]))
+    if kind == "gramine":
+        gramine.sign(bundle)
+    report, _ = _run(shop, bundle, run)
+    shop.run("policy", "approve", str(report["error"]["details"]["request"]), "--unsafe-accept-simulated")
+    report, done = _run(shop, bundle, run)
+    assert (report["status"], done.stdout) == ("completed", "did [499500]\n"), done.stderr[-4000:]
+    assert {name.split("/")[0] for name in shop.open("out")} == {"said"}
+    assert "1,alpha\n" in shop.open("out").values()
 
 
 KBS_JOB = """

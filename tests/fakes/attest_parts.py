@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import functools
 import os
 import socket
+import struct
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -129,3 +132,22 @@ def gramine_folder(folder: Path, answer: Callable[[bytes], bytes]) -> Path:
 
     threading.Thread(target=serve, daemon=True).start()
     return folder
+
+
+def occlum_ioctl(answer: Callable[[bytes], bytes]) -> Callable[[int, int, bytearray], int]:
+    """Return an ioctl that does what Occlum's on /dev/sgx does: its numbers, its structures, its error."""
+    size = len(answer(bytes(64)))
+
+    def ioctl(_handle: int, number: int, given: bytearray) -> int:
+        if number == 0x80047307 and len(given) == 4:
+            given[:] = size.to_bytes(4, "little")
+        elif number == 0xC0187308 and len(given) == 24:
+            report_data, length, quote = struct.unpack("<3Q", given)
+            if ctypes.c_uint32.from_address(length).value < size:
+                raise OSError(errno.EINVAL, "Invalid argument")
+            ctypes.memmove(quote, answer(ctypes.string_at(report_data, 64)), size)
+        else:
+            raise OSError(errno.ENOSYS, "Function not implemented")
+        return 0
+
+    return ioctl

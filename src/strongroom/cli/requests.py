@@ -76,6 +76,8 @@ def _job(document: dict[str, Any], names: Petnames) -> list[str]:
         text += textwrap.wrap(line, 118, subsequent_indent="      ", break_long_words=False, break_on_hyphens=False)
     if document.get("unsafe_program_has_keys"):
         text += ["  WARNING: under this LibOS the program can take the named keys themselves, not only what they open"]
+    if document.get("unsafe_host_has_keys"):
+        text += ["  WARNING: under Occlum whoever runs the machine can take the named keys"]
     volumes = cast(list[dict[str, str]], document["volumes"])
     rows = [
         ("  " + json.dumps(v["name"]), "reads and writes" if v["mode"] == "rw" else "reads", json.dumps(v["key"]),

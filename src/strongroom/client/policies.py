@@ -122,6 +122,8 @@ def allow_job(
         _log.warning(
             "job %s: under this LibOS the program can take the named keys themselves, not only what they open", job
         )
+    if document.get("unsafe_host_has_keys"):
+        _log.warning("job %s: under Occlum whoever runs the machine can take the named keys", job)
     branch = allowance(
         document, measurement, simulated=unsafe_accept_simulated, free=free, reference=reference, rego=rego
     )

@@ -1,12 +1,12 @@
-"""Process one of an SGX enclave under Gramine (docs/decisions/0018-guests-under-a-libos.md).
+"""The first process of an SGX enclave under Gramine or Occlum (docs/decisions/0018-guests-under-a-libos.md).
 
-1. read the job document, which the manifest measures; 2. check the job's code; 3. attest and receive keys; 4. a Python
-program: open the volumes, hand them to a process of its own (`apart.py`), take outputs back, seal and commit; a JVM:
-serve the key agent, let it read and write sealed files itself, commit.
+1. read the job document, which the LibOS measures; 2. check the job's code; 3. attest and receive keys; 4. a Python
+program: open the volumes, start it, seal and commit; under Gramine its process has files of its own, which it is handed
+and gives back (`apart.py`); a JVM: serve the key agent, let it read and write sealed files itself, commit.
 
-What confines a program elsewhere is not here: no namespaces, no seccomp, no Landlock. The program is in an enclave
-process of its own, and could attest for the job's keys as well, and write to what the host sees: the job document says
-both (`unsafe_program_has_keys`, `network`), and no key is used whose policy limits outputs.
+What confines a program elsewhere is not here: no namespaces, no seccomp, no Landlock. The program can attest for the
+job's keys as well, and write to what the host sees: the job document says both (`unsafe_program_has_keys`, `network`),
+and no key is used whose policy limits outputs. What Occlum measures, its host can replace (`unsafe_host_has_keys`).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import NoReturn
 from strongroom import log
 from strongroom.attest.attesters import Attester
 from strongroom.attest.attesters.gramine import GramineAttester
+from strongroom.attest.attesters.occlum import DEVICE, OcclumAttester
 from strongroom.errors import DeniedError, InputError, StrongroomError, UnavailableError
 from strongroom.guest import apart
 from strongroom.guest.agent import KeyAgent
@@ -46,15 +47,16 @@ from strongroom.guest.run import (
     tell_committed,
 )
 from strongroom.guest.session import Grant, ServiceSession
+from strongroom.guest.spawned import SpawnedWorkload
 from strongroom.guest.staging import StagedVolume
 from strongroom.guest.volumes import SealedVolume
-from strongroom.guest.workload import Workload
 
 __all__ = ["main", "run_libos_job"]
 
 _log = logging.getLogger(__name__)
 
 _ATTESTS = "every process of such an enclave can attest, and get the job's named keys for itself"
+_REPLACED = "Occlum measures files by a MAC whose key is public: its host can run others, and get the named keys"
 JOB_FOLDER, CODE_FOLDER, LAUNCH = Path("/strongroom/job"), Path("/app"), Path("/launch")
 
 
@@ -62,7 +64,8 @@ def main() -> NoReturn:
     """Run the job and exit with the program's exit code, or 1 if it did not run; say how in launch/report.json."""
     log.configure()
     report = Report()
-    attempt(report, lambda: _boot(report, GramineAttester()))
+    occlum = DEVICE.exists()  # in the file system of the LibOS, where the host puts nothing
+    attempt(report, lambda: _boot(report, OcclumAttester() if occlum else GramineAttester(), occlum))
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     said = {"status": report.status, "exit_code": report.exit_code, "error": report.error, "details": report.details}
     if report.error:
@@ -74,13 +77,15 @@ def main() -> NoReturn:
     os._exit(1 if report.exit_code is None or report.status != "completed" else report.exit_code)
 
 
-def _boot(report: Report, attester: Attester) -> None:
+def _boot(report: Report, attester: Attester, occlum: bool) -> None:
     started = time.monotonic()
     launch = read_object(LAUNCH / "launch.json")  # the host's word, for addresses only
     init_data, document = read_job(JOB_FOLDER)  # 1.
     check_code(document, CODE_FOLDER)  # 2.
-    if (volumes_of(document) or keys_of(document)) and document.get("unsafe_program_has_keys") is not True:
-        raise DeniedError("unsafe_program_has_keys: expected true, as the job names keys, got none", hint=_ATTESTS)
+    risks = {"unsafe_program_has_keys": _ATTESTS} | ({"unsafe_host_has_keys": _REPLACED} if occlum else {})
+    for name, hint in risks.items():
+        if (volumes_of(document) or keys_of(document)) and document.get(name) is not True:
+            raise DeniedError(f"{name}: expected true, as the job names keys, got none", hint=hint)
     environment = document.get("environment")
     if isinstance(environment, dict):  # where the LibOS' own C library is, the manifest says
         document["environment"] = {**environment, "LD_LIBRARY_PATH": os.environ.get("LD_LIBRARY_PATH", "")}
@@ -100,7 +105,7 @@ def _boot(report: Report, attester: Attester) -> None:
     grants |= receive_kbs(document, attester, None, outward(launch))
     report.status = "failed"
     report.details["attested_ms"] = round((time.monotonic() - started) * 1000)
-    run_libos_job(document, session, grants, report)  # 4.
+    run_libos_job(document, session, grants, report, one_enclave=occlum)  # 4.
 
 
 def _check_outputs(grants: Mapping[tuple[str, str], Grant]) -> None:
@@ -112,9 +117,21 @@ def _check_outputs(grants: Mapping[tuple[str, str], Grant]) -> None:
 
 
 def run_libos_job(
-    document: dict[str, object], session: ServiceSession, grants: dict[tuple[str, str], Grant], report: Report
+    document: dict[str, object],
+    session: ServiceSession,
+    grants: dict[tuple[str, str], Grant],
+    report: Report,
+    *,
+    one_enclave: bool,
 ) -> None:
     """Run the program of `document` to its end and commit what it wrote.
+
+    Args:
+        document: The job document.
+        session: The attested session.
+        grants: What the service released.
+        report: Where outcomes go.
+        one_enclave: Processes share an enclave, and so its memory file systems.
 
     Raises:
         StrongroomError: What kept the program or its outputs from finishing; nothing half-written is committed.
@@ -130,13 +147,9 @@ def run_libos_job(
         return min(session.key(owner, name).ends_at for (owner, name), g in grants.items() if g.ends_at != math.inf)
 
     lease = Lease(session.lock, renew, min((g.ends_at for g in grants.values()), default=None))
-    pipes = _Pipes(document, volumes) if staged else None
-    workload = Workload(
-        document,
-        staged=staged,
-        before=pipes.before if pipes else (),
-        handed=pipes.handed if pipes else (),
-    )
+    pipes = _Pipes(document, volumes) if staged and not one_enclave else None
+    before, handed = (pipes.before, pipes.handed) if pipes else ((), ())
+    workload = SpawnedWorkload(document, before=before, handed=handed)
     agent = KeyAgent(volumes, run_id, lease.check, keys=column_keys(document, grants), on_failure=workload.stop)
 
     def end(reason: str) -> None:
@@ -182,12 +195,12 @@ class _Pipes:
     def __init__(self, document: Mapping[str, object], volumes: Mapping[str, SealedVolume]) -> None:
         self._names = sorted(volumes)
         self._written = sorted(name for name, volume in volumes.items() if volume.mode == "rw")
-        (self._theirs, self._ours), (self._back, self._they_send) = os.pipe(), os.pipe()
-        self.handed = (self._theirs, self._they_send)
+        (theirs, self._ours), (self._back, they_send) = os.pipe(), os.pipe()
+        self.handed = (theirs, they_send)
         always = json.dumps(document.get("publish_on_failure") is True)
         names, written = json.dumps(self._names), json.dumps(self._written)
         interpreter = texts(document, "command")[0]
-        here = (str(self._theirs), str(self._they_send))
+        here = (str(theirs), str(they_send))
         self.before = (interpreter, str(Path(apart.__file__)), *here, names, written, always)
         self._received: StrongroomError | None = UnavailableError("the program's outputs did not come back")
         self._threads = [threading.Thread(target=run, daemon=True) for run in (self._send, self._receive)]
@@ -203,7 +216,6 @@ class _Pipes:
         Raises:
             InputError: The program left something that is neither a file nor a folder, or did not send all of it.
         """
-        os.close(self._they_send)  # else the pipe has no end
         for thread in self._threads:
             thread.join()
         if self._received is not None:

@@ -11,18 +11,26 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
 from strongroom.errors import InputError
 from strongroom.guest import confine
 from strongroom.guest.memory import MemoryWatch
 from strongroom.guest.printing import Printing
 
-__all__ = ["Workload"]
+__all__ = ["Started", "Workload"]
 
 _log = logging.getLogger(__name__)
 
 GRACE_S = 10.0
 _SEALED = "/sealed"
+
+
+class Started(Protocol):
+    """A process that was started: its number, and None until it has ended."""
+
+    pid: int
+    returncode: int | None
 
 
 class Workload:
@@ -32,22 +40,11 @@ class Workload:
         document: The job document: `command`, `arguments`, `environment`, `limits`.
         staged: The program sees plain copies, so the sealed folders are out of its reach.
         max_printed: How many bytes it may print; None for any number.
-        before: Command that starts the program's own in an enclave process that shares no files with the guest's.
-        handed: Descriptors that this command inherits.
     """
 
-    def __init__(
-        self,
-        document: Mapping[str, object],
-        *,
-        staged: bool,
-        max_printed: int | None = None,
-        before: tuple[str, ...] = (),
-        handed: tuple[int, ...] = (),
-    ) -> None:
+    def __init__(self, document: Mapping[str, object], *, staged: bool, max_printed: int | None = None) -> None:
         self._printing = None if max_printed is None else Printing(max_printed, self.stop)
-        self._argv = [*before, *_texts(document, "command"), *_texts(document, "arguments")]
-        self._handed = handed
+        self._argv = [*_texts(document, "command"), *_texts(document, "arguments")]
         environment = document.get("environment")
         if not isinstance(environment, dict):
             raise InputError("the job document has no environment")
@@ -56,7 +53,7 @@ class Workload:
         limit = limits.get("max_runtime_s") if isinstance(limits, dict) else None
         self._max_runtime_s = limit if isinstance(limit, int) else 86_400
         self._writable = confine.WRITABLE if staged else (*confine.WRITABLE, _SEALED)
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Started | None = None
         self.stopped = ""
 
     def run(self, listen: Callable[[int], None] | None = None) -> int:
@@ -78,17 +75,7 @@ class Workload:
                 confine.hand_over_syncs(pair[1])
 
         try:
-            # Between fork and exec nothing but system calls runs; no other thread holds a lock it needs.
-            self._process = subprocess.Popen(
-                self._argv,
-                env=self._environment,
-                cwd="/work",
-                stdin=subprocess.DEVNULL,
-                pass_fds=self._handed,
-                stdout=None if self._printing is None else self._printing.output,
-                stderr=None if self._printing is None else self._printing.error,
-                preexec_fn=confined,  # noqa: PLW1509
-            )
+            self._process = self._start(confined)
             if listen is not None and pair:
                 listen(socket.recv_fds(pair[0], 1, 1)[1][0])
         except (OSError, subprocess.SubprocessError) as exc:
@@ -117,6 +104,18 @@ class Workload:
         if self._printing is not None:
             self._printing.end()
         return code
+
+    def _start(self, confined: Callable[[], None]) -> Started:
+        # Between fork and exec nothing but system calls runs; no other thread holds a lock it needs.
+        return subprocess.Popen(
+            self._argv,
+            env=self._environment,
+            cwd="/work",
+            stdin=subprocess.DEVNULL,
+            stdout=None if self._printing is None else self._printing.output,
+            stderr=None if self._printing is None else self._printing.error,
+            preexec_fn=confined,  # noqa: PLW1509
+        )
 
     def stop(self, reason: str) -> None:
         """End the program: SIGTERM, and after a grace SIGKILL."""

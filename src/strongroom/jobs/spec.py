@@ -126,6 +126,7 @@ class Sgx:
         svn: ISVSVN.
         unsafe_program_has_keys: The program is trusted with the keys that the job names, which a LibOS cannot keep from
             it; in the job document too.
+        unsafe_host_has_keys: So is whoever runs the machine, from whom Occlum does not keep them; likewise.
     """
 
     size_mb: int = 0
@@ -134,9 +135,10 @@ class Sgx:
     product: int = 0
     svn: int = 0
     unsafe_program_has_keys: bool = False
+    unsafe_host_has_keys: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("edmm", "unsafe_program_has_keys"):
+        for name in ("edmm", "unsafe_program_has_keys", "unsafe_host_has_keys"):
             if type(getattr(self, name)) is not bool:
                 raise InputError(f"[sgx] {name} is true or false, got {getattr(self, name)!r}")
         for name, most in (("size_mb", 1 << 20), ("max_threads", 4096), ("product", 0xFFFF), ("svn", 0xFFFF)):
@@ -284,6 +286,8 @@ def job_document(
         document["checkpoint_s"] = spec.checkpoint_s
     if spec.libos and spec.sgx.unsafe_program_has_keys:
         document["unsafe_program_has_keys"] = True
+    if spec.enclave == "occlum" and spec.sgx.unsafe_host_has_keys:
+        document["unsafe_host_has_keys"] = True
     if spec.keys:
         keys = sorted(spec.keys, key=lambda k: k.name)
         document["keys"] = [{"name": k.name, "owner": k.owner, "mode": k.mode} for k in keys]

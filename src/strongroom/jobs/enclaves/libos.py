@@ -88,6 +88,9 @@ def check_job(plan: LaunchPlan, kind: str, *, forks: bool) -> None:
     elif (spec.volumes or spec.keys) and not spec.sgx.unsafe_program_has_keys:
         reason = "every process of the enclave can attest, so the program can get the job's named keys for itself"
         hint = "[sgx] unsafe_program_has_keys = true if it is trusted with them; enclave cvm keeps them from it"
+    elif kind == "occlum" and (spec.volumes or spec.keys) and not spec.sgx.unsafe_host_has_keys:
+        reason = "whoever runs the machine can run other files under this measurement, and get the job's named keys"
+        hint = "[sgx] unsafe_host_has_keys = true if they may have them; gramine and cvm keep them from the host"
     if reason:
         raise InputError(f"enclave kind {kind}: {reason}", hint=hint)
 

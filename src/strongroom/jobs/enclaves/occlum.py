@@ -1,8 +1,14 @@
 """Enclave kind `occlum`: a bundle for SGX under Occlum, whose processes share one enclave and start by spawn.
 
-Written here: `Occlum.yaml`, and `bom.yaml` with every file of the image by name and digest. Occlum's own tools copy,
+Written here: `Occlum.json`, and `bom.yaml` with every file of the image by name and digest. Occlum's own tools copy,
 hash and sign on a machine that has them. What the host may say at start is a path and arguments, so the one entry point
 is a script that takes none: an interpreter there would run whatever the host hands it, under the job's measurement.
+
+The measurement does not hold against the host (docs/decisions/0018-guests-under-a-libos.md): what Occlum puts into
+MRENCLAVE for its settings and the image is a GMAC under a key of zeros, for which anybody makes other files.
+
+Source: Occlum 0.31, tools/gen_internal_conf (0.30 reads the same; 1.0, of which there are previews, has a file of
+another form, and MRENCLAVE does not cover it at all).
 """
 
 from __future__ import annotations
@@ -43,11 +49,11 @@ _ENVIRONMENT = {
     "TZ": "UTC",
 }
 _REMAINING = (
-    "take {folder} to a machine with Occlum 0.30 (its image occlum/occlum has it)",
-    "there: occlum new instance && cp Occlum.yaml instance/ && cd instance",
+    "take {folder} to a machine with SGX, DCAP and Occlum 0.30.1 or 0.31 (its images occlum/occlum have it)",
+    "there: occlum new instance && cp Occlum.json instance/ && cd instance",
     "there: rm -rf image && copy_bom -f ../bom.yaml --root image --include-dir /opt/occlum/etc/template",
-    "there: occlum build --sign-key ../signer.pem, then `occlum print mrenclave`",
-    "no keys yet: the guest has no attester for Occlum, which quotes by ioctl on /dev/sgx (docs/hardware-untested.md)",
+    "there: occlum build --sign-key ../signer.pem, then `occlum print mrenclave`: the measurement of the policy",
+    "to run: in instance, occlum run {entry}; then launch/report.json says how it went",
 )
 
 
@@ -85,7 +91,7 @@ class OcclumEnclave:
         if kept.exists() and kept.read_text() != text:
             kept.replace(target / "measured.json.before")  # for `job diff`
         kept.write_text(text)
-        (target / "Occlum.yaml").write_text(settings)
+        (target / "Occlum.json").write_text(settings)
         (target / "bom.yaml").write_text(render_bom(digests))
         (target / "job.json").write_text(json.dumps(dict(plan.document), indent=1, ensure_ascii=False))
         write_launch(target, self._identity_pem, plan.spec)
@@ -94,68 +100,53 @@ class OcclumEnclave:
         def measure() -> str:
             raise UnavailableError("the measurement of this enclave is not known yet: Occlum's own tools make it")
 
-        remaining = tuple(step.format(folder=target) for step in _REMAINING)
+        remaining = tuple(step.format(folder=target, entry=ENTRY) for step in _REMAINING)
         return Bundle(folder=target, job=plan.job, simulated=False, measure=measure, remaining=remaining)
 
 
 def render_occlum(plan: LaunchPlan, size: Needs) -> str:
-    """Return Occlum.yaml: equal for equal jobs."""
-    user_mb = size.size_mb - size.parts["LibOS"]
-    return f"""\
-resource_limits:
-  num_of_cpus: {size.threads}
-  kernel_space_stack_size: 16MB
-  kernel_space_heap_size:
-    init: {size.parts["LibOS"]}MB
-    max: {max(512, size.parts["scratch"])}MB
-  user_space_size:
-    init: {user_mb}MB
-    max: {user_mb}MB
-process:
-  default_stack_size: {max(4, size.stack_mb)}MB
-  default_heap_size: 32MB
-entry_points:
-  - {Path(ENTRY).parent}
-env:
-  default:
-{"".join(f"    - {json.dumps(f'{name}={value}')}{chr(10)}" for name, value in _ENVIRONMENT.items())}  untrusted: []
-metadata:
-  product_id: {plan.spec.sgx.product}
-  version_number: {plan.spec.sgx.svn}
-  debuggable: false
-  enable_kss: true
-  ext_prod_id:
-    high: '0x0'
-    low: '0x0'
-  pkru: 0
-mount:
-  - target: /
-    type: unionfs
-    options:
-      layers:
-        - target: /
-          type: sefs
-          source: ./build/mount/__ROOT
-          options:
-            MAC: ''
-        - target: /
-          type: sefs
-          source: ./run/mount/__ROOT
-          options:
-            autokey_policy: 1
-  - target: /work
-    type: ramfs
-  - target: /tmp
-    type: ramfs
-  - target: /run
-    type: ramfs
-  - target: /sealed
-    type: hostfs
-    source: ../sealed
-  - target: /launch
-    type: hostfs
-    source: ../launch
-"""
+    """Return Occlum.json: equal for equal jobs."""
+    kernel_mb = size.parts["LibOS"] + size.parts["scratch"]  # memory file systems are in the LibOS' own heap
+    user, kernel = f"{size.size_mb - kernel_mb}MB", f"{kernel_mb}MB"
+    nothing = {"high": "0x0", "low": "0x0"}
+    layers = [
+        {"target": "/", "type": "sefs", "source": "./build/mount/__ROOT", "options": {"MAC": ""}},
+        # Made anew at each start: what lies there was written by whoever has the signer's key, and covers the image.
+        {"target": "/", "type": "sefs", "source": "./run/mount/__ROOT", "options": {"temporary": True}},
+    ]
+    settings = {
+        "resource_limits": {
+            "kernel_space_heap_size": kernel,
+            "kernel_space_heap_max_size": kernel,
+            "kernel_space_stack_size": "1MB",
+            "user_space_size": user,
+            "user_space_max_size": user,
+            "max_num_of_threads": size.threads,
+        },
+        "process": {
+            "default_stack_size": f"{max(4, size.stack_mb)}MB",
+            "default_heap_size": "32MB",
+            "default_mmap_size": "32MB",
+        },
+        "entry_points": [str(Path(ENTRY).parent)],
+        "env": {"default": [f"{name}={value}" for name, value in _ENVIRONMENT.items()], "untrusted": []},
+        "metadata": {
+            "product_id": plan.spec.sgx.product,
+            "version_number": plan.spec.sgx.svn,
+            "debuggable": False,
+            "disable_log": True,  # it may print data
+            "enable_kss": False,  # with it, the host would choose the config id
+            "family_id": nothing,
+            "ext_prod_id": nothing,
+        },
+        "feature": {"amx": 0, "pkru": 0, "io_uring": 0, "enable_edmm": False, "enable_posix_shm": False},
+        "mount": [
+            {"target": "/", "type": "unionfs", "options": {"layers": layers}},
+            *({"target": path, "type": "ramfs"} for path in ("/work", "/tmp", "/run")),  # noqa: S108
+            *({"target": f"/{name}", "type": "hostfs", "source": f"../{name}"} for name in ("sealed", "launch")),
+        ],  # Occlum adds /proc, and /dev with its device for quotes
+    }
+    return json.dumps(settings, indent=1) + "\n"
 
 
 def render_bom(digests: Mapping[str, str]) -> str:
