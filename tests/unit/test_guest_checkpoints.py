@@ -336,3 +336,21 @@ def test_a_file_with_two_names_waits_under_both_while_it_is_written(staged: Stag
     assert held(staged, session) == {"a": b"whole", "b": b"whole"}
     assert staged.sync({(work(staged) / "b").stat().st_ino}, session) == set()  # type: ignore[arg-type]
     assert held(staged, session) == {"a": b"ha", "b": b"ha"}
+
+
+@pytest.mark.parametrize("synced", [False, True])
+def test_a_file_that_is_renamed_to_where_it_cannot_be_sealed_stays_where_it_was(
+    staged: StagedVolume, session: Session, synced: bool
+) -> None:
+    (work(staged) / "a").write_bytes(b"1")
+    staged.checkpoint(session)  # type: ignore[arg-type]
+    target = (work(staged) / "a").rename(work(staged) / "tab\t")
+    inode = target.stat().st_ino
+    if synced:
+        assert staged.sync({inode}, session) == {inode}  # type: ignore[arg-type]
+    else:
+        staged.checkpoint(session)  # type: ignore[arg-type]
+    assert held(staged, session) == {"a": b"1"}
+    target.rename(work(staged) / "b")
+    staged.checkpoint(session)  # type: ignore[arg-type]
+    assert held(staged, session) == {"b": b"1"}

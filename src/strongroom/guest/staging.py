@@ -164,6 +164,7 @@ class StagedVolume:
                 return set()
             with self.volume.changing(session):
                 sealed, left = self._seal_as_is(here)
+                removed = [path for path in removed if had[path] not in left]
                 try:
                     again = self._inodes()
                     if here != {p: i for p, i in again.items() if i in all_of} or again.keys() & removed:
@@ -231,6 +232,8 @@ class StagedVolume:
                 file = None if same else self._seal_path(path, sealed, running=running, as_is=moved)
                 if file is not None:
                     sealed.append(file)
+                elif moved:  # to where it cannot be sealed: it stays under its old name
+                    found |= {old for old, i in had.items() if i == inode}
         except BaseException:
             self._drop_all(sealed)
             raise
