@@ -27,6 +27,8 @@ NOT_A_KEY = "is not allowed"
         ("key export KEY", NOT_A_KEY),
         ("data forget KEY", "is not the id of a data set"),
         ("audit verify BINARY", "is not readable"),
+        ("init new --shares 5", "make shares of the root key"),  # and not a key file, with nothing said
+        ("init new --root passphrase --threshold 2", "make shares of the root key"),
         ("spark-submit --properties-file BINARY app.py", "is not readable"),
         ("spark-submit --properties-file none.conf app.py", "is not readable"),
     ],
