@@ -8,7 +8,10 @@ import pytest
 from click.testing import CliRunner
 
 from strongroom.cli.main import cli
+from strongroom.cli.policy import _free
+from strongroom.client.cluster import Cluster
 from strongroom.client.setup import create_workspace
+from strongroom.client.workspace import Workspace
 from strongroom.errors import InputError
 
 NOT_A_KEY = "is not allowed"
@@ -27,6 +30,8 @@ NOT_A_KEY = "is not allowed"
         ("key export KEY", NOT_A_KEY),
         ("data forget KEY", "is not the id of a data set"),
         ("audit verify BINARY", "is not readable"),
+        ("init new --shares 5", "make shares of the root key"),  # and not a key file, with nothing said
+        ("init new --root passphrase --threshold 2", "make shares of the root key"),
         ("spark-submit --properties-file BINARY app.py", "is not readable"),
         ("spark-submit --properties-file none.conf app.py", "is not readable"),
     ],
@@ -48,3 +53,17 @@ def test_a_workspace_is_not_made_for_an_owner_whom_nobody_could_name(name: str, 
     with pytest.raises(InputError, match="not a name for an owner"):
         create_workspace(tmp_path, owner=name)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("text", ["\N{SUPERSCRIPT TWO}=x", "x=x", "=x", "1", "-1=x", "1=("])
+def test_free_arguments_are_numbered(text: str) -> None:
+    with pytest.raises(InputError, match="--free"):
+        _free(text)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"hosts": ["a"], "root": "/srv/x", "more": 1}', "\N{MICRO SIGN}"])
+def test_a_damaged_cluster_file_is_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / "cluster.json").write_text(text, encoding="latin-1")
+    here = Workspace(folder=tmp_path, identity="", owner="", name="")
+    with pytest.raises(InputError, match=r"cluster\.json is not readable"):
+        Cluster.load(here)

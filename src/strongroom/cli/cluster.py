@@ -1,4 +1,4 @@
-"""`strongroom cluster`: machines for the workers of Spark jobs, over SSH."""
+"""`strongroom cluster`: machines for the workers of Spark and PyTorch jobs, over SSH."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ _HOSTS = click.option("--hosts", type=click.Path(path_type=Path), help="One `[us
 
 @click.group("cluster")
 def command() -> None:
-    """Machines on which workers of Spark jobs run, each in an enclave of its own.
+    """Machines on which workers of Spark and PyTorch jobs run, each in an enclave of its own.
 
     Passwordless SSH to each is all that they need, besides Python and /dev/net/tun. Nothing there is trusted: a worker
-    receives what it works on only after its enclave has attested. `spark-submit --master spark://cluster` runs there.
+    receives what it works on only after its enclave has attested. `spark-submit --master spark://cluster` and
+    `torchrun --cluster` run there.
     """
 
 
@@ -74,12 +75,9 @@ def deploy(hosts: Path, root: str, ssh_config: Path | None, python: str, address
 
 
 @command.command("start", epilog=epilog("strongroom cluster start"))
-@_HOSTS
-def start(hosts: Path | None) -> None:
+def start() -> None:
     """Measure what was deployed on each machine, and let jobs run there."""
-    cluster = _chosen(hosts)
-    if set(cluster.hosts) != set(Cluster.load(workspace()).hosts):
-        raise InputError("a cluster starts with all of its machines", hint="undeploy those that it shall not have")
+    cluster = Cluster.load(workspace())
     _each(cluster, lambda machine: machine.check())
     replace(cluster, started=True).save(workspace())
     output.say(f"started: {_count(cluster)} with what was deployed, unchanged (SIMULATED enclaves)")

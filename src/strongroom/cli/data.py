@@ -19,6 +19,8 @@ from strongroom.storage.trees import open_tree, reseal_tree, verify_tree
 
 __all__ = ["command"]
 
+_workers = click.option("--workers", type=click.IntRange(min=1), default=None, help="Processes; default one a core.")
+
 
 @click.group("data")
 def command() -> None:
@@ -35,7 +37,7 @@ def command() -> None:
 @click.argument("source")
 @click.argument("target")
 @click.option("--key", "key_name", required=True, help="The named key.")
-@click.option("--workers", type=int, default=None, help="Processes; default one a core.")
+@_workers
 @json_option
 def seal(source: str, target: str, key_name: str, workers: int | None, as_json: bool) -> None:
     """Seal every file of SOURCE into the data set TARGET.
@@ -64,39 +66,31 @@ def create(target: str, key_name: str, as_json: bool) -> None:
 
 
 @command.command("open", epilog=epilog("strongroom data open sealed/report report/"))
-@click.argument("source")
+@click.argument("folder")
 @click.argument("target")
 @click.option("--overwrite", is_flag=True, help="Replace files that are there with another content.")
-@click.option("--workers", type=int, default=None, help="Processes; default one a core.")
+@_workers
 @json_option
-def open_(source: str, target: str, overwrite: bool, workers: int | None, as_json: bool) -> None:
-    """Open the data set SOURCE into the folder TARGET; each file appears once all of it has been verified."""
+def open_(folder: str, target: str, overwrite: bool, workers: int | None, as_json: bool) -> None:
+    """Open the data set FOLDER into the folder TARGET; each file appears once all of it has been verified."""
     client = owner()
-    info = owned(source, client)
-    progress = output.ProgressLine("opening")
-    result = open_tree(
-        source,
-        target,
-        client.key_ring(info.key),
-        client.current(info.dataset),
-        overwrite=overwrite,
-        workers=workers,
-        progress=progress,
-    )
-    progress.end()
+    info = owned(folder, client)
+    ring, head = client.key_ring(info.key), client.current(info.dataset)
+    with output.ProgressLine("opening") as progress:
+        result = open_tree(folder, target, ring, head, overwrite=overwrite, workers=workers, progress=progress)
     show_result("opened", result, as_json, target=target)
 
 
 @command.command("verify", epilog=epilog("strongroom data verify sealed/sales"))
-@click.argument("source")
+@click.argument("folder")
 @json_option
-def verify(source: str, as_json: bool) -> None:
+def verify(folder: str, as_json: bool) -> None:
     """Check every chunk of every file against the data set's head; write nothing."""
     client = owner()
-    info = owned(source, client)
-    progress = output.ProgressLine("verifying")
-    result = verify_tree(source, client.key_ring(info.key), client.current(info.dataset), progress=progress)
-    progress.end()
+    info = owned(folder, client)
+    ring, head = client.key_ring(info.key), client.current(info.dataset)
+    with output.ProgressLine("verifying") as progress:
+        result = verify_tree(folder, ring, head, progress=progress)
     show_result("verified", result, as_json)
 
 
@@ -107,9 +101,8 @@ def reseal(folder: str, as_json: bool) -> None:
     """Move a data set to the key's newest version."""
     client = owner()
     info = owned(folder, client)
-    progress = output.ProgressLine("resealing")
-    result = reseal_tree(folder, client.key_ring(info.key), client, dataset=info.dataset, progress=progress)
-    progress.end()
+    with output.ProgressLine("resealing") as progress:
+        result = reseal_tree(folder, client.key_ring(info.key), client, dataset=info.dataset, progress=progress)
     show_result("resealed", result, as_json)
 
 

@@ -76,7 +76,5 @@ def seal_into(
         info = DatasetInfo(dataset=head.dataset, key=key_name, owner=client.owner)
     elif owned(target, client).key != key_name:
         raise InputError(f"{target} is under key {info.key!r}, not {key_name!r}", hint="choose another target")
-    progress = output.ProgressLine("sealing")
-    result = seal_tree(source, target, ring, client, info=info, workers=workers, progress=progress)
-    progress.end()
-    return result
+    with output.ProgressLine("sealing") as progress:
+        return seal_tree(source, target, ring, client, info=info, workers=workers, progress=progress)

@@ -35,7 +35,13 @@ _SPARK = ("--master", "local[2]", "--conf", "spark.log.level=WARN", "--conf", "s
 )
 @click.option("--scale", type=float, default=0.02, show_default=True, help="TPC-H scale factor (1 is a gigabyte).")
 @click.option("--data", "data_path", type=click.Path(path_type=Path), help="Your own csv or Parquet, instead of TPC-H.")
-@click.option("--folder", type=click.Path(path_type=Path), default=Path("demo"), show_default=True)
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path),
+    default=Path("demo"),
+    show_default=True,
+    help="Where everything goes; an earlier demo there is replaced.",
+)
 def command(scale: float, data_path: Path | None, folder: Path) -> int:
     """Tell the whole story on real data: an owner, sealed data, an unmodified Spark program, a key refused."""
     if (folder / ".strongroom").exists() and not (folder / ".demo").exists():

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from strongroom._unix import flush_folder, write_whole
 from strongroom.cli import output
 from strongroom.cli.common import epilog, json_option
 from strongroom.errors import DeniedError, InputError
@@ -64,6 +65,9 @@ def create(key: Path, passphrase_file: Path | None, as_json: bool) -> None:
         raise InputError(f"{key} exists: a signing key is never replaced", hint="name a new file") from exc
     with open(handle, "wb") as file:
         file.write(pem)
+        file.flush()
+        os.fsync(handle)
+    flush_folder(key.parent)
     _show({"key": str(key), "signer": _signer(made)}, as_json)
 
 
@@ -118,7 +122,7 @@ def sign(
     _check(found, measurement.lower(), product, svn, unsafe_debug=unsafe_debug)
     signed = found.signed(_load(_read(key), passphrase_file, key), on=datetime.now(UTC).date())
     signed.verify()
-    out.write_bytes(signed.to_bytes())
+    write_whole(out, signed.to_bytes())
     _show(_facts(signed), as_json)
 
 

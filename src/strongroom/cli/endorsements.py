@@ -74,7 +74,13 @@ def command() -> None:
 @click.option("--from", "source", metavar="URL", help="A PCCS, or a cache of AMD's KDS; without it the maker itself.")
 @click.option("--ca-file", type=click.Path(path_type=Path), help="What that service's TLS certificate is under.")
 @click.option("--product", type=click.Choice(["Milan", "Genoa", "Turin"]), help="SNP, for reports of version 2.")
-@click.option("--update", type=click.Choice(["standard", "early"]), default="standard", show_default=True)
+@click.option(
+    "--update",
+    type=click.Choice(["standard", "early"]),
+    default="standard",
+    show_default=True,
+    help="Intel: the TCB info that is in force, or the one that soon will be.",
+)
 @click.option("--edition", type=int, help="Intel's tcbEvaluationDataNumber, instead of --update.")
 @click.option("--renew", is_flag=True, help="Even if those at hand hold for more than a week.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write a bundle to carry to another machine instead.")

@@ -29,7 +29,7 @@ def command() -> None:
 )
 @click.argument("requirements", nargs=-1)
 @click.option("-r", "--requirement", "files", multiple=True, type=click.Path(path_type=Path), help="A file of them.")
-@click.option("-o", "--output", "target", type=click.Path(path_type=Path), help="Write there, not to standard output.")
+@click.option("-o", "--out", "target", type=click.Path(path_type=Path), help="Write there, not to standard output.")
 def lock(requirements: tuple[str, ...], files: tuple[Path, ...], target: Path | None) -> None:
     """Print REQUIREMENTS with everything they need, each in one version, with its hash."""
     if not requirements and not files:

@@ -29,6 +29,17 @@ if TYPE_CHECKING:
 __all__ = ["command", "execute", "job_options", "plan_file", "spec_with_options"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+_RUN_OPTIONS = (
+    click.option("--approve", is_flag=True, help="As owner, allow this job on your keys before it runs."),
+    click.option("--unsafe-accept-simulated", is_flag=True, help="With --approve: accept the SIMULATED root."),
+    click.option("--dry-run", is_flag=True, help="Print the plan and stop."),
+    click.option(
+        "--json",
+        "as_json",
+        is_flag=True,
+        help="Print the outcome as JSON; the program's output goes to standard error.",
+    ),
+)
 _OPTIONS = (
     click.option(
         "--volume",
@@ -67,21 +78,21 @@ _OPTIONS = (
         metavar="SECONDS",
         help="Commit what a Python program has written so far, again and again; a new run goes on from there.",
     ),
-    click.option("--approve", is_flag=True, help="As owner, allow this job on your keys before it runs."),
-    click.option("--unsafe-accept-simulated", is_flag=True, help="With --approve: accept the SIMULATED root."),
-    click.option("--dry-run", is_flag=True, help="Print the plan and stop."),
-    click.option(
-        "--json",
-        "as_json",
-        is_flag=True,
-        help="Print the outcome as JSON; the program's output goes to standard error.",
-    ),
+    *_RUN_OPTIONS,
 )
 
 
 def job_options(function: _F) -> _F:
-    """Add the options that every way of running a job has."""
-    for option in reversed(_OPTIONS):
+    """Add the options that every way of running a job has but a job file, which says most of it itself."""
+    return _with(_OPTIONS, function)
+
+
+def _run_options(function: _F) -> _F:
+    return _with(_RUN_OPTIONS, function)
+
+
+def _with(options: Sequence[Callable[[_F], _F]], function: _F) -> _F:
+    for option in reversed(options):
         function = option(function)
     return function
 
@@ -301,18 +312,9 @@ def show(job_file: Path) -> None:
 
 @command.command("run", epilog=epilog("strongroom job run job.toml", "strongroom job run job.toml --json"))
 @_JOB_FILE
-@click.option("--approve", is_flag=True, help="As owner, allow this job on your keys before it runs.")
-@click.option("--unsafe-accept-simulated", is_flag=True, help="With --approve: accept the SIMULATED root.")
-@click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
-@json_option
-def run(job_file: Path, approve: bool, unsafe_accept_simulated: bool, dry_run: bool, as_json: bool) -> int:
+@_run_options
+def run(job_file: Path, **options: Any) -> int:
     """Run the job in JOB_FILE; exit with the program's own status, or 1 if it did not run."""
     spec, volumes = read_job_file(job_file)
     arguments, known = with_known_paths(spec.arguments, volumes)
-    options = {
-        "approve": approve,
-        "unsafe_accept_simulated": unsafe_accept_simulated,
-        "dry_run": dry_run,
-        "as_json": as_json,
-    }
     return execute(replace(spec, arguments=arguments), known, options)

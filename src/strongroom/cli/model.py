@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,9 +82,8 @@ class _Model:
         origin = provenance(self.client, self.head)
         if not accept_unattested:
             check_attested(origin, what=self.folder)
-        progress = output.ProgressLine("verifying")
-        verify_tree(self.folder, self.ring, self.head, progress=progress)
-        progress.end()
+        with output.ProgressLine("verifying") as progress:
+            verify_tree(self.folder, self.ring, self.head, progress=progress)
         self.records()
         if not unsafe_pickle:
             _refuse_code(self.code())
@@ -127,7 +126,7 @@ def show(folder: str, as_json: bool) -> None:
         "epoch": model.head.epoch,
         "key": model.head.key,
         "files": [{"path": e.path, "size": e.size} for e in model.manifest.entries],
-        "records": {folder: _as_json(record) for folder, record in records.items()},
+        "records": {folder: asdict(record) for folder, record in records.items()},
         "provenance": origin.to_json(),
     }
     output.data(value, as_json, [*_origin_lines(origin), "", "in its maker's words:", *_model_lines(model, records)])
@@ -158,9 +157,8 @@ def open_(folder: str, target: str, accept_unattested: bool, unsafe_pickle: bool
     """Open a model into the folder TARGET, if `model verify` would have nothing against it."""
     model = _Model.find(folder)
     model.verify(accept_unattested=accept_unattested, unsafe_pickle=unsafe_pickle)
-    progress = output.ProgressLine("opening")
-    result = open_tree(folder, target, model.ring, model.head, progress=progress)
-    progress.end()
+    with output.ProgressLine("opening") as progress:
+        result = open_tree(folder, target, model.ring, model.head, progress=progress)
     show_result("opened", result, as_json, target=target)
 
 
@@ -180,16 +178,6 @@ def _refuse_code(found: Iterator[str]) -> None:
             hint="save the model as safetensors (docs/guides/deep-learning.md), or, if you trust its maker with all "
             "that you can do: --unsafe-pickle",
         )
-
-
-def _as_json(record: ModelRecord) -> dict[str, object]:
-    return {
-        "kind": record.kind,
-        "file": record.file,
-        "parameters": dict(record.parameters),
-        "metrics": dict(record.metrics),
-        "made_with": dict(record.made_with),
-    }
 
 
 def _model_lines(model: _Model, records: Mapping[str, ModelRecord]) -> list[str]:

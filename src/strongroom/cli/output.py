@@ -81,7 +81,7 @@ def facts(values: Mapping[str, object]) -> list[str]:
 
 
 class ProgressLine:
-    """Progress of long work on one line of a terminal; nothing where standard error is none."""
+    """Progress of long work on one line of a terminal, gone when the block ends; elsewhere nothing."""
 
     def __init__(self, verb: str) -> None:
         self._verb = verb
@@ -102,8 +102,10 @@ class ProgressLine:
         )
         sys.stderr.flush()
 
-    def end(self) -> None:
-        """Clear the line."""
+    def __enter__(self) -> ProgressLine:
+        return self
+
+    def __exit__(self, *_failure: object) -> None:
         if self._shown:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()

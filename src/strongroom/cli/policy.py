@@ -216,10 +216,10 @@ def _rego(path: Path) -> str:
 
 def _free(text: str) -> FreeArgument:
     index, equals, pattern = text.partition("=")
-    if not equals or not index.isdigit():
+    if not equals or not index.isdecimal():
         raise InputError(f"--free {text!r}: expected N=PATTERN", hint="--free '2=[0-9]{4}'")
     try:
         re.compile(pattern)
     except re.error as exc:
-        raise InputError(f"--free {text!r}: not a pattern: {exc}") from exc
+        raise InputError(f"--free {text!r}: not a pattern: {exc}", hint="--free '2=[0-9]{4}'") from exc
     return FreeArgument(int(index), pattern)

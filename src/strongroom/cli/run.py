@@ -18,7 +18,6 @@ __all__ = ["command"]
 
 @click.command(
     "run",
-    context_settings={"ignore_unknown_options": False},
     epilog=epilog(
         "strongroom run -- python -c 'print(6 * 7)'",
         "strongroom run --volume in=sealed/in --volume out=sealed/out:sales:rw -- python app.py --n 3",

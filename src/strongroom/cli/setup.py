@@ -8,6 +8,7 @@ import click
 
 from strongroom.cli import output
 from strongroom.cli.common import epilog, json_option
+from strongroom.errors import InputError
 
 __all__ = ["command"]
 
@@ -30,18 +31,22 @@ __all__ = ["command"]
     show_default=True,
     help="Where the root key rests while the service is down.",
 )
-@click.option("--threshold", type=int, default=3, show_default=True, help="Shares needed to unlock.")
-@click.option("--shares", type=int, default=5, show_default=True, help="Shares made.")
+@click.option("--threshold", type=int, help="Shares needed to unlock; 3 unless said.")
+@click.option("--shares", type=int, help="Shares made; 5 unless said.")
 @json_option
-def command(folder: Path, owner_name: str, root_kind: str, threshold: int, shares: int, as_json: bool) -> None:
+def command(
+    folder: Path, owner_name: str, root_kind: str, threshold: int | None, shares: int | None, as_json: bool
+) -> None:
     """Make a workspace in FOLDER: an owner, an embedded trust service, a SIMULATED platform."""
     from strongroom.client.setup import create_workspace
 
     options = {}
+    if root_kind != "shares" and (threshold is not None or shares is not None):
+        raise InputError("--threshold and --shares make shares of the root key", hint="add --root shares")
     if root_kind == "passphrase":
         options = {"passphrase": click.prompt("passphrase", hide_input=True, confirmation_prompt=True, err=True)}
     elif root_kind == "shares":
-        options = {"threshold": str(threshold), "shares": str(shares)}
+        options = {name: str(n) for name, n in (("threshold", threshold), ("shares", shares)) if n is not None}
     created = create_workspace(folder, owner=owner_name, root_kind=root_kind, root_options=options)
     made = created.workspace
     value = {"workspace": str(made.folder), "owner": made.owner, "identity": made.identity, "shares": created.handout}

@@ -49,15 +49,18 @@ class Cluster:
         """Return the workspace's cluster.
 
         Raises:
-            InputError: It has none.
+            InputError: It has none, or what it has is damaged.
         """
         path = workspace.folder / _FILE
         if not path.exists():
             raise InputError(
                 "this workspace has no cluster", hint="`strongroom cluster deploy --hosts hosts.txt`, then `start`"
             )
-        found = json.loads(path.read_bytes())
-        return cls(**{**found, "hosts": tuple(found["hosts"])})
+        try:
+            found = json.loads(path.read_bytes())
+            return cls(**{**found, "hosts": tuple(found["hosts"])})
+        except (OSError, ValueError, TypeError, KeyError) as exc:
+            raise InputError(f"{path} is not readable: {exc}", hint="remove it, and deploy again") from exc
 
     def save(self, workspace: Workspace) -> None:
         """Keep it as the workspace's cluster."""

@@ -116,7 +116,8 @@ def allow_job(
     """
     declared = _declared(document, client.owner)
     chosen = {k: [u for u in v if not uses or u in uses] for k, v in declared.items() if not keys or k in keys}
-    if not any(chosen.values()):
+    chosen = {key: wanted for key, wanted in chosen.items() if wanted}
+    if not chosen:
         raise InputError(f"the job does not use {', '.join(keys) or 'a key of yours'}")
     if document.get("unsafe_program_has_keys"):
         _log.warning(
@@ -128,7 +129,7 @@ def allow_job(
         document, measurement, simulated=unsafe_accept_simulated, free=free, reference=reference, rego=rego
     )
     shown = measurement if isinstance(measurement, str) else next(iter(measurement.values()))
-    lines = {key: f"{key}: {' and '.join(wanted)}" for key, wanted in chosen.items() if wanted}
+    lines = {key: f"{key}: {' and '.join(wanted)}" for key, wanted in chosen.items()}
     for key, wanted in chosen.items():
         found = client.call("GET", f"/v1/keys/{key}/policy")
         policy = found["policy"]

@@ -28,11 +28,11 @@ from typing import IO
 
 from strongroom.attest.binding import config_id, expected_register, init_data_digest
 from strongroom.errors import InputError, UnavailableError
-from strongroom.jobs.enclaves.libos import link_volumes
+from strongroom.jobs.enclaves.libos import link_volumes, write_launch
 from strongroom.jobs.enclaves.sim import SimulatedEnclave
 from strongroom.jobs.plan import Bundle, LaunchPlan
 from strongroom.jobs.runtimes import Runtimes
-from strongroom.jobs.spec import Cvm, doors
+from strongroom.jobs.spec import Cvm
 
 __all__ = ["ConfidentialVM", "write_cpio"]
 
@@ -88,12 +88,7 @@ class ConfidentialVM:
         _write_initrd(target / "initrd.cpio", places, texts, machine)
         (target / "init-data.toml").write_text(plan.init_data)
         (target / "job.json").write_text(json.dumps(dict(plan.document), indent=1, ensure_ascii=False))
-        launch = target / "launch" / "launch.json"
-        if not launch.exists():  # the operator's to edit: addresses and no more
-            launch.parent.mkdir(exist_ok=True)
-            service = "https://10.0.2.2:8701"  # what QEMU's own network calls the host
-            said = {"service": service, "identity": self._identity_pem, **doors(spec)}
-            launch.write_text(json.dumps(said, indent=1))
+        write_launch(target, "https://10.0.2.2:8701", self._identity_pem, spec)  # QEMU's own network calls the host so
         link_volumes(target, spec)
         digest = init_data_digest(plan.init_data)
         launch_digest, remaining = _launch_digest(target, machine)

@@ -22,17 +22,7 @@ from pathlib import Path
 from strongroom._encoding import sha256_id
 from strongroom.attest.sigstruct import Sigstruct
 from strongroom.errors import InputError, UnavailableError
-from strongroom.jobs.enclaves.libos import (
-    GUEST_CODE,
-    JOB_FOLDER,
-    Needs,
-    check_job,
-    link_volumes,
-    needs,
-    place_files,
-    select_files,
-    write_launch,
-)
+from strongroom.jobs.enclaves.libos import GUEST_CODE, Needs, begin_bundle
 from strongroom.jobs.plan import Bundle, LaunchPlan
 from strongroom.jobs.runtimes import Runtimes
 from strongroom.jobs.spec import Sgx
@@ -64,13 +54,7 @@ class GramineEnclave:
         Raises:
             InputError: The job needs what Gramine lacks, or does not fit its enclave.
         """
-        check_job(plan, "gramine", forks=True)
-        files = select_files(plan, self._runtimes)
-        size = needs(plan, files)
-        target = folder / f"gramine-{plan.job.removeprefix('sha256:')[:16]}"
-        target.mkdir(parents=True, exist_ok=True, mode=0o700)
-        texts = {f"{JOB_FOLDER}/init-data.toml": plan.init_data}
-        digests = place_files(target / "root", files, texts)
+        target, size, digests = begin_bundle(plan, folder, "gramine", self._runtimes, self._identity_pem, forks=True)
         manifest = render_manifest(plan, size, digests)
         template = target / TEMPLATE
         if not template.exists() or template.read_text() != manifest:
@@ -79,9 +63,6 @@ class GramineEnclave:
             if template.exists():
                 template.replace(target / f"{TEMPLATE}.before")  # for `job diff`
             template.write_text(manifest)
-        write_launch(target, self._identity_pem, plan.spec)
-        link_volumes(target, plan.spec)
-        (target / "job.json").write_text(json.dumps(dict(plan.document), indent=1, ensure_ascii=False))
         total = sum((target / "root" / name).stat().st_size for name in digests)
         reference = {
             "kind": "gramine",

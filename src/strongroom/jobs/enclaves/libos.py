@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
+from types import MappingProxyType
 
 from strongroom.errors import InputError
 from strongroom.jobs.plan import LaunchPlan
@@ -28,6 +29,7 @@ __all__ = [
     "GLIBC",
     "GUEST_CODE",
     "Needs",
+    "begin_bundle",
     "check_job",
     "link_volumes",
     "needs",
@@ -51,6 +53,45 @@ GLIBC = re.compile(
 _FORKING = {"multiprocessing", "subprocess", "concurrent", "joblib", "torch.multiprocessing"}
 _TESTING_EXTRA = re.compile(r"(all|test|tests|testing|dev|doc|docs|lint)([_-].*)?")
 _MIB = 1 << 20
+
+
+def begin_bundle(
+    plan: LaunchPlan,
+    folder: Path,
+    kind: str,
+    runtimes: Runtimes,
+    identity_pem: str,
+    *,
+    forks: bool,
+    texts: Mapping[str, str] = MappingProxyType({}),
+) -> tuple[Path, Needs, dict[str, str]]:
+    """Write what is measured of a job, and what the operator may edit, below `folder`.
+
+    Args:
+        plan: The job.
+        folder: Of all bundles.
+        kind: The enclave kind.
+        runtimes: Where runtimes come from.
+        identity_pem: The trust service's identity certificate.
+        forks: See `check_job`.
+        texts: More measured files, by path inside.
+
+    Returns:
+        The bundle's folder; how large the enclave is; name below `root` in it -> SHA-256, of every measured file.
+
+    Raises:
+        InputError: The job needs what a LibOS lacks, or does not fit its enclave.
+    """
+    check_job(plan, kind, forks=forks)
+    files = select_files(plan, runtimes)
+    size = needs(plan, files)
+    target = folder / f"{kind}-{plan.job.removeprefix('sha256:')[:16]}"
+    target.mkdir(parents=True, exist_ok=True, mode=0o700)
+    digests = place_files(target / "root", files, {f"{JOB_FOLDER}/init-data.toml": plan.init_data, **texts})
+    (target / "job.json").write_text(json.dumps(dict(plan.document), indent=1, ensure_ascii=False))
+    write_launch(target, "https://127.0.0.1:8701", identity_pem, plan.spec)
+    link_volumes(target, plan.spec)
+    return target, size, digests
 
 
 def check_job(plan: LaunchPlan, kind: str, *, forks: bool) -> None:
@@ -176,12 +217,12 @@ def _content(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_launch(folder: Path, identity_pem: str, spec: JobSpec) -> None:
-    """Write the host's word to the guest, unless it is there: the operator's to edit, an address and no more."""
+def write_launch(folder: Path, service: str, identity_pem: str, spec: JobSpec) -> None:
+    """Write the host's word to the guest, unless it is there: the operator's to edit, addresses and no more."""
     launch = folder / "launch" / "launch.json"
     if not launch.exists():
         launch.parent.mkdir(exist_ok=True)
-        said = {"service": "https://127.0.0.1:8701", "identity": identity_pem, **doors(spec)}
+        said = {"service": service, "identity": identity_pem, **doors(spec)}
         launch.write_text(json.dumps(said, indent=1))
 
 

@@ -18,17 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from strongroom.errors import InputError, UnavailableError
-from strongroom.jobs.enclaves.libos import (
-    GUEST_CODE,
-    JOB_FOLDER,
-    Needs,
-    check_job,
-    link_volumes,
-    needs,
-    place_files,
-    select_files,
-    write_launch,
-)
+from strongroom.jobs.enclaves.libos import GUEST_CODE, Needs, begin_bundle
 from strongroom.jobs.plan import Bundle, LaunchPlan
 from strongroom.jobs.runtimes import Runtimes
 
@@ -75,15 +65,12 @@ class OcclumEnclave:
         Raises:
             InputError: The job needs what Occlum lacks, or does not fit its enclave.
         """
-        check_job(plan, "occlum", forks=False)
         if plan.spec.sgx.edmm:
             raise InputError("enclave kind occlum: [sgx] edmm is for gramine", hint="Occlum takes it where it is there")
-        files = select_files(plan, self._runtimes)
-        size = needs(plan, files)
-        target = folder / f"occlum-{plan.job.removeprefix('sha256:')[:16]}"
-        target.mkdir(parents=True, exist_ok=True, mode=0o700)
-        texts = {f"{JOB_FOLDER}/init-data.toml": plan.init_data, ENTRY: _ENTRY_SCRIPT}
-        digests = place_files(target / "root", files, texts)
+        texts = {ENTRY: _ENTRY_SCRIPT}
+        target, size, digests = begin_bundle(
+            plan, folder, "occlum", self._runtimes, self._identity_pem, forks=False, texts=texts
+        )
         (target / "root" / ENTRY[1:]).chmod(0o755)
         settings = render_occlum(plan, size)
         text = json.dumps({"settings": settings.splitlines(), "files": digests}, indent=1, sort_keys=True)
@@ -93,9 +80,6 @@ class OcclumEnclave:
         kept.write_text(text)
         (target / "Occlum.json").write_text(settings)
         (target / "bom.yaml").write_text(render_bom(digests))
-        (target / "job.json").write_text(json.dumps(dict(plan.document), indent=1, ensure_ascii=False))
-        write_launch(target, self._identity_pem, plan.spec)
-        link_volumes(target, plan.spec)
 
         def measure() -> str:
             raise UnavailableError("the measurement of this enclave is not known yet: Occlum's own tools make it")
