@@ -54,3 +54,32 @@ def test_from_a_start_in_an_enclave_to_a_pinned_workspace(tmp_path: Path) -> Non
         assert (refused.returncode, "is this gramine-sgx?" in refused.stderr) == (1, True)
     finally:
         stop_service(shell.workspace)
+
+
+def test_a_service_sealed_to_its_enclave_unlocks_itself_there_alone(tmp_path: Path) -> None:
+    create_workspace(tmp_path)
+    shell = Enclave(folder=tmp_path)
+    try:
+        refused = shell.run("service", "rotate-root", "--kind", "tee", "--yes", check=False)
+        assert (refused.returncode, "root kind tee: expected a trust service in a TEE" in refused.stderr) == (1, True)
+        shell.run("service", "stop")
+        shell.run("service", "start", "--enclave", "sim")
+        words = ("service", "rotate-root", "--kind", "tee", "--threshold", "2", "--shares", "3", "--yes")
+        shares = "\n".join(map(str, list(shell.json(*words)["handout"])[1:]))  # type: ignore[call-overload]
+        shell.run("key", "create", "sales")
+        for _ in range(2):
+            shell.run("service", "stop")
+            assert "sales" in shell.run("key", "list").stdout
+        shell.run("service", "stop")
+        shell.run("service", "start", "--enclave", "none")
+        assert "is locked" in shell.run("key", "list", check=False).stderr
+        shell.run("service", "stop")
+        (shell.workspace.folder / "simulated" / "seed").unlink()  # another machine
+        shell.run("service", "start", "--enclave", "sim")
+        assert "sealed to other code or another machine" in (shell.workspace.run_folder / "service.log").read_text()
+        shell.run("service", "unlock", said=shares)
+        shell.run("service", "stop")
+        shell.run("service", "start")
+        assert "sales" in shell.run("key", "list").stdout
+    finally:
+        stop_service(shell.workspace)

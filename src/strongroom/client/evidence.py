@@ -37,7 +37,7 @@ from strongroom.errors import AppraisalError, EndorsementError, InputError, Veri
 __all__ = ["Pin", "Shown", "ask"]
 
 _FILE = "service-pin.json"
-_PEOPLE = ("passphrase", "shares")
+_ROOTS = ("passphrase", "shares", "tee")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,11 +76,11 @@ class Shown:
         if self.locked:
             found = Finding("identity", identity, "LOCKED: a key of this process, for credentials alone", passed=True)
         asked = "this command's, and this key"
-        people = f"one that people keep ({' or '.join(_PEOPLE)})"
+        roots = f"one that people or the TEE keep ({', '.join(_ROOTS)})"
         return [
             Finding("nonce", asked, asked, passed=True),
             found,
-            Finding("root_key", people, kind, kind in _PEOPLE),
+            Finding("root_key", roots, kind, kind in _ROOTS),
         ]
 
 

@@ -28,7 +28,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from strongroom.attest.attesters import Attester
 from strongroom.crypto import tls
-from strongroom.errors import InputError, StrongroomError, UnavailableError
+from strongroom.errors import DeniedError, InputError, StrongroomError, UnavailableError
 from strongroom.service.app import PEER, guest_app, owner_app
 from strongroom.service.guest_api import GuestAPI
 from strongroom.service.owner_api import OwnerAPI
@@ -229,8 +229,10 @@ def _serve_until_stopped(folder: Path, root_folder: Path, sockets: _Sockets, att
         if attester is not None:
             attester.attest(bytes(64))  # a TEE that gives no evidence is not the one that was asked for
         service = TrustService(folder, root_folder, attester)
-        if not service.needs_credentials:
+        try:
             service.unlock([], now=datetime.now(UTC))
+        except DeniedError as exc:  # it stays locked until people unlock it
+            _log.warning("locked reason=%s", exc)
         with asyncio.Runner(loop_factory=_Loop) as runner:
             runner.run(_run(service, sockets))
     except StrongroomError as exc:

@@ -74,7 +74,7 @@ class TrustService:
         self.attester = attester
         self.unlock_key = x509.new_key()
         self.folder = folder
-        self.roots = RootFolder(root_folder)
+        self.roots = RootFolder(root_folder, attester)
         if not (folder / "state.db").exists():
             raise InputError(f"there is no trust service in {folder}", hint="run `strongroom init`")
         _tighten(folder, root_folder)
@@ -103,6 +103,7 @@ class TrustService:
         owner_pem: str,
         anchors: Sequence[Mapping[str, str]],
         now: datetime,
+        attester: Attester | None = None,
     ) -> tuple[TrustService, list[str]]:
         """Set up a new service and its first owner, who administers it; return it and what people must keep."""
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -110,7 +111,7 @@ class TrustService:
         if (folder / "state.db").exists():
             raise InputError(f"there is a trust service in {folder}")
         _tighten(folder, root_folder)
-        root, handout = RootFolder(root_folder).create(kind, options)
+        root, handout = RootFolder(root_folder, attester).create(kind, options)
         os.close(os.open(folder / "state.db", os.O_WRONLY | os.O_CREAT, 0o600))  # what SQLite puts beside has its mode
         store = SQLStore(folder / "state.db")
         identity, ca = x509.new_key(), x509.new_key()
@@ -127,7 +128,7 @@ class TrustService:
                 tx, now=now, owner=owner, actor="setup", action="create-service", subject=kind, allowed=True
             )
         store.close()
-        service = cls(folder, root_folder)
+        service = cls(folder, root_folder, attester)
         if service.needs_credentials:
             chain, key_pem = _new_leaf(identity, service.identity_pem, now)
             _write_private(folder / _LOCKED_LEAF, key_pem + chain.encode())
