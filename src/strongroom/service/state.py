@@ -34,6 +34,7 @@ from strongroom.kms.policies import PolicyStore
 from strongroom.kms.roots import RootKey
 from strongroom.kms.roots.registry import RootFolder
 from strongroom.kms.stores.sql import SQLStore, get_meta, set_meta
+from strongroom.service import birth
 
 __all__ = ["TrustService", "Unlocked"]
 
@@ -42,6 +43,7 @@ _log = logging.getLogger(__name__)
 LEAF_DAYS = 30
 _IDENTITY_CONTEXT = b"strongroom-service-identity-v1"
 _CA_CONTEXT = b"strongroom-workload-ca-v1"
+_BORN = "born"
 _LEASE = "lease-s"
 _SEEN = "endorsements-seen"
 _CHANGES = "trust-changes"
@@ -68,11 +70,13 @@ class TrustService:
     Attributes:
         attester: Of the TEE that it runs in, None outside one.
         unlock_key: Of this process alone: what a locked service's evidence names.
+        born_for: The administrator for whom the identity was made in this TEE; "" if it was not, or while locked.
     """
 
     def __init__(self, folder: Path, root_folder: Path, attester: Attester | None = None) -> None:
         self.attester = attester
         self.unlock_key = x509.new_key()
+        self.born_for = ""
         self.folder = folder
         self.roots = RootFolder(root_folder, attester)
         if not (folder / "state.db").exists():
@@ -124,6 +128,8 @@ class TrustService:
             set_meta(tx, "anchors", json.dumps([dict(a) for a in anchors]).encode())
             owner = add_owner(tx, owner_name, owner_pem, now=now)
             set_meta(tx, "admin", owner.encode())
+            if attester is not None:
+                set_meta(tx, _BORN, birth.mark(attester, identity, owner))
             AuditLog(identity).append(
                 tx, now=now, owner=owner, actor="setup", action="create-service", subject=kind, allowed=True
             )
@@ -171,6 +177,9 @@ class TrustService:
             root = self.roots.unlock(self.root_name, credentials)
             self._build(root, now)
             self._forget_retired()
+            with self.store.transaction() as tx:
+                born = get_meta(tx, _BORN)
+            self.born_for = self.admin if birth.holds(born, self.attester, self.parts.identity, self.admin) else ""
 
     def _build(self, root: RootKey, now: datetime) -> None:
         with self.store.transaction() as tx:
