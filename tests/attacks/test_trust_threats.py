@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric import ec
-from tests.fakes.attest_parts import MEASUREMENT, Platform, make_pki
+from tests.fakes.attest_parts import MEASUREMENT, FakeAttester, Platform, make_pki
 from tests.fakes.service_parts import MANIFEST, Client, House, document, make_house, new_manifest, owner_pem
 
 from strongroom._encoding import b64u, b64u_decode, canonical_json
@@ -23,7 +23,6 @@ from strongroom.attest.binding import config_id, init_data_digest, job_init_data
 from strongroom.attest.claims import Claims
 from strongroom.attest.endorsement_files import write_bundle
 from strongroom.attest.endorsements import TrustAnchor
-from strongroom.attest.evidence import Evidence
 from strongroom.attest.policies import TDX_REGISTERS, job_digest
 from strongroom.attest.reference import ReferenceValues, sign_reference
 from strongroom.attest.simulated.pki import SimulatedPKI
@@ -276,23 +275,11 @@ class _Wire:
         return jose.jwk_receiver(self.asked["attest"]["runtime-data"]["tee-pubkey"])
 
 
-class _Attester:
-    """Quotes with `changes`."""
-
-    tee = "sgx"
-
-    def __init__(self, house: House, **changes: bytes) -> None:
-        self._platform, self._changes = house.platform, changes
-
-    def attest(self, report_data: bytes) -> Evidence:
-        return self._platform.evidence(**{"report_data": report_data, **self._changes})
-
-
 def _session(house: House, job: dict[str, object]) -> ServiceSession:
     pem, init_data = house.service.identity_pem, job_init_data(job)
     key = x509.certificate_from_pem(pem).public_key()
     assert isinstance(key, ec.EllipticCurvePublicKey)
-    attester = _Attester(house, config_id=config_id(init_data_digest(init_data)))
+    attester = FakeAttester(house.platform, config_id=config_id(init_data_digest(init_data)))
     session = ServiceSession("unix:none", pem, [x509.spki_id(key)], attester, init_data)
     session.attest()
     return session
@@ -429,7 +416,7 @@ SERVICE = AllOf((Measurement((MEASUREMENT.hex(),)), UnsafeAcceptSimulated()))
 def _attesting_house(folder: Path) -> House:
     house = make_house(folder, kind="shares", options={"threshold": "2", "shares": "2"})
     house.service.unlock(house.handout, now=datetime.now(UTC))
-    house.service.attester = _Attester(house)
+    house.service.attester = FakeAttester(house.platform)
     return house
 
 
@@ -475,13 +462,13 @@ def test_T279_a_trust_service_that_is_not_the_code_its_owner_looked_at(
     assert "policy: expected one that names the code" in _failing(
         house, shown, AllOf((MinimumSvn(0), UnsafeAcceptSimulated()))
     )
-    house.service.attester = _Attester(house, measurement=b"\xee" * 32)
+    house.service.attester = FakeAttester(house.platform, measurement=b"\xee" * 32)
     assert f"measurement: expected {MEASUREMENT.hex()}, got eeee" in _failing(house, ask(client.send))
-    house.service.attester = _Attester(house, report_data=bytes(64))
+    house.service.attester = FakeAttester(house.platform, report_data=bytes(64))
     assert "report data: expected" in _failing(house, ask(client.send))
-    house.service.attester = _Attester(house)
+    house.service.attester = FakeAttester(house.platform)
     client.call("POST", "/v1/root/rotate", {"kind": "keyfile"})
-    assert "root_key: expected one that people keep (passphrase or shares), got keyfile" in _failing(
+    assert "root_key: expected one that people or the TEE keep (passphrase, shares, tee), got keyfile" in _failing(
         house, ask(client.send)
     )
     # Nor does the machine say, once the root key is there, where it rests.
@@ -516,7 +503,7 @@ def test_T280_a_pinned_workspace_gives_nothing_to_anything_else(
     attacks: list[tuple[Callable[[], None], type[StrongroomError], str]] = [
         (lambda: setattr(house.service, "attester", None), DeniedError, "outside a TEE"),
         (
-            lambda: setattr(house.service, "attester", _Attester(house, measurement=b"\xee" * 32)),
+            lambda: setattr(house.service, "attester", FakeAttester(house.platform, measurement=b"\xee" * 32)),
             AppraisalError,
             "trust service: measurement: expected",
         ),
@@ -527,14 +514,14 @@ def test_T280_a_pinned_workspace_gives_nothing_to_anything_else(
     for attack, error, reason in attacks:
         wire.seen.clear()
         pin.save(own)
-        house.service.attester = _Attester(house)
+        house.service.attester = FakeAttester(house.platform)
         attack()
         with pytest.raises(error, match=reason):
             client().call("POST", "/v1/keys", {"name": "sales"})
         assert not any(path == "/v1/keys" for path, _ in wire.seen)
     # Endorsements from before those that a command saw hide what was revoked since: also for the next command.
     pin.save(own)
-    house.service.attester = _Attester(house)
+    house.service.attester = FakeAttester(house.platform)
     house.endorse(tcb_eval_number=3)
     client().call("GET", "/v1/keys")
     house.endorse(now=datetime.now(UTC) - timedelta(days=2), tcb_eval_number=2)
@@ -543,8 +530,8 @@ def test_T280_a_pinned_workspace_gives_nothing_to_anything_else(
     house.endorse(now=datetime.now(UTC) + timedelta(minutes=1), tcb_eval_number=3)
     # Who holds the service's TLS key may show a genuine, locked service of their own: it can still answer nothing.
     pin.save(own)
-    house.service.attester = _Attester(house)
-    locked = replace(ask(_unproven(other.reopened(), _Attester(other))), locked=True)
+    house.service.attester = FakeAttester(house.platform)
+    locked = replace(ask(_unproven(other.reopened(), FakeAttester(other.platform))), locked=True)
     pin.check(locked, own, _identity(house))
     assert locked.key != other.service.unlock_key.public_key()
     # Or pass a genuine, locked service's on, beside one that is unlocked outside of its TEE.
@@ -569,12 +556,13 @@ def test_T281_credentials_go_to_no_locked_service_but_the_accepted_code(
     Pin(policy=SERVICE, root=root.fingerprint, kind=root.kind, endorsements=endorsements, settings={}).save(own)
     client = OwnerClient(Workspace(folder=own, identity=_identity(house), owner=house.owner, name="first"))
     assert client.call("GET", "/v1/status")["locked"] is True
-    for attester, error in ((None, DeniedError), (_Attester(house, measurement=b"\xee" * 32), AppraisalError)):
+    other = FakeAttester(house.platform, measurement=b"\xee" * 32)
+    for attester, error in ((None, DeniedError), (other, AppraisalError)):
         house.service.attester = attester
         with pytest.raises(error):
             client.unlock(shares)
         assert "unlock" not in wire.asked
-    house.service.attester = _Attester(house)
+    house.service.attester = FakeAttester(house.platform)
     with pytest.raises(DeniedError, match="share"):
         client.unlock(shares[:1])
     client.unlock(shares)
@@ -589,7 +577,7 @@ def test_T281_credentials_go_to_no_locked_service_but_the_accepted_code(
         assert again.as_owner()("POST", "/v1/unlock", {"sealed": sealed}).code == "input"
 
 
-def _unproven(house: House, attester: _Attester | None = None) -> Callable[[str, str, object], dict[str, object]]:
+def _unproven(house: House, attester: FakeAttester | None = None) -> Callable[[str, str, object], dict[str, object]]:
     if attester is not None:
         house.service.attester = attester
     return lambda method, path, body: house.as_owner()(method, path, body).json

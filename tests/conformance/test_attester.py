@@ -55,3 +55,9 @@ def test_carries_the_report_data(attester: Attester) -> None:
 def test_refuses_another_size(attester: Attester, size: int) -> None:
     with pytest.raises(InputError):
         attester.attest(bytes(size))
+
+
+def test_the_sealing_key_stays(attester: Attester) -> None:
+    first = attester.sealing_key()
+    assert len(first) >= 16
+    assert attester.sealing_key() == first

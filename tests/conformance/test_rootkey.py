@@ -9,18 +9,22 @@ import pytest
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.fakes.attest_parts import FakeAttester
 
 from strongroom._secret import SecretBytes
-from strongroom.errors import DeniedError, InputError, IntegrityError
+from strongroom.errors import DeniedError, InputError, IntegrityError, UnavailableError
 from strongroom.kms.roots import AESRootKey, RootKey, passphrase
-from strongroom.kms.roots.registry import KINDS, RootFolder
+from strongroom.kms.roots.registry import RootFolder, kinds
 
 PASSPHRASE = "correct horse battery staple"
 KIND_OPTIONS = {
     "keyfile": {},
     "passphrase": {"passphrase": PASSPHRASE},
     "shares": {"threshold": "3", "shares": "5"},
+    "tee": {"threshold": "2", "shares": "3"},
 }
+ATTESTER = FakeAttester()
+KINDS = kinds(ATTESTER)
 KINDS_UNDER_TEST = sorted(KINDS)
 
 
@@ -35,9 +39,9 @@ def quick_scrypt(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _create(folder: Path, kind: str) -> tuple[RootFolder, AESRootKey, list[str]]:
-    roots = RootFolder(folder)
+    roots = RootFolder(folder, ATTESTER)
     root, handout = roots.create(kind, KIND_OPTIONS[kind])
-    credentials = {"keyfile": [], "passphrase": [PASSPHRASE], "shares": handout[1:4]}[kind]
+    credentials = {"keyfile": [], "passphrase": [PASSPHRASE], "shares": handout[1:4], "tee": []}[kind]
     return roots, root, credentials
 
 
@@ -50,7 +54,7 @@ class TestRootKind:
     def test_what_was_wrapped_comes_back_after_a_restart(self, kind: str, tmp_path: Path) -> None:
         roots, root, credentials = _create(tmp_path, kind)
         wrapped = root.wrap(SecretBytes(b"s" * 32), b"context")
-        again: RootKey = RootFolder(tmp_path).unlock(root.id, credentials)
+        again: RootKey = RootFolder(tmp_path, ATTESTER).unlock(root.id, credentials)
         assert again.id == root.id
         assert again.unwrap(wrapped, b"context") == SecretBytes(b"s" * 32)
         assert roots.kind_name(root.id) == kind
@@ -82,9 +86,9 @@ class TestRootKind:
         with KINDS[kind].unlock(roots._descriptor(root.id), roots._key_path(root.id), credentials) as secret:
             for path in tmp_path.glob("root-*"):
                 assert path.stat().st_mode & 0o077 == 0
-                if path.suffix == ".json":
+                if (kind, path.suffix) != ("keyfile", ".key"):
                     assert secret not in path.read_bytes()
-                    assert secret.hex() not in path.read_text()
+                    assert secret.hex().encode() not in path.read_bytes()
 
     def test_another_root_under_this_name_is_refused(self, kind: str, tmp_path: Path) -> None:
         roots, root, _ = _create(tmp_path, kind)
@@ -99,7 +103,7 @@ class TestRootKind:
 
     def test_unknown_options_are_refused(self, kind: str, tmp_path: Path) -> None:
         with pytest.raises(InputError):
-            RootFolder(tmp_path).create(kind, {**KIND_OPTIONS[kind], "colour": "red"})
+            RootFolder(tmp_path, ATTESTER).create(kind, {**KIND_OPTIONS[kind], "colour": "red"})
 
     def test_missing_or_damaged_descriptor(self, kind: str, tmp_path: Path) -> None:
         roots, root, credentials = _create(tmp_path, kind)
@@ -171,6 +175,46 @@ def test_shares_counts(tmp_path: Path) -> None:
     for options in ({"threshold": "1"}, {"threshold": "6"}, {"shares": "17"}, {"threshold": "x"}, {"threshold": "-1"}):
         with pytest.raises(InputError):
             RootFolder(tmp_path).create("shares", options)
+
+
+def test_tee_opens_for_its_code_alone_and_for_shares(tmp_path: Path) -> None:
+    roots = RootFolder(tmp_path, ATTESTER)
+    root, shares = roots.create("tee", KIND_OPTIONS["tee"])
+    sealed = tmp_path / f"root-{root.id}.key"
+    first = sealed.read_bytes()
+    moved = RootFolder(tmp_path, FakeAttester(measurement=b"o" * 32))
+    with pytest.raises(DeniedError, match="other code or another machine, or was altered: it needs 2 shares"):
+        moved.unlock(root.id, [])
+    with pytest.raises(DeniedError, match="needs 2 shares, got 1"):
+        moved.unlock(root.id, shares[:1])
+    assert sealed.read_bytes() == first
+    assert moved.unlock(root.id, shares[1:]).id == root.id
+    assert moved.unlock(root.id, []).id == root.id, "sealed anew"
+    with pytest.raises(DeniedError, match="other code"):
+        roots.unlock(root.id, [])
+    sealed.unlink()
+    with pytest.raises(DeniedError, match="No such file"):
+        roots.unlock(root.id, [])
+    assert RootFolder(tmp_path).unlock(root.id, shares[:2]).id == root.id, "outside a TEE nothing is sealed"
+    assert not sealed.exists()
+
+
+def test_tee_outside_a_tee_or_in_one_without_a_sealing_key(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Tdx(FakeAttester):
+        def sealing_key(self) -> SecretBytes:
+            raise UnavailableError("tdx: this TEE has no sealing key")
+
+    with pytest.raises(InputError, match="expected a trust service in a TEE, got one outside"):
+        RootFolder(tmp_path).create("tee", KIND_OPTIONS["tee"])
+    with pytest.raises(UnavailableError, match="no sealing key"):
+        RootFolder(tmp_path, Tdx()).create("tee", KIND_OPTIONS["tee"])
+    root, shares = RootFolder(tmp_path, ATTESTER).create("tee", KIND_OPTIONS["tee"])
+    with pytest.raises(DeniedError, match="runs outside: it needs 2 shares"):
+        RootFolder(tmp_path).unlock(root.id, [])
+    with pytest.raises(DeniedError, match="no sealing key: it needs 2 shares"):
+        RootFolder(tmp_path, Tdx()).unlock(root.id, [])
+    assert RootFolder(tmp_path, Tdx()).unlock(root.id, shares[:2]).id == root.id
+    assert "not sealed to this TEE" in caplog.text
 
 
 @given(secret=st.binary(max_size=200), context=st.binary(max_size=100), other=st.binary(max_size=100))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
-from tests.conftest import stop_service
+from tests.conftest import STRONGROOM, stop_service
 from tests.fakes.enclave_shell import Enclave
 
 from strongroom.client.setup import create_workspace
@@ -54,3 +57,71 @@ def test_from_a_start_in_an_enclave_to_a_pinned_workspace(tmp_path: Path) -> Non
         assert (refused.returncode, "is this gramine-sgx?" in refused.stderr) == (1, True)
     finally:
         stop_service(shell.workspace)
+
+
+def test_a_service_sealed_to_its_enclave_unlocks_itself_there_alone(tmp_path: Path) -> None:
+    create_workspace(tmp_path)
+    shell = Enclave(folder=tmp_path)
+    try:
+        refused = shell.run("service", "rotate-root", "--kind", "tee", "--yes", check=False)
+        assert (refused.returncode, "root kind tee: expected a trust service in a TEE" in refused.stderr) == (1, True)
+        shell.run("service", "stop")
+        shell.run("service", "start", "--enclave", "sim")
+        words = ("service", "rotate-root", "--kind", "tee", "--threshold", "2", "--shares", "3", "--yes")
+        shares = "\n".join(map(str, list(shell.json(*words)["handout"])[1:]))  # type: ignore[call-overload]
+        shell.run("key", "create", "sales")
+        for _ in range(2):
+            shell.run("service", "stop")
+            assert "sales" in shell.run("key", "list").stdout
+        shell.run("service", "stop")
+        shell.run("service", "start", "--enclave", "none")
+        assert "is locked" in shell.run("key", "list", check=False).stderr
+        shell.run("service", "stop")
+        (shell.workspace.folder / "simulated" / "seed").unlink()  # another machine
+        shell.run("service", "start", "--enclave", "sim")
+        assert "sealed to other code or another machine" in (shell.workspace.run_folder / "service.log").read_text()
+        shell.run("service", "unlock", said=shares)
+        shell.run("service", "stop")
+        shell.run("service", "start")
+        assert "sales" in shell.run("key", "list").stdout
+    finally:
+        stop_service(shell.workspace)
+
+
+def test_a_service_makes_itself_in_its_enclave_for_an_owner_who_looks_first(tmp_path: Path) -> None:
+    mine, tee = tmp_path / "mine", tmp_path / "tee"
+    mine.mkdir()
+    tee.mkdir()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        at = f"127.0.0.1:{probe.getsockname()[1]}"
+    shell = Enclave(folder=mine)
+    shell.run("owner", "request", "--name", "shop", "--service", at, "--first")
+    assert "knows no trust service yet" in shell.run("key", "list", check=False).stderr
+    command = [STRONGROOM, "service", "run", "--enclave", "sim", "--listen", at, "--admin", str(mine / "shop.pem")]
+    server = subprocess.Popen(command, cwd=tee)
+    made, limit = tee / ".strongroom", time.monotonic() + 30
+    try:
+        while not (made / "identity.pem").exists():
+            assert time.monotonic() < limit
+            time.sleep(0.05)
+        words = ["service", "verify", "--measurement", shell.run("service", "measure").stdout.strip()]
+        words += ["--endorsements", str(made / "service" / "endorsements" / "simulated.json")]
+        first = [*words, "--identity", str(made / "identity.pem"), "--pin"]
+        assert "REFUSED" in shell.run(*first, check=False).stdout
+        assert not any((mine / ".strongroom" / name).exists() for name in ("identity.pem", "seen.json"))
+        accepted = shell.run(*first, "--unsafe-accept-simulated")
+        assert f"pass  administrator: {shell.workspace.owner}" in accepted.stdout
+        assert "rotate-root --kind tee" in accepted.stderr
+        shell.run("service", "rotate-root", "--kind", "tee", "--threshold", "2", "--shares", "2", "--yes")
+        shell.run("key", "create", "sales")
+        refused = shell.run(*first, "--unsafe-accept-simulated", check=False)
+        assert (refused.returncode, "knows no service yet, and there alone" in refused.stderr) == (1, True)
+        server.terminate()
+        server.wait(30)
+        server = subprocess.Popen(command, cwd=tee)
+        while "sales" not in (said := shell.run("key", "list", check=False)).stdout:
+            assert time.monotonic() < limit + 30, said.stderr
+    finally:
+        server.terminate()
+        server.wait(30)

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import errno
 import functools
+import hashlib
 import os
 import socket
 import struct
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from strongroom._secret import SecretBytes
 from strongroom.attest.binding import config_id, init_data_digest, job_init_data
 from strongroom.attest.claims import Claims
 from strongroom.attest.endorsements import Endorsements
@@ -93,11 +95,15 @@ class FakeAttester:
 
     tee = "sgx"
 
-    def __init__(self, platform: Platform | None = None) -> None:
-        self._platform = platform or Platform()
+    def __init__(self, platform: Platform | None = None, **changes: bytes) -> None:
+        self._platform, self._changes = platform or Platform(), changes
 
     def attest(self, report_data: bytes) -> Evidence:
-        return self._platform.evidence(report_data=report_data)
+        return self._platform.evidence(**{"report_data": report_data, **self._changes})
+
+    def sealing_key(self) -> SecretBytes:
+        machine = self._platform.pki.anchor().fingerprint.encode()
+        return SecretBytes(hashlib.sha256(machine + self._changes.get("measurement", MEASUREMENT)).digest())
 
 
 def serve_quotes(sock: socket.socket, answer: object) -> threading.Thread:
@@ -107,9 +113,8 @@ def serve_quotes(sock: socket.socket, answer: object) -> threading.Thread:
         with contextlib.suppress(ConnectionError), sock, sock.makefile("rb") as stream:
             while len(head := stream.read(4)) == 4:
                 request = stream.read(int.from_bytes(head, "big"))
-                assert request[:5] == b"quote"
-                assert len(request) == 69
-                body = answer(request[5:])  # type: ignore[operator]
+                assert request == b"seal" or (request[:5] == b"quote" and len(request) == 69)
+                body = answer(request[5:]) if request != b"seal" else b"\0" + b"k" * 32  # type: ignore[operator]
                 sock.sendall(len(body).to_bytes(4, "big") + body)
 
     thread = threading.Thread(target=run, daemon=True)
@@ -117,9 +122,11 @@ def serve_quotes(sock: socket.socket, answer: object) -> threading.Thread:
     return thread
 
 
-def gramine_folder(folder: Path, answer: Callable[[bytes], bytes]) -> Path:
+def gramine_folder(folder: Path, answer: Callable[[bytes], bytes], key: bytes = b"k" * 16) -> Path:
     """Make a folder that behaves like Gramine's /dev/attestation: each reading of `quote` quotes what was written."""
     (folder / "attestation_type").write_text("dcap")
+    (folder / "keys").mkdir()
+    (folder / "keys" / "_sgx_mrenclave").write_bytes(key)
     os.mkfifo(folder / "quote")
 
     def serve() -> None:

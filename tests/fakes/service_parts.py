@@ -14,6 +14,7 @@ from tests.fakes.attest_parts import MEASUREMENT, Platform
 
 from strongroom._encoding import b64u_decode, parse_json
 from strongroom.attest.appraisal import policy_to_json
+from strongroom.attest.attesters import Attester
 from strongroom.attest.binding import config_id, init_data_digest, job_init_data, rcar_report_data
 from strongroom.attest.handshake import COMMIT_TYPE, tee_pubkey
 from strongroom.client.policies import allowance
@@ -271,10 +272,10 @@ class House:
         target.parent.mkdir(exist_ok=True)
         target.write_text(json.dumps(written))
 
-    def reopened(self, credentials: list[str] | None = None) -> House:
+    def reopened(self, credentials: list[str] | None = None, attester: Attester | None = None) -> House:
         """Return the house after a restart of its service."""
         self.service.store.close()
-        service = TrustService(self.folder / "service", self.folder / "root")
+        service = TrustService(self.folder / "service", self.folder / "root", attester)
         if credentials is not None or not service.needs_credentials:
             service.unlock(credentials or [], now=datetime.now(UTC))
         return House(service, self.owner, self.platform, self.folder, [])
@@ -285,7 +286,9 @@ def owner_pem(name: str) -> str:
     return x509.certificate_pem(x509.self_signed(x509.new_key(), name, now=now, days=30, ca=False))
 
 
-def make_house(folder: Path, *, kind: str = "keyfile", options: dict[str, str] | None = None) -> House:
+def make_house(
+    folder: Path, *, kind: str = "keyfile", options: dict[str, str] | None = None, attester: Attester | None = None
+) -> House:
     """Return a new, unlocked service (locked if its root key needs a person)."""
     platform = Platform()
     anchor = platform.pki.anchor()
@@ -299,8 +302,9 @@ def make_house(folder: Path, *, kind: str = "keyfile", options: dict[str, str] |
         owner_pem=pem,
         anchors=[{"kind": anchor.kind, "fingerprint": anchor.fingerprint}],
         now=datetime.now(UTC),
+        attester=attester,
     )
-    if kind == "keyfile":
+    if kind in ("keyfile", "tee"):
         service.unlock([], now=datetime.now(UTC))
     house = House(service, x509.fingerprint(x509.certificate_from_pem(pem)), platform, folder, handout)
     house.endorse()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import socket
+import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -180,3 +182,38 @@ def test_guest_gets_its_evidence_from_process_one(tree: TsmTree, attester: TsmAt
     mine, theirs = socket.socketpair()
     mine.close()
     assert serve(theirs, attester)["status"] == "failed"
+
+
+def test_sealing_key(
+    mount: tuple[TsmTree, Path], tree: TsmTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, ...]] = []
+    answer = bytes(32) + b"d" * 32
+
+    def ioctl(_device: object, number: int, request: bytearray) -> int:
+        version, at, to, _ = struct.unpack("<B7xQQQ", request)
+        asked.append((number, version, *struct.unpack("<IIQIIQ", ctypes.string_at(at, 32))))
+        if not answer:
+            request[24:] = struct.pack("<II", 0x16, 0)
+            raise OSError(errno.EIO, "Input/output error")
+        ctypes.memmove(to, answer, 64)
+        return 0
+
+    monkeypatch.setattr("fcntl.ioctl", ioctl)
+    device = tmp_path / "sev-guest"
+    attester = TsmAttester(mount[1], device)
+    with pytest.raises(UnavailableError, match="No such file"):
+        attester.sealing_key()
+    device.touch()
+    with attester.sealing_key() as key:
+        assert key == b"d" * 32
+    # linux/sev-guest.h: _IOWR('S', 1, 32 bytes); version 1; VCEK, guest policy and measurement, VMPL 0.
+    assert asked == [(3 << 30 | 32 << 16 | ord("S") << 8 | 1, 1, 0, 0, 1 | 1 << 3, 0, 0, 0)]
+    failed = b"\x16" + bytes(31) + b"d" * 32
+    for refused, said in ((failed, "status 0, got 16"), (bytes(64), "got 0000"), (b"", "0x16")):
+        answer = refused
+        with pytest.raises(UnavailableError, match=said):
+            attester.sealing_key()
+    tree.provider = "tdx_guest"
+    with pytest.raises(UnavailableError, match="tdx: this TEE has no sealing key"):
+        attester.sealing_key()

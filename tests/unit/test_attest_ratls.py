@@ -216,13 +216,14 @@ class _SnpAttester:
 
 def test_a_report_of_sev_snp_in_a_certificate() -> None:
     der = ratls.make_certificate(
-        KEY, _SnpAttester(), now=NOW, lifetime=timedelta(days=1), nonce=NONCE, root_kind="shares"
+        KEY, _SnpAttester(), now=NOW, lifetime=timedelta(days=1), nonce=NONCE, root_kind="shares", admin="ab"
     ).public_bytes(Encoding.DER)
     choices = [(MILAN.verifier(), MILAN.endorsements())]
     claims = ratls.verify_certificate(der, lambda e: verify_any(e, choices, now=NOW), now=NOW, nonce=NONCE)
     assert claims.tee == "snp"
     statement = ratls.read_certificate(der)[1]
-    assert ratls.read_claims(statement.claims or b"").root_kind == b"shares"
+    said = ratls.read_claims(statement.claims or b"")
+    assert (said.root_kind, said.admin) == (b"shares", b"ab")
     for junk in (b"", b"\2\0\2\0"):
         with pytest.raises(EvidenceError):
             ratls.tee_of(junk)

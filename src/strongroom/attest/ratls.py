@@ -81,12 +81,14 @@ class RATLSClaims:
         digest: Of the key's DER SubjectPublicKeyInfo.
         nonce: The challenge, None without one.
         root_kind: What a trust service says of its root key, None elsewhere.
+        admin: For whom a trust service made its identity in this TEE: a certificate's fingerprint. None elsewhere.
     """
 
     algorithm: int
     digest: bytes
     nonce: bytes | None
     root_kind: bytes | None = None
+    admin: bytes | None = None
 
 
 def make_certificate(
@@ -97,6 +99,7 @@ def make_certificate(
     lifetime: timedelta,
     nonce: bytes | None = None,
     root_kind: str = "",
+    admin: str = "",
     name: str = "RA-TLS",
 ) -> x509.Certificate:
     """Return a certificate of `key`, signed by it, with evidence of the enclave that holds it.
@@ -108,10 +111,12 @@ def make_certificate(
         lifetime: Of the certificate.
         nonce: The challenge of whoever will read it, if the protocol has one.
         root_kind: Of a trust service's root key: where it rests.
+        admin: For whom a trust service made its identity in this TEE.
         name: The subject.
     """
     entry = _head(_ARRAY, 2) + _head(_UINT, _SHA256) + _string(hashlib.sha256(_spki(key.public_key())).digest())
-    given = {"nonce": nonce, "strongroom-root": root_kind.encode() or None, "pubkey-hash": entry}
+    of_service = {"strongroom-root": root_kind.encode() or None, "strongroom-admin": admin.encode() or None}
+    given = {"nonce": nonce, **of_service, "pubkey-hash": entry}
     said = {label: value for label, value in given.items() if value is not None}
     claims = _head(_MAP, len(said)) + b"".join(_text(label) + _string(value) for label, value in said.items())
     quote = attester.attest(_report_data(claims)).quote
@@ -246,8 +251,8 @@ def read_claims(raw: bytes) -> RATLSClaims:
     digest = entry.done(entry.string(_BYTES))
     if algorithm not in _HASHES or len(digest) != _HASHES[algorithm]().digest_size:
         raise EvidenceError(f"RA-TLS: no hash of a key: algorithm {algorithm} with {len(digest)} bytes")
-    nonce, root_kind = claims.get(b"nonce"), claims.get(b"strongroom-root")
-    return RATLSClaims(algorithm=algorithm, digest=digest, nonce=nonce, root_kind=root_kind)
+    nonce, root_kind, admin = (claims.get(name) for name in (b"nonce", b"strongroom-root", b"strongroom-admin"))
+    return RATLSClaims(algorithm=algorithm, digest=digest, nonce=nonce, root_kind=root_kind, admin=admin)
 
 
 class _Reader:

@@ -25,28 +25,35 @@ def command() -> None:
     epilog=epilog(
         "strongroom owner request bank --name bank --service ../shop",
         "strongroom owner request --name bank --service shop.example:8700 --identity shop-identity.pem",
+        "strongroom owner request --name shop --service shop.example:8700 --first",
     ),
 )
 @click.argument("folder", default=".", type=click.Path(path_type=Path))
 @click.option("--name", required=True, help="What you are called.")
 @click.option("--service", required=True, help="The service's workspace on this machine, or HOST:PORT.")
 @click.option("--identity", type=click.Path(path_type=Path), help="The service's identity.pem, from its administrator.")
+@click.option("--first", is_flag=True, help="There is no service yet: it is made in its TEE, and administered by you.")
 @json_option
-def request(folder: Path, name: str, service: str, identity: Path | None, as_json: bool) -> None:
+def request(folder: Path, name: str, service: str, identity: Path | None, first: bool, as_json: bool) -> None:
     """Make a workspace in FOLDER with an own key, for a trust service that another owner administers.
 
     The request, FOLDER/NAME.pem, goes to the administrator. Your key stays in the workspace.
     """
     from strongroom.client.setup import request_workspace
 
-    made, file = request_workspace(folder, name=name, service=service, identity=identity)
+    made, file = request_workspace(folder, name=name, service=service, identity=identity, first=first)
     value = {"workspace": str(made.folder), "owner": made.owner, "identity": made.identity, "request": str(file)}
     output.data(
         value,
         as_json,
         output.facts({"workspace": made.folder, "owner": made.owner, "service": made.identity, "request": file}),
     )
-    if not as_json:
+    if first:
+        output.hint(
+            f"who runs the TEE: `strongroom service run --enclave KIND --listen {service} --admin {file.name}`; "
+            "then here: `strongroom service verify --identity FILE`, with what it has to be"
+        )
+    elif not as_json:
         output.hint(
             f"the administrator: `strongroom owner admit {name} {file}`. Compare both lines above with what is seen "
             "there: owner with `admit`, service with `strongroom service status`."

@@ -15,7 +15,7 @@ from strongroom.cli import output
 from strongroom.cli.common import epilog, json_option, owner, workspace
 from strongroom.cli.endorsements import anchor_option, read_anchor, snp_settings
 from strongroom.cli.service_verify import measure, verify
-from strongroom.client.workspace import Workspace
+from strongroom.client.workspace import FOLDER, Workspace
 from strongroom.errors import InputError, UnavailableError
 
 __all__ = ["command"]
@@ -62,16 +62,42 @@ def start(enclave: str | None) -> None:
     output.say(f"the trust service is running, log in {here.run_folder}/service.log")
 
 
-@command.command("run", epilog=epilog("strongroom service run --listen 127.0.0.1:8700"))
+@command.command(
+    "run",
+    epilog=epilog(
+        "strongroom service run --listen 127.0.0.1:8700",
+        "strongroom service run --listen 0.0.0.0:8700 --enclave gramine --admin shop.pem",
+    ),
+)
 @click.option("--listen", default="", help="host:port for owners; guests get the next port.")
 @_enclave_option
-def run(listen: str, enclave: str | None) -> None:
+@click.option(
+    "--admin",
+    type=click.Path(path_type=Path),
+    help="Make the service here, in its TEE, if there is none yet: for the owner of this `owner request --first`.",
+)
+def run(listen: str, enclave: str | None, admin: Path | None) -> None:
     """Run the service in the foreground."""
     from strongroom.service.main import main as serve
 
-    here = _own(enclave)
-    sys.argv = ["strongroom-service", str(here.folder), listen, here.enclave]
+    if admin is None:
+        here = _own(enclave)
+        sys.argv = ["strongroom-service", str(here.folder), listen, here.enclave]
+    else:
+        folder, kind = Path.cwd() / FOLDER, enclave or "none"
+        if kind == "sim":
+            _simulated(folder)
+        sys.argv = ["strongroom-service", str(folder), listen, "" if kind == "none" else kind, str(admin)]
     raise SystemExit(serve())
+
+
+def _simulated(folder: Path) -> None:
+    from datetime import UTC, datetime
+
+    from strongroom.client.endorsements import refresh_endorsements
+
+    refresh_endorsements(folder, now=datetime.now(UTC))
+    output.say("SIMULATED: evidence will be made, and no hardware protects the trust service")
 
 
 @command.command("stop", epilog=epilog("strongroom service stop"))
@@ -134,21 +160,29 @@ def unlock() -> None:
 
 
 @command.command(
-    "rotate-root", epilog=epilog("strongroom service rotate-root", "strongroom service rotate-root --kind shares")
+    "rotate-root",
+    epilog=epilog("strongroom service rotate-root", "strongroom service rotate-root --kind tee"),
 )
-@click.option("--kind", type=click.Choice(["keyfile", "passphrase", "shares"]), default="keyfile", show_default=True)
+@click.option(
+    "--kind", type=click.Choice(["keyfile", "passphrase", "shares", "tee"]), default="keyfile", show_default=True
+)
 @click.option("--threshold", type=int, default=3, show_default=True)
 @click.option("--shares", type=int, default=5, show_default=True)
 @click.option("--yes", is_flag=True, help="Do not ask whether the shares were handed out.")
 @json_option
 def rotate_root(kind: str, threshold: int, shares: int, yes: bool, as_json: bool) -> None:
-    """Wrap every key under a new root key, in one transaction."""
-    options = {"threshold": str(threshold), "shares": str(shares)} if kind == "shares" else {}
+    """Wrap every key under a new root key, in one transaction.
+
+    Kind `tee` is sealed to the code and the machine that the service runs in, which unlock it at each start; its shares
+    unlock it on another machine, or in a new version of the service.
+    """
+    split = kind in ("shares", "tee")
+    options = {"threshold": str(threshold), "shares": str(shares)} if split else {}
     if kind == "passphrase":
         options = {"passphrase": click.prompt("passphrase", hide_input=True, confirmation_prompt=True, err=True)}
     client = owner()
     body: dict[str, object] = {"kind": kind, "options": options}
-    if kind == "shares":
+    if split:
         # Shares first, rotation second: if anything fails in between, the old root key is still in force.
         prepared = client.call("POST", "/v1/root/rotate", {**body, "prepare": True})
         shares_made = cast(list[str], prepared["handout"])

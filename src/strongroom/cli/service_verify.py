@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +12,7 @@ import click
 
 from strongroom.attest.appraisal import AllOf, Measurement, NotDebug, Policy, TcbStatus, UnsafeAcceptSimulated
 from strongroom.cli import output
-from strongroom.cli.common import epilog, json_option, owner
+from strongroom.cli.common import epilog, json_option, workspace
 from strongroom.cli.endorsements import snp_settings
 from strongroom.cli.verdicts import Choices, Verdict, failed, judged, read_policy, trusted_choices
 from strongroom.errors import AttestationError, InputError
@@ -24,6 +25,7 @@ __all__ = ["judge_service", "measure", "verify"]
 _HINTS = {
     "root": "this is for trials alone: repeat with --unsafe-accept-simulated",
     "policy": "name the code: --measurement, or a policy that does in every branch",
+    "administrator": "it was set up elsewhere, or for somebody else, who can do more there than you",
     "identity": "the workspace was made for another trust service",
     "root_key": "whoever owns the machine has its identity too: `strongroom service rotate-root --kind shares`, of a "
     "service that was set up on a machine of your own",
@@ -49,6 +51,7 @@ def measure(as_json: bool) -> None:
     epilog=epilog(
         "strongroom service verify --measurement 89d2957f... --pin",
         "strongroom service verify --policy service.json --endorsements sgx-00906ed50000.json",
+        "strongroom service verify --measurement 89d2957f... --identity identity.pem --pin",
         "strongroom service verify --measurement $(strongroom service measure) --unsafe-accept-simulated",
     ),
 )
@@ -59,6 +62,11 @@ def measure(as_json: bool) -> None:
 )
 @snp_settings
 @click.option("--unsafe-accept-simulated", is_flag=True, help="Accept the SIMULATED root: no hardware protects it.")
+@click.option(
+    "--identity",
+    type=click.Path(path_type=Path),
+    help="At first: identity.pem of the service that was made for you (`owner request --first`).",
+)
 @click.option("--pin", is_flag=True, help="If accepted: expect it at every connection of this workspace from now on.")
 @json_option
 def verify(
@@ -67,34 +75,55 @@ def verify(
     bundle: Path | None,
     settings: dict[str, str],
     unsafe_accept_simulated: bool,
+    identity: Path | None,
     pin: bool,
     as_json: bool,
 ) -> int:
-    """Ask the trust service for evidence of its TEE, and judge it: one page with every check."""
-    from strongroom.client.evidence import Pin, ask
+    """Ask the trust service for evidence of its TEE, and judge it: one page with every check.
 
+    With --identity, in a workspace that knows no service yet, it has to have been made in its TEE for this owner.
+    """
+    from strongroom.client.evidence import Pin, ask
+    from strongroom.client.owner import OwnerClient
+    from strongroom.client.setup import first_look
+
+    here = workspace()
+    if bool(identity) == bool(here.identity):
+        raise InputError(
+            "--identity: expected in a workspace that knows no service yet, and there alone",
+            hint="`strongroom owner request --first` makes one",
+        )
     policy = _policy(measurement, policy_file, unsafe_accept_simulated)
     choices = trusted_choices(bundle, settings, of_service=False)
-    client = owner()
-    here, shown = client.workspace, ask(client.send)
-    verdict = judge_service(shown, here.identity, policy, choices, now=datetime.now(UTC))
+    with first_look(here, identity) if identity else nullcontext(here) as here:
+        shown = ask(OwnerClient(here).send)
+        admin = here.owner if identity else ""
+        verdict = judge_service(shown, here.identity, policy, choices, now=datetime.now(UTC), admin=admin)
+        if identity and verdict.accepted:
+            here.written()
     if pin and verdict.accepted and verdict.claims is not None:
         where = bundle.resolve() if bundle else here.service_folder / "endorsements"
         root, kind = verdict.claims.root_fingerprint, verdict.claims.root
         Pin(policy=policy, root=root, kind=kind, endorsements=str(where), settings=settings).save(here.folder)
     output.data({**verdict.to_json(), "locked": shown.locked}, as_json, verdict.page())
+    if identity and verdict.accepted:
+        output.hint(
+            "`strongroom service rotate-root --kind tee`: until then nobody has shares, and the TEE alone its keys"
+        )
     if pin:
         output.say("pinned: every command asks for it first" if verdict.accepted else "not pinned")
     return 0 if verdict.accepted else 1
 
 
-def judge_service(shown: Shown, identity: str, policy: Policy, choices: Choices, *, now: datetime) -> Verdict:
+def judge_service(
+    shown: Shown, identity: str, policy: Policy, choices: Choices, *, now: datetime, admin: str = ""
+) -> Verdict:
     """Return the verdict on what a service showed: on its evidence under `policy`, and what the evidence is for."""
     verdict = judged(shown.evidence, policy, choices, now=now)
     if verdict.claims is None:
         return verdict
     try:
-        own = shown.findings(verdict.claims, identity, now=now)
+        own = shown.findings(verdict.claims, identity, now=now, admin=admin)
     except AttestationError as exc:
         own = [failed(exc)]
     checks = (*verdict.checks, *own)

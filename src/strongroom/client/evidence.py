@@ -38,7 +38,7 @@ from strongroom.errors import AppraisalError, EndorsementError, InputError, Veri
 __all__ = ["Pin", "Shown", "ask"]
 
 _FILE = "service-pin.json"
-_PEOPLE = ("passphrase", "shares")
+_ROOTS = ("passphrase", "shares", "tee")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,25 +63,38 @@ class Shown:
             raise VerificationError("the trust service's evidence is for no key on P-256")
         return key
 
-    def findings(self, claims: Claims, identity: str, *, now: datetime) -> list[Finding]:
+    def findings(self, claims: Claims, identity: str, *, now: datetime, admin: str = "") -> list[Finding]:
         """Return whether evidence that proves `claims` is for this nonce and the pinned identity, and what else holds.
+
+        Args:
+            claims: Of `evidence`.
+            identity: SPKI id of the service's identity.
+            now: UTC.
+            admin: Fingerprint of the owner for whom the identity has to be made in this TEE; "" if it is known already.
 
         Raises:
             AttestationError: It is for another key or nonce.
         """
         ratls.verify_certificate(self.der, lambda _: claims, now=now, nonce=self.nonce)
         statement = ratls.read_certificate(self.der)[1].claims
-        kind = (ratls.read_claims(statement or b"").root_kind or b"nothing").decode("ascii", "replace")
+        said = ratls.read_claims(statement or b"")
+        kind = (said.root_kind or b"nothing").decode("ascii", "replace")
+        made_for = (said.admin or b"nobody: it was not made in this TEE").decode("ascii", "replace")
         spki = x509.spki_id(self.key)
         found = Finding("identity", identity, spki, hmac.compare_digest(spki, identity))
         if self.locked:
             found = Finding("identity", identity, "LOCKED: a key of this process, for credentials alone", passed=True)
         asked = "this command's, and this key"
-        people = f"one that people keep ({' or '.join(_PEOPLE)})"
+        roots = f"one that people or the TEE keep ({', '.join(_ROOTS)})"
         return [
             Finding("nonce", asked, asked, passed=True),
             found,
-            Finding("root_key", people, kind, kind in _PEOPLE),
+            *(
+                [Finding("administrator", admin, made_for, hmac.compare_digest(said.admin or b"", admin.encode()))]
+                if admin
+                else []
+            ),
+            Finding("root_key", roots, kind, kind in _ROOTS),
         ]
 
 

@@ -17,7 +17,7 @@ from strongroom.client.workspace import Workspace
 from strongroom.crypto import jose, tls, x509
 from strongroom.crypto.https import HTTPSConnection
 from strongroom.crypto.keys import StaticKeyRing
-from strongroom.errors import UnavailableError, VerificationError
+from strongroom.errors import InputError, UnavailableError, VerificationError
 from strongroom.kms.audit import AuditHead, read_head, verify_records
 from strongroom.kms.datasets import HEAD_TYPE
 from strongroom.storage.dataset import Head
@@ -37,7 +37,12 @@ def pinned_identity(workspace: Workspace) -> ec.EllipticCurvePublicKey:
 
     Raises:
         VerificationError: It is another.
+        InputError: None is pinned yet.
     """
+    if not workspace.identity:
+        raise InputError(
+            "this workspace knows no trust service yet", hint="`strongroom service verify --identity FILE`, at first"
+        )
     key = x509.certificate_from_pem(workspace.identity_pem).public_key()
     if isinstance(key, ec.EllipticCurvePublicKey) and hmac.compare_digest(x509.spki_id(key), workspace.identity):
         return key
@@ -58,7 +63,7 @@ class OwnerClient:
     """Talks to the trust service of `workspace` as its owner; starts an embedded service that is not running."""
 
     def __init__(self, workspace: Workspace) -> None:
-        pem, key = workspace.identity_pem, pinned_identity(workspace)
+        key, pem = pinned_identity(workspace), workspace.identity_pem
         workspace.ensure_running()
         self.workspace = workspace
         self.owner = workspace.owner

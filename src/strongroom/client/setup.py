@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from strongroom.crypto import x509
 from strongroom.errors import InputError, VerificationError
 from strongroom.service.state import TrustService
 
-__all__ = ["Created", "create_workspace", "request_workspace"]
+__all__ = ["Created", "create_workspace", "first_look", "request_workspace"]
 
 OWNER_DAYS = 3650
 
@@ -73,7 +74,9 @@ def create_workspace(
     return Created(workspace=Workspace.find(folder), handout=handout)
 
 
-def request_workspace(parent: Path, *, name: str, service: str, identity: Path | None = None) -> tuple[Workspace, Path]:
+def request_workspace(
+    parent: Path, *, name: str, service: str, identity: Path | None = None, first: bool = False
+) -> tuple[Workspace, Path]:
     """Make `parent/.strongroom` for a further owner of the trust service at `service`; return it and the request.
 
     The request is the owner's certificate, signed by its own key: its fingerprint is who the owner is from now on. The
@@ -84,19 +87,21 @@ def request_workspace(parent: Path, *, name: str, service: str, identity: Path |
         name: What the owner is called.
         service: Folder of the service's workspace on this machine, or `host:port`.
         identity: The service's identity certificate, from its administrator; needed for `host:port`.
+        first: The service does not exist yet: it is made in its TEE, for this owner to administer.
 
     Raises:
         InputError: There is a workspace or request already, or no such service.
         VerificationError: The service's folder has another identity than `identity`.
     """
     check_name(name)
-    pem, pin, where = _service(service, identity)
+    pem, pin, where = _service(service, identity, first=first)
     folder, request = _new_folder(parent), parent / f"{name}.pem"
     if request.exists():
         raise InputError(f"{request} exists", hint="choose another name or folder")
     try:
         certificate = _new_owner(folder, name, datetime.now(UTC))
-        write_whole(folder / "identity.pem", pem)
+        if pem:
+            write_whole(folder / "identity.pem", pem)
         request.write_text(x509.certificate_pem(certificate))
         values = {"identity": pin, "owner": x509.fingerprint(certificate), "name": name, "service": where}
         write_workspace(folder, values)
@@ -105,16 +110,40 @@ def request_workspace(parent: Path, *, name: str, service: str, identity: Path |
     return Workspace.find(folder), request
 
 
-def _service(service: str, identity: Path | None) -> tuple[str, str, str]:
-    given = None
-    if identity is not None:
-        try:
-            given = x509.certificate_pem(x509.certificate_from_pem(identity.read_text()))
-        except OSError as exc:
-            raise InputError(
-                f"{identity} is not readable: {exc.strerror}", hint="ask the administrator for it"
-            ) from exc
-    if Path(service).is_dir():
+@contextlib.contextmanager
+def first_look(workspace: Workspace, identity: Path) -> Iterator[Workspace]:
+    """Give the workspace as if the service with the identity certificate `identity` were its own, to look at it.
+
+    `written` makes it so. Else it knows no service afterwards, as before: the certificate is the host's word.
+    """
+    pem = _read_identity(identity)
+    candidate = replace(workspace, identity=_spki(pem, identity))
+    write_whole(workspace.folder / "identity.pem", pem)
+    try:
+        yield candidate
+    finally:
+        if Workspace.find(workspace.folder).identity != candidate.identity:
+            for name in ("identity.pem", "seen.json"):  # what it saw was another service's
+                (workspace.folder / name).unlink(missing_ok=True)
+
+
+def _read_identity(path: Path) -> str:
+    try:
+        return x509.certificate_pem(x509.certificate_from_pem(path.read_text()))
+    except (OSError, UnicodeDecodeError) as exc:
+        raise InputError(f"{path} is not readable", hint="ask the administrator for it") from exc
+
+
+def _spki(pem: str, path: Path | None) -> str:
+    key = x509.certificate_from_pem(pem).public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise InputError(f"{path} is not a trust service's identity")
+    return x509.spki_id(key)
+
+
+def _service(service: str, identity: Path | None, *, first: bool) -> tuple[str, str, str]:
+    given = _read_identity(identity) if identity else None
+    if not first and Path(service).is_dir():
         found = Workspace.find(Path(service))
         if not found.embedded:
             raise InputError(f"{service} has no trust service of its own", hint=f"name its service: {found.service}")
@@ -126,15 +155,14 @@ def _service(service: str, identity: Path | None) -> tuple[str, str, str]:
         raise InputError(
             f"{service!r} is neither a workspace nor host:port", hint="strongroom owner request --service FOLDER"
         )
-    if given is None:
+    if first and given is None:
+        return "", "", service
+    if given is None or first:
         raise InputError(
             f"how to know the trust service at {service}?",
-            hint="--identity FILE, its .strongroom/identity.pem, which its administrator hands you",
+            hint="--identity FILE, its .strongroom/identity.pem, which its administrator hands you; or --first",
         )
-    key = x509.certificate_from_pem(given).public_key()
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise InputError(f"{identity} is not a trust service's identity")
-    return given, x509.spki_id(key), service
+    return given, _spki(given, identity), service
 
 
 def _new_folder(parent: Path) -> Path:

@@ -43,7 +43,7 @@ class Workspace:
 
     Attributes:
         folder: The `.strongroom` folder.
-        identity: SPKI id of the trust service's identity key, pinned at init.
+        identity: SPKI id of the trust service's identity key, pinned at init; "" before there is a service.
         owner: Fingerprint of the owner's certificate.
         name: What the owner called itself.
         service: Where another workspace's service is: its `.strongroom` folder or `host:port`; "" if it is embedded.
@@ -143,11 +143,13 @@ class Workspace:
 
     def in_enclave(self, enclave: str) -> Workspace:
         """Return the workspace after it was written down in which TEE its service is started from now on."""
-        changed = replace(self, enclave=enclave)
-        names = ("identity", "owner", "name", "service", "enclave")
-        values = {name: getattr(changed, name) for name in names}
-        write_workspace(self.folder, {name: value for name, value in values.items() if value})
-        return changed
+        return replace(self, enclave=enclave).written()
+
+    def written(self) -> Workspace:
+        """Return this workspace once it is written down."""
+        values = {name: getattr(self, name) for name in ("identity", "owner", "name", "service", "enclave")}
+        write_workspace(self.folder, {name: value for name, value in values.items() if value or name == "identity"})
+        return self
 
     def is_running(self) -> bool:
         """Return whether the embedded service answers."""

@@ -154,7 +154,7 @@ class RotateRoot(Body):
     once people hold them, so that a crash in between loses nothing.
     """
 
-    kind: Literal["keyfile", "passphrase", "shares"]
+    kind: Literal["keyfile", "passphrase", "shares", "tee"]
     options: dict[str, str] = {}
     prepare: bool = False
     prepared: str = ""

@@ -1,6 +1,7 @@
-"""`python -m strongroom.service.main WORKSPACE LISTEN ENCLAVE`: the embedded trust service of a workspace.
+"""`python -m strongroom.service.main WORKSPACE LISTEN ENCLAVE [REQUEST]`: the embedded trust service of a workspace.
 
 LISTEN may be empty; so may ENCLAVE, outside a TEE. Which TEE this is, is the host's word; what counts is its evidence.
+Where there is no service yet, one is made in the TEE for the owner who made REQUEST (`birth`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from strongroom import log
 from strongroom._unix import protect_process
 from strongroom.attest.attesters import Attester
 from strongroom.config import Settings
-from strongroom.errors import StrongroomError, UnavailableError
+from strongroom.errors import InputError, StrongroomError, UnavailableError
 
 __all__ = ["ALREADY_RUNNING", "main"]
 
@@ -38,6 +39,7 @@ def main() -> int:
             folder / "root",
             run,
             listen=sys.argv[2] or None,
+            admin=_request(Path(sys.argv[4])) if sys.argv[4:] else "",
             on_start=lambda: (run / "service.pid").write_text(str(os.getpid())),
             tee=lambda: _tee(sys.argv[3], folder / "simulated" / "seed"),
         )
@@ -45,6 +47,15 @@ def main() -> int:
         sys.stderr.write(f"{exc}\n" + (f"\nhint: {exc.hint}\n" if exc.hint else ""))
         return ALREADY_RUNNING if isinstance(exc, UnavailableError) else exc.exit_status
     return 0
+
+
+def _request(path: Path) -> str:
+    from strongroom.crypto import x509  # noqa: PLC0415  # at the first start alone
+
+    try:
+        return x509.certificate_pem(x509.certificate_from_pem(path.read_text()))
+    except (OSError, UnicodeDecodeError) as exc:
+        raise InputError(f"{path} is not readable", hint="`strongroom owner request --first` writes it") from exc
 
 
 def _tee(enclave: str, seed: Path) -> AbstractContextManager[Attester | None]:

@@ -101,6 +101,7 @@ class OwnerAPI:
                 lifetime=_EVIDENCE_LIFETIME,
                 nonce=b64u_decode(body.nonce),
                 root_kind=service.root_kind,
+                admin=service.born_for,
             )
         return {"certificate": x509.certificate_pem(certificate), "locked": locked}
 

@@ -27,8 +27,8 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from strongroom.attest.attesters import Attester
-from strongroom.crypto import tls
-from strongroom.errors import InputError, StrongroomError, UnavailableError
+from strongroom.crypto import tls, x509
+from strongroom.errors import DeniedError, InputError, StrongroomError, UnavailableError
 from strongroom.service.app import PEER, guest_app, owner_app
 from strongroom.service.guest_api import GuestAPI
 from strongroom.service.owner_api import OwnerAPI
@@ -113,6 +113,7 @@ def serve(
     *,
     listen: str | None,
     on_start: Callable[[], object],
+    admin: str = "",
     tee: Callable[[], AbstractContextManager[Attester | None]] = nullcontext,
 ) -> None:
     """Run the service until SIGTERM; the worker is started again whenever it dies.
@@ -123,6 +124,7 @@ def serve(
         run: Folder for the sockets `owner.sock` and `guest/guest.sock`.
         listen: `host:port` for owners and `host:port+1` for guests, or None for Unix sockets only.
         on_start: Called once the sockets are there.
+        admin: Certificate of the administrator for whom a service is made in this TEE, if there is none yet.
         tee: Gives each worker the attester of the TEE that it runs in.
     """
     lock = _single(run)
@@ -146,7 +148,7 @@ def serve(
         with tee() as attester:
             worker = os.fork()
             if worker == 0:
-                _work(folder, root_folder, sockets, attester)
+                _work(folder, root_folder, sockets, attester, admin)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
             _, status = os.waitpid(worker, 0)
         worker = 0
@@ -208,7 +210,7 @@ def _unix(path: Path) -> socket.socket:
     return sock
 
 
-def _work(folder: Path, root_folder: Path, sockets: _Sockets, attester: Attester | None) -> NoReturn:
+def _work(folder: Path, root_folder: Path, sockets: _Sockets, attester: Attester | None, admin: str) -> NoReturn:
     status = 2
     try:
         # Without its supervisor a worker would go on alone: nobody could stop it or start it again.
@@ -216,7 +218,7 @@ def _work(folder: Path, root_folder: Path, sockets: _Sockets, attester: Attester
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
-        status = _serve_until_stopped(folder, root_folder, sockets, attester)
+        status = _serve_until_stopped(folder, root_folder, sockets, attester, admin)
     except BaseException:
         _log.exception("the worker failed")
     finally:
@@ -224,13 +226,19 @@ def _work(folder: Path, root_folder: Path, sockets: _Sockets, attester: Attester
         os._exit(status)  # never back into the supervisor's code
 
 
-def _serve_until_stopped(folder: Path, root_folder: Path, sockets: _Sockets, attester: Attester | None) -> int:
+def _serve_until_stopped(
+    folder: Path, root_folder: Path, sockets: _Sockets, attester: Attester | None, admin: str
+) -> int:
     try:
         if attester is not None:
             attester.attest(bytes(64))  # a TEE that gives no evidence is not the one that was asked for
+        if admin and not (folder / "state.db").exists():
+            _make(folder, root_folder, attester, admin)
         service = TrustService(folder, root_folder, attester)
-        if not service.needs_credentials:
+        try:
             service.unlock([], now=datetime.now(UTC))
+        except DeniedError as exc:  # it stays locked until people unlock it
+            _log.warning("locked reason=%s", exc)
         with asyncio.Runner(loop_factory=_Loop) as runner:
             runner.run(_run(service, sockets))
     except StrongroomError as exc:
@@ -240,6 +248,24 @@ def _serve_until_stopped(folder: Path, root_folder: Path, sockets: _Sockets, att
         sys.stderr.write(f"{exc.filename or folder}: {exc.strerror}\n\nhint: check the path, its owner and its mode\n")
         return 1
     return 0
+
+
+def _make(folder: Path, root_folder: Path, attester: Attester | None, admin: str) -> None:
+    # Its shares are dropped: nobody is there yet who may have them. The administrator rotates, and gets some.
+    name = x509.common_name(x509.certificate_from_pem(admin).subject)
+    service, _ = TrustService.create(
+        folder,
+        root_folder,
+        kind="tee",
+        options={},
+        owner_name=name,
+        owner_pem=admin,
+        anchors=[],
+        now=datetime.now(UTC),
+        attester=attester,
+    )
+    (folder.parent / "identity.pem").write_text(service.identity_pem)
+    service.store.close()
 
 
 async def _run(service: TrustService, sockets: _Sockets) -> None:

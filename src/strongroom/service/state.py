@@ -34,6 +34,7 @@ from strongroom.kms.policies import PolicyStore
 from strongroom.kms.roots import RootKey
 from strongroom.kms.roots.registry import RootFolder
 from strongroom.kms.stores.sql import SQLStore, get_meta, set_meta
+from strongroom.service import birth
 
 __all__ = ["TrustService", "Unlocked"]
 
@@ -42,6 +43,7 @@ _log = logging.getLogger(__name__)
 LEAF_DAYS = 30
 _IDENTITY_CONTEXT = b"strongroom-service-identity-v1"
 _CA_CONTEXT = b"strongroom-workload-ca-v1"
+_BORN = "born"
 _LEASE = "lease-s"
 _SEEN = "endorsements-seen"
 _CHANGES = "trust-changes"
@@ -68,13 +70,15 @@ class TrustService:
     Attributes:
         attester: Of the TEE that it runs in, None outside one.
         unlock_key: Of this process alone: what a locked service's evidence names.
+        born_for: The administrator for whom the identity was made in this TEE; "" if it was not, or while locked.
     """
 
     def __init__(self, folder: Path, root_folder: Path, attester: Attester | None = None) -> None:
         self.attester = attester
         self.unlock_key = x509.new_key()
+        self.born_for = ""
         self.folder = folder
-        self.roots = RootFolder(root_folder)
+        self.roots = RootFolder(root_folder, attester)
         if not (folder / "state.db").exists():
             raise InputError(f"there is no trust service in {folder}", hint="run `strongroom init`")
         _tighten(folder, root_folder)
@@ -103,6 +107,7 @@ class TrustService:
         owner_pem: str,
         anchors: Sequence[Mapping[str, str]],
         now: datetime,
+        attester: Attester | None = None,
     ) -> tuple[TrustService, list[str]]:
         """Set up a new service and its first owner, who administers it; return it and what people must keep."""
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -110,7 +115,7 @@ class TrustService:
         if (folder / "state.db").exists():
             raise InputError(f"there is a trust service in {folder}")
         _tighten(folder, root_folder)
-        root, handout = RootFolder(root_folder).create(kind, options)
+        root, handout = RootFolder(root_folder, attester).create(kind, options)
         os.close(os.open(folder / "state.db", os.O_WRONLY | os.O_CREAT, 0o600))  # what SQLite puts beside has its mode
         store = SQLStore(folder / "state.db")
         identity, ca = x509.new_key(), x509.new_key()
@@ -123,11 +128,13 @@ class TrustService:
             set_meta(tx, "anchors", json.dumps([dict(a) for a in anchors]).encode())
             owner = add_owner(tx, owner_name, owner_pem, now=now)
             set_meta(tx, "admin", owner.encode())
+            if attester is not None:
+                set_meta(tx, _BORN, birth.mark(attester, identity, owner))
             AuditLog(identity).append(
                 tx, now=now, owner=owner, actor="setup", action="create-service", subject=kind, allowed=True
             )
         store.close()
-        service = cls(folder, root_folder)
+        service = cls(folder, root_folder, attester)
         if service.needs_credentials:
             chain, key_pem = _new_leaf(identity, service.identity_pem, now)
             write_whole(folder / _LOCKED_LEAF, key_pem + chain.encode(), 0o600)
@@ -170,6 +177,9 @@ class TrustService:
             root = self.roots.unlock(self.root_name, credentials)
             self._build(root, now)
             self._forget_retired()
+            with self.store.transaction() as tx:
+                born = get_meta(tx, _BORN)
+            self.born_for = self.admin if birth.holds(born, self.attester, self.parts.identity, self.admin) else ""
 
     def _build(self, root: RootKey, now: datetime) -> None:
         with self.store.transaction() as tx:

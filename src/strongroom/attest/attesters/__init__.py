@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from strongroom._secret import SecretBytes
 from strongroom.attest.evidence import Evidence
 
 __all__ = ["Attester"]
@@ -24,5 +25,15 @@ class Attester(Protocol):
             InputError: Not 64 bytes.
             EvidenceError: The answer is not a quote, or carries other report data.
             UnavailableError: The quoting service does not answer or refuses.
+        """
+        ...
+
+    def sealing_key(self) -> SecretBytes:
+        """Return a key of 16 bytes or more that this code alone gets, on this machine alone, after each start.
+
+        Whoever seals by it derives another from it first, by a label of their own.
+
+        Raises:
+            UnavailableError: The TEE has none, or refuses it.
         """
         ...

@@ -1,9 +1,12 @@
 """The attester inside Gramine: report data is written to one pseudo-file, the quote read from another.
 
+The sealing key is EGETKEY's under policy MRENCLAVE, with the security versions of processor and enclave, and without
+debugging: as Gramine asks for it.
+
 Gramine answers both from inside the enclave; the quote itself passes through the host's quoting service. Nothing that
 arrives is trusted; a wrong quote fails at the verifier.
 
-Source: Gramine 1.9, Documentation/attestation.rst (`/dev/attestation`).
+Source: Gramine 1.9, Documentation/attestation.rst (`/dev/attestation`), manifest-syntax.rst (special keys).
 """
 
 from __future__ import annotations
@@ -11,11 +14,14 @@ from __future__ import annotations
 import hmac
 from pathlib import Path
 
+from strongroom._secret import SecretBytes
 from strongroom.attest.evidence import MAX_EVIDENCE_BYTES, Evidence
 from strongroom.attest.quote import parse_quote
 from strongroom.errors import EvidenceError, InputError, UnavailableError
 
 __all__ = ["GramineAttester"]
+
+_KEY_BYTES = 16
 
 
 class GramineAttester:
@@ -53,3 +59,17 @@ class GramineAttester:
         if not hmac.compare_digest(parse_quote(raw).report_data, report_data):
             raise EvidenceError("gramine: the quote carries other report data")
         return evidence
+
+    def sealing_key(self) -> SecretBytes:
+        """Return the processor's key for this MRENCLAVE: 16 bytes.
+
+        Raises:
+            UnavailableError: There is none: this is no enclave.
+        """
+        try:
+            raw = (self._folder / "keys" / "_sgx_mrenclave").read_bytes()
+        except OSError as exc:
+            raise UnavailableError(f"gramine: sealing key: {exc.strerror}", hint="is this gramine-sgx?") from exc
+        if len(raw) != _KEY_BYTES or not any(raw):
+            raise UnavailableError(f"gramine: sealing key: expected {_KEY_BYTES} bytes, got {len(raw)}, or zeros")
+        return SecretBytes(raw)

@@ -16,6 +16,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from strongroom._secret import SecretBytes
 from strongroom.attest.evidence import MAX_EVIDENCE_BYTES, Evidence
 from strongroom.attest.quote import parse_quote, trimmed
 from strongroom.errors import EvidenceError, InputError, UnavailableError
@@ -63,6 +64,12 @@ class OcclumAttester:
         if not hmac.compare_digest(parse_quote(quote).report_data, report_data):
             raise EvidenceError("occlum: the quote carries other report data")
         return Evidence(tee="sgx", quote=quote)
+
+    def sealing_key(self) -> SecretBytes:
+        """Refuse: a key for this measurement would be one for whatever files its host puts there (decisions/0018)."""
+        raise UnavailableError(
+            "occlum: it has no sealing key for the files it runs", hint="root kind shares or passphrase"
+        )
 
     def _quote(self, handle: int, report_data: bytes) -> bytes:
         length = bytearray(4)

@@ -2,8 +2,9 @@
 
 Outside a sandbox that is the simulated platform; in a confidential VM it is process one, which asks the hardware
 (`guest/cvm.py`). It quotes for the holder of the other end and for no other, so the request names no measurement.
-Request: u32 big-endian length, "quote", 64 bytes of report data. Response: u32 length, u8 status, then the quote
-(status 0) or one sentence. Nothing that arrives is trusted; a wrong quote fails at the verifier.
+Request: u32 big-endian length, "quote", 64 bytes of report data; or "seal", which a trust service's platform answers.
+Response: u32 length, u8 status, then quote or sealing key (status 0), or one sentence. Nothing that arrives is trusted;
+a wrong quote fails at the verifier, a wrong key opens nothing.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ from __future__ import annotations
 import hmac
 import socket
 
+from strongroom._secret import SecretBytes
 from strongroom.attest.evidence import MAX_EVIDENCE_BYTES, Evidence
 from strongroom.errors import EvidenceError, InputError, UnavailableError
 
 __all__ = ["SimulatedAttester"]
+
+_KEY_BYTES = 32
 
 
 class SimulatedAttester:
@@ -38,10 +42,35 @@ class SimulatedAttester:
         """
         if len(report_data) != 64:
             raise InputError(f"report data has 64 bytes, got {len(report_data)}")
-        request = b"quote" + report_data
+        evidence = Evidence(tee=self.tee, quote=self._ask(b"quote" + report_data))
+        if self.tee == "snp":
+            from strongroom.attest.snp import parse_report  # noqa: PLC0415  # elsewhere it costs a launch its time
+
+            carried = parse_report(evidence.quote)["report_data"]
+        else:
+            from strongroom.attest.quote import parse_quote  # noqa: PLC0415
+
+            carried = parse_quote(evidence.quote).report_data
+        if not hmac.compare_digest(carried, report_data):
+            raise EvidenceError("simulated platform: the quote carries other report data")
+        return evidence
+
+    def sealing_key(self) -> SecretBytes:
+        """Return the platform's key for whoever it measured at the other end: 32 bytes.
+
+        Raises:
+            EvidenceError: The answer has another size.
+            UnavailableError: The platform does not answer or refuses.
+        """
+        raw = self._ask(b"seal")
+        if len(raw) != _KEY_BYTES:
+            raise EvidenceError(f"simulated platform: sealing key: expected {_KEY_BYTES} bytes, got {len(raw)}")
+        return SecretBytes(raw)
+
+    def _ask(self, request: bytes) -> bytes:
         try:
             self._sock.sendall(len(request).to_bytes(4, "big") + request)
-            from strongroom.attest.quote import parse_quote  # noqa: PLC0415  # while the platform quotes
+            import strongroom.attest.quote  # noqa: F401, PLC0415  # while the platform quotes
 
             size = int.from_bytes(self._receive(4), "big")
             if not 1 <= size <= 1 + MAX_EVIDENCE_BYTES:
@@ -51,16 +80,7 @@ class SimulatedAttester:
             raise UnavailableError(f"simulated platform: {exc.strerror or type(exc).__name__}") from exc
         if answer[0] != 0:
             raise UnavailableError(f"simulated platform refuses: {answer[1:200].decode('utf-8', 'replace')!r}")
-        evidence = Evidence(tee=self.tee, quote=answer[1:])
-        if self.tee == "snp":
-            from strongroom.attest.snp import parse_report  # noqa: PLC0415  # elsewhere it costs a launch its time
-
-            carried = parse_report(evidence.quote)["report_data"]
-        else:
-            carried = parse_quote(evidence.quote).report_data
-        if not hmac.compare_digest(carried, report_data):
-            raise EvidenceError("simulated platform: the quote carries other report data")
-        return evidence
+        return answer[1:]
 
     def _receive(self, size: int) -> bytes:
         parts = bytearray()

@@ -4,18 +4,26 @@ Each request has an entry of its own: made, written, read, removed. The kernel c
 that is not one more than before, somebody else wrote in between and the request starts again with a new entry. What
 comes back carries exactly the asked report data, or is not handed on.
 
-Standard library only. Source: Linux, Documentation/ABI/testing/configfs-tsm-report and sysfs-driver-tdx-guest.
+An SEV-SNP guest's sealing key comes by /dev/sev-guest: derived from the chip's VCEK, the launch digest and the guest's
+policy, so that neither other code nor the same code with debugging gets it. TDX has no such key.
+
+Standard library only. Source: Linux, Documentation/ABI/testing/configfs-tsm-report and sysfs-driver-tdx-guest,
+include/uapi/linux/sev-guest.h; AMD 56860, MSG_KEY_REQ.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import fcntl
 import hmac
 import os
 import secrets
+import struct
 from contextlib import suppress
 from pathlib import Path
 
+from strongroom._secret import SecretBytes
 from strongroom.attest.binding import config_id
 from strongroom.attest.evidence import MAX_EVIDENCE_BYTES, Evidence
 from strongroom.attest.quote import parse_quote, trimmed
@@ -26,6 +34,9 @@ __all__ = ["TDX_REGISTERS", "TSM_REPORTS", "TsmAttester", "bind_at_runtime"]
 
 TSM_REPORTS = Path("/sys/kernel/config/tsm/report")
 TDX_REGISTERS = Path("/sys/class/misc/tdx_guest/measurements")
+SEV_GUEST = Path("/dev/sev-guest")
+_GET_DERIVED_KEY = 0xC0205301  # _IOWR('S', 1, 32 bytes)
+_POLICY_AND_MEASUREMENT = 0b1001
 _TEES = {"tdx_guest": "tdx", "sev_guest": "snp"}
 _TRIES = 8
 _BUSY = {errno.EBUSY, errno.EAGAIN, errno.EINTR}
@@ -36,10 +47,12 @@ class TsmAttester:
 
     Args:
         reports: Where configfs-tsm is.
+        sev_guest: SEV-SNP's device.
     """
 
-    def __init__(self, reports: Path = TSM_REPORTS) -> None:
+    def __init__(self, reports: Path = TSM_REPORTS, sev_guest: Path = SEV_GUEST) -> None:
         self._reports = reports
+        self._sev_guest = sev_guest
 
     @property
     def tee(self) -> str:
@@ -75,6 +88,29 @@ class TsmAttester:
             if found is not None:
                 return found
         raise UnavailableError(f"configfs-tsm: another writer interfered {_TRIES} times")
+
+    def sealing_key(self) -> SecretBytes:
+        """Return the chip's key for this launch digest and guest policy: 32 bytes.
+
+        Raises:
+            UnavailableError: TDX, which has none; or the device or the firmware refuses.
+        """
+        if (tee := self.tee) != "snp":
+            raise UnavailableError(f"{tee}: this TEE has no sealing key", hint="root kind shares or passphrase")
+        # Root key VCEK, fields, VMPL 0, and no version mixed in: the VCEK is of one version of the firmware.
+        asked = ctypes.create_string_buffer(struct.pack("<IIQIIQ", 0, 0, _POLICY_AND_MEASUREMENT, 0, 0, 0), 32)
+        answer = ctypes.create_string_buffer(64)
+        request = bytearray(struct.pack("<B7xQQQ", 1, ctypes.addressof(asked), ctypes.addressof(answer), 0))
+        try:
+            with self._sev_guest.open("rb+", buffering=0) as device:
+                fcntl.ioctl(device, _GET_DERIVED_KEY, request)
+        except OSError as exc:
+            said = f", firmware {int.from_bytes(request[24:28], 'little'):#x}" if any(request[24:]) else ""
+            raise UnavailableError(f"{self._sev_guest}: derived key: {exc.strerror}{said}") from exc
+        status, key = answer.raw[:4], answer.raw[32:]
+        if any(status) or not any(key):
+            raise UnavailableError(f"{self._sev_guest}: derived key: expected status 0, got {status.hex()}")
+        return SecretBytes(key)
 
     def _check_there(self) -> None:
         if not self._reports.is_dir():

@@ -1,8 +1,8 @@
 """A simulated platform for one process that it did not sandbox: the trust service. SIMULATED.
 
-It measures Strongroom's own files and Python's version, and quotes for whoever holds the other end of a socket that
-only the supervisor and its worker have. What the process imports beside, and the process itself, it does not measure:
-a hardware enclave does.
+It measures Strongroom's own files and Python's version. It quotes, and gives a sealing key, for whoever holds the other
+end of a socket that only the supervisor and its worker have. What the process imports beside, and the process itself,
+it does not measure: a hardware enclave does. The sealing key follows from the seed, which lies on the disk.
 """
 
 from __future__ import annotations
@@ -63,8 +63,12 @@ def _quote(sock: socket.socket, seed: Path) -> None:
     from strongroom.attest.simulated.quoting import SimulatedQuotingEnclave  # noqa: PLC0415
 
     measurement = own_measurement()  # once: files that change later are not what runs
-    enclave = SimulatedQuotingEnclave(SimulatedPKI.create(load_seed(seed), now=datetime.now(UTC)))
+    secret = load_seed(seed)
+    enclave = SimulatedQuotingEnclave(SimulatedPKI.create(secret, now=datetime.now(UTC)))
     while (message := receive(sock)) is not None:
+        if message == b"seal":
+            send(sock, b"\0" + labelled_hash("strongroom-simulated-sealing-v1", [secret, measurement]))
+            continue
         if not message.startswith(b"quote") or len(message) != 69:
             send(sock, b"\1unknown request")
             continue

@@ -1,7 +1,8 @@
 """Root keys: what wraps every named key at rest.
 
-A root *kind* says where the 32-byte root secret is while the service is down: `keyfile`, `passphrase` or `shares`.
-While the service is up the secret is in its memory. A kind is one module with one class, listed in `KINDS`.
+A root *kind* says where the 32-byte root secret is while the service is down: `keyfile`, `passphrase`, `shares`
+or `tee`. While the service is up the secret is in its memory. A kind is one module with one class, listed in
+`registry.kinds`.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class RootKind(Protocol):
 
     @property
     def needs_credentials(self) -> bool:
-        """Whether a person must unlock the service after each start."""
+        """Whether a person has to unlock the service after a start: always, or where nothing else opens it."""
 
     def create(
         self, secret: SecretBytes, path: Path, options: Mapping[str, str]

@@ -10,34 +10,46 @@ from pathlib import Path
 from strongroom._encoding import parse_json
 from strongroom._secret import SecretBytes
 from strongroom._unix import flush_folder
+from strongroom.attest.attesters import Attester
 from strongroom.errors import InputError, IntegrityError
 from strongroom.kms.roots import ROOT_BYTES, AESRootKey, RootKind, root_id
 from strongroom.kms.roots.keyfile import KeyfileRoot
 from strongroom.kms.roots.passphrase import PassphraseRoot
 from strongroom.kms.roots.shares import SharesRoot
+from strongroom.kms.roots.tee import TeeRoot
 
-__all__ = ["KINDS", "RootFolder"]
+__all__ = ["RootFolder", "kinds"]
 
-KINDS: Mapping[str, RootKind] = {"keyfile": KeyfileRoot(), "passphrase": PassphraseRoot(), "shares": SharesRoot()}
+
+def kinds(attester: Attester | None) -> Mapping[str, RootKind]:
+    """Return the root kinds of a service in the TEE of `attester`, None outside one."""
+    shares = SharesRoot()
+    return {
+        "keyfile": KeyfileRoot(),
+        "passphrase": PassphraseRoot(),
+        "shares": shares,
+        "tee": TeeRoot(shares, attester),
+    }
 
 
 class RootFolder:
-    """The root key's files: `root-<id>.json` (public descriptor) and, for a key file, `root-<id>.key`.
+    """The root key's files: `root-<id>.json` (public descriptor) and, of the kinds keyfile and tee, `root-<id>.key`.
 
     Two may be there after an interrupted rotation; the database says which one counts, so a rotation is one database
     transaction (`KeyStore.rewrap_all`).
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, attester: Attester | None = None) -> None:
         self.folder = folder
+        self._kinds = kinds(attester)
 
     def create(self, kind: str, options: Mapping[str, str]) -> tuple[AESRootKey, list[str]]:
         """Make a new root key of `kind`, on the disk when this returns; return it and what must be handed to people."""
-        if kind not in KINDS:
-            raise InputError(f"unknown root kind {kind!r}", hint=f"choose one of {', '.join(KINDS)}")
+        if kind not in self._kinds:
+            raise InputError(f"unknown root kind {kind!r}", hint=f"choose one of {', '.join(self._kinds)}")
         secret = SecretBytes.random(ROOT_BYTES)
         name = root_id(secret)
-        descriptor, handout = KINDS[kind].create(secret, self._key_path(name), options)
+        descriptor, handout = self._kinds[kind].create(secret, self._key_path(name), options)
         raw = json.dumps({**descriptor, "id": name}, sort_keys=True).encode()
         handle = os.open(self._descriptor_path(name), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(handle, "wb") as file:
@@ -49,7 +61,7 @@ class RootFolder:
 
     def kind(self, name: str) -> RootKind:
         """Return the kind of root key `name`."""
-        return KINDS[str(self._descriptor(name)["kind"])]
+        return self._kinds[str(self._descriptor(name)["kind"])]
 
     def kind_name(self, name: str) -> str:
         """Return the kind's name of root key `name`."""
@@ -64,7 +76,7 @@ class RootFolder:
         """
         descriptor = self._descriptor(name)
         kind = str(descriptor["kind"])
-        secret = KINDS[kind].unlock(descriptor, self._key_path(name), credentials)
+        secret = self._kinds[kind].unlock(descriptor, self._key_path(name), credentials)
         if root_id(secret) != name:
             raise IntegrityError(f"the root key in {self.folder} is {root_id(secret)}, expected {name}")
         return AESRootKey(secret, kind)
@@ -86,7 +98,7 @@ class RootFolder:
             raise IntegrityError(
                 f"the root descriptor {path} is not readable: {exc.strerror}", hint="restore it from your backup"
             ) from exc
-        if not isinstance(found, dict) or found.get("kind") not in KINDS:
+        if not isinstance(found, dict) or found.get("kind") not in self._kinds:
             raise IntegrityError(f"the root descriptor {path} names no known kind")
         return found
 

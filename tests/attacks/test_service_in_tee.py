@@ -1,0 +1,162 @@
+"""One test per threat to a trust service whose state is sealed to the TEE that it runs in (T320 to T324)."""
+
+from __future__ import annotations
+
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from tests.fakes.attest_parts import MEASUREMENT, FakeAttester, Platform, make_pki
+from tests.fakes.service_parts import House, make_house
+
+from strongroom.attest.appraisal import AllOf, Measurement, UnsafeAcceptSimulated
+from strongroom.attest.simulated import process
+from strongroom.attest.simulated.process import simulated_platform
+from strongroom.cli.service_verify import judge_service
+from strongroom.client.evidence import ask
+from strongroom.crypto import x509
+from strongroom.errors import DeniedError, IntegrityError
+from strongroom.kms.roots.registry import RootFolder
+from strongroom.kms.stores.sql import get_meta, set_meta
+from strongroom.service.state import TrustService
+
+SERVICE = AllOf((Measurement((MEASUREMENT.hex(),)), UnsafeAcceptSimulated()))
+SHARES = {"threshold": "2", "shares": "3"}
+
+
+def test_T320_a_service_of_other_code_or_on_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = tmp_path / "seed", tmp_path / "other-seed"
+    roots = tmp_path / "root"
+    roots.mkdir()
+    with simulated_platform(here) as attester:
+        root, shares = RootFolder(roots, attester).create("tee", SHARES)
+    with simulated_platform(here) as attester:
+        assert RootFolder(roots, attester).unlock(root.id, []).id == root.id
+    with simulated_platform(there) as attester, pytest.raises(DeniedError, match="other code or another machine"):
+        RootFolder(roots, attester).unlock(root.id, [])
+    with monkeypatch.context() as patch:
+        patch.setattr(process, "own_measurement", lambda: b"\xee" * 32)
+        with simulated_platform(here) as attester, pytest.raises(DeniedError, match="needs 2 shares"):
+            RootFolder(roots, attester).unlock(root.id, [])
+    with pytest.raises(DeniedError, match="runs outside"):
+        RootFolder(roots).unlock(root.id, [])
+    # Nor does what the host can read hold the key: it is not under the measurement, which everybody knows.
+    sealed = (roots / f"root-{root.id}.key").read_bytes()
+    assert len(sealed) == 12 + 32 + 16
+    with simulated_platform(there) as attester:
+        assert RootFolder(roots, attester).unlock(root.id, shares[1:]).id == root.id
+
+
+def test_T320_a_whole_service_moved_stays_locked_until_people_come(tmp_path: Path) -> None:
+    house = make_house(tmp_path, kind="tee", options=SHARES, attester=FakeAttester())
+    house.as_owner()("POST", "/v1/keys", {"name": "sales"})
+    for stranger in (FakeAttester(measurement=b"o" * 32), FakeAttester(Platform(make_pki("two"))), None):
+        moved = house.reopened(attester=stranger)
+        with pytest.raises(DeniedError, match="it needs 2 shares"):
+            moved.service.unlock([], now=datetime.now(UTC))
+        assert moved.service.locked
+        assert moved.as_owner()("GET", "/v1/keys").code == "unavailable"
+    moved = house.reopened(house.handout[:2], FakeAttester(Platform(make_pki("two"))))
+    assert [k["name"] for k in moved.as_owner()("GET", "/v1/keys").json["keys"]] == ["sales"]
+    moved.reopened([], FakeAttester(Platform(make_pki("two"))))  # it is sealed to the new machine
+
+
+def test_T321_a_sealed_root_key_altered_cut_swapped_or_of_a_retired_root(tmp_path: Path) -> None:
+    attester = FakeAttester()
+    house = make_house(tmp_path, kind="tee", options=SHARES, attester=attester)
+    old = tmp_path / "root" / f"root-{house.service.root_name}.key"
+    first = old.read_bytes()
+    house.service.rotate_root("tee", SHARES, actor="x", now=datetime.now(UTC))
+    assert not old.exists()
+    sealed = tmp_path / "root" / f"root-{house.service.root_name}.key"
+    whole = sealed.read_bytes()
+    altered = [bytes(b ^ (1 if n == at else 0) for n, b in enumerate(whole)) for at in range(len(whole))]
+    for bad in (b"", whole[:12], whole[:-1], whole + b"\0", first, bytes(len(whole)), *altered):
+        sealed.write_bytes(bad)
+        with pytest.raises(DeniedError, match="or was altered: it needs 2 shares"):
+            house.reopened([], attester)
+    sealed.write_bytes(whole)
+    assert not house.reopened([], attester).service.locked
+    # The descriptor cannot make it another kind that opens.
+    descriptor = sealed.with_suffix(".json")
+    text = descriptor.read_text()
+    for before, after in (('"tee"', '"keyfile"'), ('"tee"', '"shares"'), ('"tee"', '"passphrase"')):
+        descriptor.write_text(text.replace(before, after))
+        with pytest.raises((DeniedError, IntegrityError)):
+            house.reopened([], attester)
+    descriptor.write_text(text)
+    # A copy of everything on another machine is as much worth as without the key.
+    shutil.copytree(tmp_path / "root", tmp_path / "copy" / "root")
+    shutil.copytree(tmp_path / "service", tmp_path / "copy" / "service")
+    stolen = TrustService(
+        tmp_path / "copy" / "service", tmp_path / "copy" / "root", FakeAttester(measurement=bytes(32))
+    )
+    with pytest.raises(DeniedError):
+        stolen.unlock([], now=datetime.now(UTC))
+    stolen.store.close()
+
+
+def _made_for(house: House, admin: str, identity: str = "") -> str:
+    """Return what speaks against the service in `house` at the first look of the owner `admin`."""
+    shown = ask(lambda method, path, body: house.as_owner()(method, path, body).json)
+    now = datetime.now(UTC)
+    choices = [(house.platform.verifier, house.platform.pki.endorsements(now))]
+    verdict = judge_service(shown, identity or _identity(house), SERVICE, choices, now=now, admin=admin)
+    return "; ".join(str(check) for check in verdict.checks if not check.passed)
+
+
+def _identity(house: House) -> str:
+    return x509.spki_id(x509.certificate_from_pem(house.service.identity_pem).public_key())  # type: ignore[arg-type]
+
+
+def _marked(house: House, name: str, value: bytes | None = None) -> bytes:
+    """Return a row of the service's, after the host set it: as if no other check were there."""
+    with house.service.store.transaction() as tx:
+        if value is not None:
+            set_meta(tx, name, value)
+        return get_meta(tx, name) or b""
+
+
+def test_T322_a_service_made_outside_its_tee_or_for_somebody_else(tmp_path: Path) -> None:
+    attester = FakeAttester()
+    house = make_house(tmp_path / "one", kind="tee", options=SHARES, attester=attester)
+    assert _made_for(house, house.owner) == ""
+    genuine = _marked(house, "born")
+
+    # For another administrator, whom the machine's operator chose; as another identity than the one handed over.
+    other = make_house(tmp_path / "two", kind="tee", options=SHARES, attester=attester)
+    assert f"administrator: expected {house.owner}, got {other.owner}" in _made_for(other, house.owner)
+    assert f"identity: expected {_identity(house)}, got" in _made_for(other, other.owner, _identity(house))
+
+    # Set up outside, then moved in and sealed there: whoever made it has its keys. With another service's mark, too.
+    outside = make_house(tmp_path / "three", kind="shares", options=SHARES)
+    outside = outside.reopened(outside.handout, attester)
+    outside.service.rotate_root("tee", SHARES, actor="x", now=datetime.now(UTC))
+    assert outside.service.root_kind == "tee"
+    nobody = f"administrator: expected {outside.owner}, got nobody: it was not made in this TEE"
+    assert nobody in _made_for(outside, outside.owner)
+    for forged in (genuine, bytes(32), b""):
+        _marked(outside, "born", forged)
+        outside = outside.reopened([], attester)
+        assert nobody in _made_for(outside, outside.owner)
+
+    # It stays true over restarts and new root keys; not elsewhere, nor with another administrator in its row.
+    house.service.rotate_root("tee", SHARES, actor="x", now=datetime.now(UTC))
+    house = house.reopened([], attester)
+    assert _made_for(house, house.owner) == ""
+    _marked(house, "admin", other.owner.encode())
+    assert "got nobody" in _made_for(house.reopened([], attester), house.owner)
+    _marked(house, "admin", house.owner.encode())
+    shares = house.service.rotate_root("tee", SHARES, actor="x", now=datetime.now(UTC))
+    moved = house.reopened(shares, FakeAttester(measurement=b"o" * 32))
+    assert moved.service.born_for == ""
+
+
+def test_T322_a_locked_service_is_nobodys(tmp_path: Path) -> None:
+    attester = FakeAttester()
+    house = make_house(tmp_path, kind="tee", options=SHARES, attester=attester)
+    house.service.store.close()
+    service = TrustService(tmp_path / "service", tmp_path / "root", attester)
+    locked = House(service, house.owner, house.platform, tmp_path, [])
+    assert "got nobody" in _made_for(locked, house.owner)
