@@ -280,7 +280,7 @@ class SQLStore:
         if self._mirror is not None:  # in a new connection the memory's names would mean the disk's tables
             raise UnavailableError("the database was closed", hint="start the trust service again")
         connection.isolation_level = None  # we begin transactions ourselves
-        for pragma in ("trusted_schema=OFF", "foreign_keys=ON", "secure_delete=ON"):
+        for pragma in ("trusted_schema=OFF", "cell_size_check=ON", "foreign_keys=ON", "secure_delete=ON"):
             connection.execute(f"PRAGMA {pragma}")
         connection.execute("ATTACH DATABASE ? AS disk", (str(self._path),))
         for pragma in ("disk.journal_mode=WAL", "disk.synchronous=FULL"):
