@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from tests.fakes.stores import open_store
 
 from strongroom.errors import InputError, IntegrityError
 from strongroom.kms.stores.sql import SQLStore, get_meta, owners, set_meta
@@ -16,8 +17,7 @@ from strongroom.kms.stores.sql import SQLStore, get_meta, owners, set_meta
 Factory = Callable[[Path], SQLStore]
 
 
-def _sqlite(folder: Path) -> SQLStore:
-    return SQLStore(folder / "state.db")
+_sqlite = open_store
 
 
 @pytest.fixture(params=[_sqlite])

@@ -113,6 +113,7 @@ def test_a_start_on_an_older_database_removes_no_newer_root_key(house: House) ->
     house.service.store.close()
     shutil.copytree(house.folder / "service", backup / "service")
     shutil.copytree(house.folder / "root", backup / "root")
+    house = house.reopened()
     _rotate(house)
     newest = house.service.root_name
     house.service.store.close()
@@ -214,7 +215,7 @@ def test_a_full_database_is_unavailable_and_loses_nothing(house: House) -> None:
     house.dataset()
     secrets = _secrets(house)
     with house.service.store._engine.connect() as connection:  # the one pooled connection keeps the limit
-        connection.exec_driver_sql("PRAGMA max_page_count=1")
+        connection.exec_driver_sql("PRAGMA disk.max_page_count=1")
     codes = [house.as_owner()("POST", "/v1/keys", {"name": f"k{n}"}).code for n in range(60)]
     assert codes[-1] == "unavailable"
     acknowledged = [f"k{n}" for n, code in enumerate(codes) if code == "ok"]

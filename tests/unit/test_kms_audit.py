@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.fakes.stores import open_store
 
 from strongroom.errors import IntegrityError, VerificationError
 from strongroom.kms.audit import AuditHead, AuditLog, read_head, verify_records
@@ -25,7 +26,7 @@ COUNT = 6
 def _written(
     folder: Path, signer: ec.EllipticCurvePrivateKey, count: int = COUNT, subject: str = "key sales"
 ) -> SQLStore:
-    store, log = SQLStore(folder / "state.db"), AuditLog(signer)
+    store, log = open_store(folder), AuditLog(signer)
     for number in range(count):
         with store.transaction() as tx:
             owner = "a" if number % 2 == 0 else "b"

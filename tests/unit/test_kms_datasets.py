@@ -10,11 +10,12 @@ import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.fakes.stores import open_store
 
 from strongroom.crypto import jose
 from strongroom.errors import InputError, IntegrityError, VerificationError
 from strongroom.kms.datasets import HEAD_TYPE, DatasetStore
-from strongroom.kms.stores.sql import SQLStore, key_versions, owners
+from strongroom.kms.stores.sql import key_versions, owners
 from strongroom.kms.stores.sql import keys as keys_table
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -25,7 +26,7 @@ ONE, TWO = ("sha256:" + digit * 64 for digit in "12")
 
 @pytest.fixture
 def tx(tmp_path: Path) -> Iterator[sa.Connection]:
-    with SQLStore(tmp_path / "state.db").transaction() as tx:
+    with open_store(tmp_path).transaction() as tx:
         _add_keys(tx)
         yield tx
 
@@ -120,7 +121,7 @@ def test_a_signed_head_is_of_its_type_and_key_only(tx: sa.Connection) -> None:
 @settings(max_examples=20, deadline=None)
 @given(moves=st.lists(st.tuples(st.integers(0, 5), st.sampled_from([ONE, TWO, None])), max_size=12))
 def test_epochs_only_grow_by_one(tmp_path_factory: pytest.TempPathFactory, moves: list[tuple[int, str | None]]) -> None:
-    with SQLStore(tmp_path_factory.mktemp("db") / "state.db").transaction() as tx:
+    with open_store(tmp_path_factory.mktemp("db")).transaction() as tx:
         _add_keys(tx)
         head = STORE.create(tx, "a", "sales", now=NOW)
         for epoch, manifest in moves:

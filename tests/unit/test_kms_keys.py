@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric import ec
+from tests.fakes.stores import open_store
 
 from strongroom._secret import SecretBytes
 from strongroom.errors import DeniedError, InputError, IntegrityError, UnavailableError
 from strongroom.kms.datasets import DatasetStore
 from strongroom.kms.keys import KeyStore
 from strongroom.kms.roots import AESRootKey
-from strongroom.kms.stores.sql import SQLStore, key_versions, owners, set_meta
+from strongroom.kms.stores.sql import key_versions, owners, set_meta
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 WEEK = timedelta(days=7)
@@ -24,7 +25,7 @@ MANIFEST = "sha256:" + "5" * 64
 
 @pytest.fixture
 def tx(tmp_path: Path) -> Iterator[sa.Connection]:
-    store = SQLStore(tmp_path / "state.db")
+    store = open_store(tmp_path)
     with store.transaction() as tx:
         for name in ("a", "b"):
             tx.execute(sa.insert(owners).values(id=name, name=name, certificate="", created=""))

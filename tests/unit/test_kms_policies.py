@@ -8,10 +8,10 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.fakes.stores import open_store
 
 from strongroom.errors import InputError
 from strongroom.kms.policies import PolicyStore, difference
-from strongroom.kms.stores.sql import SQLStore
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 STORE = PolicyStore()
@@ -20,7 +20,7 @@ POLICY = {"kind": "all_of", "policies": [{"kind": "measurement", "values": ["a1"
 
 @pytest.fixture
 def tx(tmp_path: Path) -> Iterator[sa.Connection]:
-    with SQLStore(tmp_path / "state.db").transaction() as tx:
+    with open_store(tmp_path).transaction() as tx:
         yield tx
 
 

@@ -123,17 +123,17 @@ def status(as_json: bool) -> None:
     """Show what the service is, trusts, and whether it is locked."""
     client = owner()
     here, found = client.workspace, client.call("GET", "/v1/status")
-    anchors = cast(list[dict[str, str]], found["anchors"])
+    anchors, locked = cast(list[dict[str, str]], found["anchors"]), bool(found["locked"])
     text = output.facts(
         {
             "version": found["version"],
-            "state": "LOCKED" if found["locked"] else "unlocked",
+            "state": "LOCKED" if locked else "unlocked",
             "root key": found["root_kind"],
             "trusts": "; ".join(
                 f"{a['fingerprint'][:16]} ({'SIMULATED' if a['kind'] == 'simulated' else a['kind']})" for a in anchors
             )
-            or "nothing",
-            "lease": f"{found['lease_s']} s",
+            or ("not known while it is locked" if locked else "nothing"),
+            "lease": "not known while it is locked" if locked else f"{found['lease_s']} s",
             "identity": here.identity,
             "you": f"{here.name} ({here.owner[:16]})" + (", who administers it" if found["admin"] else ""),
             "note": found["note"],

@@ -96,17 +96,19 @@ class OwnerClient:
         return self.send(method, path, body)
 
     def unlock(self, credentials: Sequence[str]) -> None:
-        """Send the credentials; in a workspace with a pin, sealed to a key that the accepted code made.
+        """Send the credentials and what this owner saw; with a pin, sealed to a key that the accepted code made.
 
         Raises:
             DeniedError: They are not enough.
+            IntegrityError: The state that they would unlock was altered, or is older than what this owner saw.
             AttestationError: As for `call`.
         """
-        body: dict[str, object] = {"credentials": list(credentials)}
+        seen = self.seen.head and {"seq": self.seen.head.seq, "chain": self.seen.head.chain}
+        body: dict[str, object] = {"credentials": list(credentials), "seen": seen}
         if pin := Pin.load(self.workspace.folder):
             shown = ask(self.send)
             pin.check(shown, self.workspace.folder, self.workspace.identity)
-            body = {"sealed": jose.jwe_seal(canonical_json(body["credentials"]), shown.key)}
+            body = {"sealed": jose.jwe_seal(canonical_json(body), shown.key)}
         self.send("POST", "/v1/unlock", body)
 
     def send(self, method: str, path: str, body: object = None) -> dict[str, object]:

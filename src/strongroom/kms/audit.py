@@ -21,7 +21,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from strongroom._encoding import canonical_json, labelled_hash, parse_json
 from strongroom.crypto import jose
 from strongroom.errors import InputError, IntegrityError, VerificationError
-from strongroom.kms.stores.sql import audit
+from strongroom.kms.stores.mirror import damaged
+from strongroom.kms.stores.sql import audit, audit_head
 
 __all__ = ["AuditHead", "AuditLog", "read_head", "verify_records"]
 
@@ -57,7 +58,7 @@ class AuditLog:
         details: dict[str, object] | None = None,
     ) -> str:
         """Append one record; return the new signed head."""
-        last = tx.execute(sa.select(audit.c.seq, audit.c.chain).order_by(audit.c.seq.desc()).limit(1)).first()
+        last = tx.execute(sa.select(audit_head)).first()  # not the log's last row, which its disk's host may choose
         seq, chain = (last.seq + 1, last.chain) if last else (1, START)
         record = canonical_json(
             {
@@ -79,13 +80,50 @@ class AuditLog:
                 seq=seq, owner=owner, record=record.decode(), record_hash=record_hash, chain=chain, head=head
             )
         )
+        newest = {"seq": seq, "chain": chain, "head": head}
+        tx.execute(sa.update(audit_head).values(**newest) if last else sa.insert(audit_head).values(id=1, **newest))
         return head
 
     @staticmethod
     def head(tx: sa.Connection) -> str | None:
         """Return the newest signed head."""
-        found = tx.execute(sa.select(audit.c.head).order_by(audit.c.seq.desc()).limit(1)).scalar()
+        found = tx.execute(sa.select(audit_head.c.head)).scalar()
         return None if found is None else str(found)
+
+    @staticmethod
+    def check_end(tx: sa.Connection) -> None:
+        """Return only if the log on the disk ends with the record that the state names as the newest.
+
+        Raises:
+            IntegrityError: Its tail was cut or rewritten, or it is not the log of this state.
+        """
+        last = tx.execute(sa.select(audit.c.seq, audit.c.chain).order_by(audit.c.seq.desc()).limit(1)).first()
+        newest = tx.execute(sa.select(audit_head.c.seq, audit_head.c.chain)).first()
+        if last != newest:
+            raise damaged(
+                f"the audit log does not end with record {newest.seq if newest else 0}, which the state names: "
+                "its tail was cut or rewritten, or the state is an older one"
+            )
+
+    @staticmethod
+    def check_extends(tx: sa.Connection, seen: AuditHead) -> None:
+        """Return only if the log of this state goes on from what somebody saw of it.
+
+        Raises:
+            IntegrityError: The state is older, or went another way since.
+        """
+        newest = tx.execute(sa.select(audit_head)).one()
+        since = sa.select(audit.c.seq, audit.c.owner, audit.c.record_hash).where(audit.c.seq > seen.seq)
+        chain = seen.chain
+        try:
+            for row in tx.execute(since.order_by(audit.c.seq)):
+                chain = _chain(chain, _owner_tag(row.owner, row.seq), row.record_hash)
+        except ValueError:
+            chain = ""
+        if newest.seq < seen.seq or newest.chain != chain:
+            raise damaged(
+                f"its log, of {newest.seq} records, does not go on from record {seen.seq}, which its owner saw"
+            )
 
     @staticmethod
     def export(tx: sa.Connection, owner: str, *, after: int, limit: int) -> list[dict[str, object]]:

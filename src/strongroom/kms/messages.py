@@ -112,10 +112,21 @@ class AddOwner(Body):
     certificate: Annotated[str, msgspec.Meta(max_length=8192)]
 
 
+class SeenHead(Body):
+    """The newest record of the audit log that the caller saw."""
+
+    seq: Annotated[int, msgspec.Meta(ge=1)]
+    chain: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+
+
 class Unlock(Body):
-    """Passphrase, or one share per entry; or their list as a JWE to the key that a locked service's evidence names."""
+    """Passphrase, or one share per entry, and what the state must not be older than.
+
+    Or the same as a JWE to the key that a locked service's evidence names.
+    """
 
     credentials: Annotated[list[str], msgspec.Meta(max_length=16)] = []
+    seen: SeenHead | None = None
     sealed: dict[str, str] = {}
 
 

@@ -21,7 +21,8 @@ from strongroom.kms.stores.sql import policies, requests
 __all__ = ["USES", "OutputRule", "PolicyStore", "difference"]
 
 USES = ("read", "write")
-_MAX_PENDING = 1000
+_MAX_PENDING = 200
+"""Of one owner; they lie in memory, each with its job document."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TypeVar
 
+import msgspec
 import sqlalchemy as sa
 
 from strongroom import __version__
@@ -22,6 +23,7 @@ from strongroom.attest.verifiers.choose import snp_rules
 from strongroom.crypto import jose, x509
 from strongroom.errors import DeniedError, InputError
 from strongroom.kms import messages
+from strongroom.kms.audit import AuditHead
 from strongroom.kms.broker import KeyWanted, OwnerReceiver
 from strongroom.kms.owners import add_owner, is_registered, list_owners, revoke_owner
 from strongroom.service.state import TrustService
@@ -108,16 +110,13 @@ class OwnerAPI:
     def unlock(self, call: Call) -> dict[str, object]:
         """Unlock the root key."""
         body = _body(call, messages.Unlock)
-        credentials = body.credentials
         if body.sealed:
             with jose.jwe_open(body.sealed, self._service.unlock_key) as raw:
-                found = parse_json(raw, "the credentials")
-            if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
-                raise InputError("the sealed credentials are no list of texts")
-            credentials = found
-        if not credentials:
+                body = _sealed(raw)
+        if not body.credentials:
             raise InputError("credentials: expected a passphrase or shares, got none")
-        self._service.unlock(credentials, now=call.now)
+        seen = None if body.seen is None else AuditHead(seq=body.seen.seq, chain=body.seen.chain)
+        self._service.unlock(body.credentials, now=call.now, seen=seen)
         with self._service.store.transaction() as tx:
             self._append(tx, call, "unlock", self._service.root_kind)
         if callable(self._reload_tls):
@@ -448,6 +447,14 @@ def _number(name: str, text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 15):
         raise InputError(f"{name} is a whole number, got {text[:40]!r}")
     return int(text)
+
+
+def _sealed(raw: bytes) -> messages.Unlock:
+    try:
+        found: messages.Unlock = msgspec.convert(parse_json(raw, "what was sealed"), messages.Unlock)
+        return found
+    except msgspec.ValidationError as exc:
+        raise InputError(f"what was sealed does not unlock: {exc}") from exc
 
 
 def _body(call: Call, kind: type[_B]) -> _B:

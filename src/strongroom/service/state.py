@@ -23,7 +23,7 @@ from strongroom.attest.verifiers.newest import Mark, newest
 from strongroom.crypto import x509
 from strongroom.crypto.tls import SERVICE_NAME
 from strongroom.errors import EndorsementError, InputError, IntegrityError, StrongroomError, UnavailableError
-from strongroom.kms.audit import AuditLog
+from strongroom.kms.audit import AuditHead, AuditLog
 from strongroom.kms.broker import Broker
 from strongroom.kms.ca import WorkloadCA
 from strongroom.kms.datasets import DatasetStore
@@ -44,6 +44,9 @@ LEAF_DAYS = 30
 _IDENTITY_CONTEXT = b"strongroom-service-identity-v1"
 _CA_CONTEXT = b"strongroom-workload-ca-v1"
 _BORN = "born"
+_STATE_CONTEXT = b"strongroom-state-key-v1"
+_STATE_KEY = "state-key"
+_STATE_KEY_BYTES = 32
 _LEASE = "lease-s"
 _SEEN = "endorsements-seen"
 _CHANGES = "trust-changes"
@@ -86,14 +89,17 @@ class TrustService:
         self._unlocked: Unlocked | None = None
         self._prepared: tuple[str, RootKey] | None = None
         self._lock = threading.Lock()
-        with self.store.transaction() as tx:
-            self.root_name = _text(tx, "root")
-            self.identity_pem = _text(tx, "identity-certificate")
-            self.admin = _text(tx, "admin")
         self.anchors: list[dict[str, str]] = []
         self.trust_changes: dict[str, int] = {}
         self.lease_s = MAX_LEASE_S
-        self.follow()
+        with self.store.transaction() as tx:
+            self._read_facts(tx)
+
+    def _read_facts(self, tx: sa.Connection) -> None:
+        # All that a locked service needs; until `unlock` reads it again it is the disk's word (decisions/0028).
+        self.root_name = _text(tx, "root")
+        self.identity_pem = _text(tx, "identity-certificate")
+        self.admin = _text(tx, "admin")
 
     @classmethod
     def create(
@@ -118,10 +124,12 @@ class TrustService:
         root, handout = RootFolder(root_folder, attester).create(kind, options)
         os.close(os.open(folder / "state.db", os.O_WRONLY | os.O_CREAT, 0o600))  # what SQLite puts beside has its mode
         store = SQLStore(folder / "state.db")
-        identity, ca = x509.new_key(), x509.new_key()
+        identity, ca, state = x509.new_key(), x509.new_key(), SecretBytes.random(_STATE_KEY_BYTES)
+        store.unseal(state, fresh=True)
         certificate = x509.self_signed(identity, "Strongroom trust service", now=now, days=3650, ca=True)
         with store.transaction() as tx:
             set_meta(tx, "root", root.id.encode())
+            set_meta(tx, _STATE_KEY, root.wrap(state, _STATE_CONTEXT))
             set_meta(tx, "identity-key", root.wrap(_pem(identity), _IDENTITY_CONTEXT))
             set_meta(tx, "ca-key", root.wrap(_pem(ca), _CA_CONTEXT))
             set_meta(tx, "identity-certificate", x509.certificate_pem(certificate).encode())
@@ -166,25 +174,33 @@ class TrustService:
         """Whether the root key is not there yet."""
         return self._unlocked is None
 
-    def unlock(self, credentials: Sequence[str], *, now: datetime) -> None:
-        """Open the root key and build what needs it.
+    def unlock(self, credentials: Sequence[str], *, now: datetime, seen: AuditHead | None = None) -> None:
+        """Open the root key, check the state, which must not be older than what was `seen`, and build what needs both.
 
         Raises:
             DeniedError: The credentials are not enough.
-            IntegrityError: Root key and database do not belong together.
+            IntegrityError: Root key and database do not belong together, or the database was altered.
         """
         with self._lock:
             root = self.roots.unlock(self.root_name, credentials)
-            self._build(root, now)
+            self._build(root, now, seen)
             self._forget_retired()
             with self.store.transaction() as tx:
                 born = get_meta(tx, _BORN)
             self.born_for = self.admin if birth.holds(born, self.attester, self.parts.identity, self.admin) else ""
 
-    def _build(self, root: RootKey, now: datetime) -> None:
+    def _build(self, root: RootKey, now: datetime, seen: AuditHead | None) -> None:
         with self.store.transaction() as tx:
+            state = root.unwrap(get_meta(tx, _STATE_KEY) or b"", _STATE_CONTEXT)
+        self.store.unseal(state)
+        with self.store.transaction() as tx:
+            self._read_facts(tx)
+            self._follow(tx)
             identity = _private(tx, root, "identity-key", _IDENTITY_CONTEXT)
             ca = _private(tx, root, "ca-key", _CA_CONTEXT)
+            AuditLog.check_end(tx)
+            if seen is not None:
+                AuditLog.check_extends(tx, seen)
         keys, policies, datasets = KeyStore(root), PolicyStore(), DatasetStore(identity)
         audit = AuditLog(identity)
         self._unlocked = Unlocked(
@@ -200,10 +216,13 @@ class TrustService:
     def follow(self) -> None:
         """Follow what is on disk of anchors and lease; whoever changed them calls it once the change is."""
         with self._lock, self.store.transaction() as tx:
-            # In this order: whoever reads the counts first has none that is newer than its anchors.
-            self.anchors = json.loads(_text(tx, "anchors"))
-            self.trust_changes = json.loads(get_meta(tx, _CHANGES) or b"{}")
-            self.lease_s = int(get_meta(tx, _LEASE) or MAX_LEASE_S)
+            self._follow(tx)
+
+    def _follow(self, tx: sa.Connection) -> None:
+        # In this order: whoever reads the counts first has none that is newer than its anchors.
+        self.anchors = json.loads(_text(tx, "anchors"))
+        self.trust_changes = json.loads(get_meta(tx, _CHANGES) or b"{}")
+        self.lease_s = int(get_meta(tx, _LEASE) or MAX_LEASE_S)
 
     @staticmethod
     def set_lease(tx: sa.Connection, lease_s: int) -> None:
@@ -282,6 +301,9 @@ class TrustService:
     def _rewrap(self, parts: Unlocked, root: RootKey, *, actor: str, kind: str, now: datetime) -> int:
         with self.store.transaction() as tx:
             count = parts.keys.rewrap_all(tx, root)
+            state = SecretBytes.random(_STATE_KEY_BYTES)  # who had the old root key must not write the new state
+            set_meta(tx, _STATE_KEY, root.wrap(state, _STATE_CONTEXT))
+            self.store.rekey(state)
             for name, context in (("identity-key", _IDENTITY_CONTEXT), ("ca-key", _CA_CONTEXT)):
                 wrapped = get_meta(tx, name) or b""
                 set_meta(tx, name, root.wrap(parts.root.unwrap(wrapped, context), context))
@@ -405,4 +427,4 @@ def _text(tx: sa.Connection, name: str) -> str:
     value = get_meta(tx, name)
     if value is None:
         raise IntegrityError(f"the database has no {name!r}: it is not complete", hint="restore the newest backup")
-    return value.decode()
+    return value.decode(errors="replace")

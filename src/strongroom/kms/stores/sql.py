@@ -1,11 +1,13 @@
-"""The trust service's state in one SQL database: SQLite by default, any SQLAlchemy URL in principle.
+"""The trust service's state in one SQLite database, which nobody but the service can alter unnoticed (`mirror`).
 
 A transaction that returned is on disk (`synchronous=FULL`): what was acknowledged survives kill -9 and power loss.
-Key material is stored wrapped only (`roots`).
+Key material is stored wrapped only (`roots`). Table names mean the disk's tables while the store is sealed, for reading
+only, and the memory's once it is not; the audit log, which its readers check, is on the disk always.
 """
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,12 +16,15 @@ from typing import Protocol
 
 import sqlalchemy as sa
 
+from strongroom._secret import SecretBytes
 from strongroom.errors import InputError, IntegrityError, UnavailableError
+from strongroom.kms.stores.mirror import Mirror
 
 __all__ = [
     "SQLStore",
     "Store",
     "audit",
+    "audit_head",
     "datasets",
     "held",
     "key_versions",
@@ -30,9 +35,7 @@ __all__ = [
     "requests",
 ]
 
-SCHEMA_VERSION = "2"
-_ADDED = {"held"}
-"""Tables that databases of this schema made before have not, and do not miss."""
+SCHEMA_VERSION = "3"
 _PATIENCE_S = 30.0
 
 _tables = sa.MetaData()
@@ -126,6 +129,32 @@ audit = sa.Table(
     sa.Column("chain", sa.Text, nullable=False),
     sa.Column("head", sa.Text, nullable=False),
 )
+audit_head = sa.Table(  # of the newest record: ties the state to the log
+    "audit_head",
+    _tables,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("seq", sa.Integer, nullable=False),
+    sa.Column("chain", sa.Text, nullable=False),
+    sa.Column("head", sa.Text, nullable=False),
+)
+_OPEN = {
+    audit,
+    sa.Table(
+        "tags",
+        _tables,
+        sa.Column("tbl", sa.Text, primary_key=True),
+        sa.Column("row", sa.Text, primary_key=True),
+        sa.Column("tag", sa.LargeBinary, nullable=False),
+    ),
+    sa.Table(
+        "seal",
+        _tables,
+        sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("counter", sa.Integer, nullable=False),
+        sa.Column("tags", sa.LargeBinary, nullable=False),
+    ),
+}
+"""Tables that are on the disk alone; all others are authentic."""
 
 
 class Store(Protocol):
@@ -136,46 +165,91 @@ class Store(Protocol):
 
 
 class SQLStore:
-    """State in SQLite at `path`; created if it is not there."""
+    """State in SQLite at `path`; created if it is not there. Sealed, and for reading only, until `unseal`."""
 
     def __init__(self, path: Path) -> None:
         self._turn = threading.Lock()
+        self._path = path
+        self._mirror: Mirror | None = None
         self._engine = sa.create_engine(
-            f"sqlite:///{path}",
+            "sqlite://",  # one connection: a database in memory, and the disk's attached to it
             connect_args={"timeout": _PATIENCE_S, "check_same_thread": False},
+            poolclass=sa.StaticPool,
             hide_parameters=True,  # they hold policies, documents and wrapped keys, and tracebacks are logged
         )
-        sa.event.listen(self._engine, "connect", _on_connect)
-        sa.event.listen(self._engine, "begin", _on_begin)
+        sa.event.listen(self._engine, "connect", self._on_connect)
+        sa.event.listen(self._engine, "begin", self._on_begin)
         fresh = not path.exists() or path.stat().st_size == 0
-        with self._wrapped():
-            with self._engine.connect() as connection:
-                found = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
+        on_disk = self._engine.execution_options(schema_translate_map={None: "disk"})
+        with self._wrapped(), on_disk.begin() as connection:
+            found = connection.exec_driver_sql("PRAGMA disk.quick_check(1)").scalar()
             if found != "ok":
-                raise _corrupt(path, str(found))
-            missing = set(_tables.tables) - _ADDED - set(sa.inspect(self._engine).get_table_names())
-            if missing and not fresh:  # never write into what is not ours or not whole
-                raise _corrupt(path, f"it has no table {min(missing)}")
-            _tables.create_all(self._engine)
-        with self.transaction() as tx:
-            version = get_meta(tx, "schema")
-            if version is None:
-                set_meta(tx, "schema", SCHEMA_VERSION.encode())
-            elif version != SCHEMA_VERSION.encode():
+                raise self._corrupt(str(found))
+            if fresh:
+                connection.exec_driver_sql("PRAGMA query_only=0")
+                _tables.create_all(connection)
+                return
+            missing = set(_tables.tables) - set(sa.inspect(connection).get_table_names("disk"))
+            version = SCHEMA_VERSION.encode() if "meta" in missing else get_meta(connection, "schema")
+            if version != SCHEMA_VERSION.encode():
                 raise IntegrityError(
                     f"the database {path} has schema {version!r}, expected {SCHEMA_VERSION}",
                     hint="another version of Strongroom made it: open the data sets with that one and seal them anew",
                 )
+            if missing:  # never write into what is not ours or not whole
+                raise self._corrupt(f"it has no table {min(missing)}")
+
+    def unseal(self, key: SecretBytes, *, fresh: bool = False) -> None:
+        """Believe what is on the disk, once all of it is authentic under `key`; then changes are possible.
+
+        Args:
+            key: The state key, 32 bytes.
+            fresh: The database was made just now, and is empty.
+
+        Raises:
+            IntegrityError: Names the row or table that was altered, removed or brought back.
+        """
+        with self._in_turn():
+            if self._mirror is not None:
+                return
+            self._mirror = Mirror([table for table in _tables.sorted_tables if table not in _OPEN], key)
+            try:
+                with self._wrapped(), self._engine.begin() as tx:
+                    self._mirror.open(tx, fresh=fresh)
+                    if fresh:
+                        set_meta(tx, "schema", SCHEMA_VERSION.encode())
+                    self._mirror.save(tx)
+            except BaseException:
+                self._mirror = None
+                raise
+            self._mirror.done()
+
+    def rekey(self, key: SecretBytes) -> None:
+        """Authenticate everything under `key`, with the transaction that this is called in."""
+        assert self._mirror is not None
+        self._mirror.rekey(key)
 
     @contextmanager
     def transaction(self) -> Iterator[sa.Connection]:
         """Run the block in one write transaction; it is durable when the block has ended."""
+        with self._in_turn():
+            mirror = self._mirror
+            with self._wrapped(), self._engine.begin() as connection:
+                if mirror is not None:
+                    mirror.begin(connection)
+                yield connection
+                if mirror is not None:
+                    mirror.save(connection)
+            if mirror is not None:
+                mirror.done()
+
+    @contextmanager
+    def _in_turn(self) -> Iterator[None]:
         # Threads queue here and not in SQLite, whose waiting is neither fair nor quick.
         if not self._turn.acquire(timeout=_PATIENCE_S):
             raise UnavailableError("the database is busy")
         try:
-            with self._wrapped(), self._engine.begin() as connection:
-                yield connection
+            yield
         finally:
             self._turn.release()
 
@@ -190,30 +264,32 @@ class SQLStore:
         except sa.exc.IntegrityError as exc:
             raise InputError(f"the database refuses the change: {exc.orig}") from exc
         except sa.exc.DatabaseError as exc:
-            raise _corrupt(Path(str(self._engine.url.database)), str(exc.orig)) from exc
+            raise self._corrupt(str(exc.orig)) from exc
 
     def close(self) -> None:
         """Close every connection."""
         self._engine.dispose()
 
+    def _corrupt(self, what: str) -> IntegrityError:
+        return IntegrityError(
+            f"the database {self._path} is damaged: {what}",
+            hint="stop the service and restore the newest backup; clients refuse a backup older than what they saw",
+        )
 
-def _corrupt(path: Path, what: str) -> IntegrityError:
-    return IntegrityError(
-        f"the database {path} is damaged: {what}",
-        hint="stop the service and restore the newest backup; clients refuse a backup older than what they saw",
-    )
+    def _on_connect(self, connection: sqlite3.Connection, _record: object) -> None:
+        if self._mirror is not None:  # in a new connection the memory's names would mean the disk's tables
+            raise UnavailableError("the database was closed", hint="start the trust service again")
+        connection.isolation_level = None  # we begin transactions ourselves
+        for pragma in ("trusted_schema=OFF", "cell_size_check=ON", "foreign_keys=ON", "secure_delete=ON"):
+            connection.execute(f"PRAGMA {pragma}")
+        connection.execute("ATTACH DATABASE ? AS disk", (str(self._path),))
+        for pragma in ("disk.journal_mode=WAL", "disk.synchronous=FULL"):
+            connection.execute(f"PRAGMA {pragma}")
 
-
-def _on_connect(connection: object, _record: object) -> None:
-    connection.isolation_level = None  # type: ignore[attr-defined]  # we begin transactions ourselves
-    cursor = connection.cursor()  # type: ignore[attr-defined]
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
-
-
-def _on_begin(connection: sa.Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    def _on_begin(self, connection: sa.Connection) -> None:
+        sealed = self._mirror is None
+        connection.exec_driver_sql(f"PRAGMA query_only={int(sealed)}")
+        connection.exec_driver_sql("BEGIN" if sealed else "BEGIN IMMEDIATE")
 
 
 def get_meta(tx: sa.Connection, name: str) -> bytes | None:

@@ -1,0 +1,383 @@
+"""One test per threat to the trust service's state from whoever can write its disk (T310 to T318)."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import sqlite3
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from tests.fakes.service_parts import Answer, House, document, make_house
+
+from strongroom.errors import IntegrityError
+from strongroom.service.state import TrustService
+
+TABLES = ("meta", "owners", "keys", "key_versions", "policies", "datasets", "held", "requests", "audit_head")
+
+
+@dataclass
+class Disk:
+    """A stopped service's folder in the hand of its host; `before` is the state of an earlier day."""
+
+    folder: Path
+
+    def run(self, script: str) -> None:
+        with sqlite3.connect(self.folder / "service" / "state.db") as db:
+            db.execute("ATTACH DATABASE ? AS before", (str(self.folder / "before" / "state.db"),))
+            db.execute("PRAGMA defer_foreign_keys=ON")
+            for statement in script.split(";"):
+                db.execute(statement)
+        db.close()
+
+    def rows(self, statement: str) -> list[tuple[object, ...]]:
+        with sqlite3.connect(self.folder / "service" / "state.db") as db:
+            found = db.execute(statement).fetchall()
+        db.close()
+        return found
+
+    def unlock(self) -> TrustService:
+        service = TrustService(self.folder / "service", self.folder / "root")
+        try:
+            service.unlock([], now=datetime.now(UTC))
+        except BaseException:
+            assert service.locked
+            service.store.close()
+            raise
+        return service
+
+    def refused(self, words: str) -> None:
+        with pytest.raises(IntegrityError, match=re.escape(words)):
+            self.unlock()
+
+    def back(self) -> None:
+        """Put the whole earlier state in place of the newest."""
+        shutil.copytree(self.folder / "before", self.folder / "service", dirs_exist_ok=True)
+
+
+@pytest.fixture(scope="module")
+def left(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A service that trusted, allowed and held back on an earlier day what it does not any more."""
+    house = make_house(tmp_path_factory.mktemp("house"))
+    client, second = house.as_owner(), house.add_owner("second")
+    job, head = house.ready()
+    client("POST", "/v1/keys", {"name": "other"})
+    house.allow(job, key="other")
+    _put(house, {"outputs": {"max_bytes": 1000, "approval": True}})
+    assert house.guest(job).attested().commit(head).status == 200
+    refused = house.guest(document(house.owner, head["dataset"], arguments=["another.py"])).attested()
+    assert refused.resource(house.owner).code == "appraisal"
+    assert client("PUT", "/v1/lease", {"lease_s": 600}).status == 200
+    house.service.store.close()
+    shutil.copytree(house.folder / "service", house.folder / "before")
+    house = house.reopened()
+    client = house.as_owner()
+    _put(house, {"read": None, "write": None})
+    assert client("DELETE", f"/v1/owners/{second}").status == 200
+    assert client("POST", "/v1/keys/other/versions/1/disable").status == 200
+    manifest = client("GET", "/v1/outputs").json["outputs"][0]["manifest"]
+    decided = client("POST", f"/v1/outputs/{head['dataset']}", {"manifest": manifest, "state": "rejected"})
+    assert decided.status == 200, decided.raw
+    root = house.service.anchors[0]["fingerprint"]
+    assert client("DELETE", f"/v1/anchors/{root}").status == 200
+    house.service.store.close()
+    return house.folder
+
+
+def _put(house: House, changes: dict[str, object]) -> None:
+    client, path = house.as_owner(), "/v1/keys/sales/policy"
+    found = client("GET", path).json
+    answer = client("PUT", path, {"policy": {**found["policy"], **changes}, "revision": found["revision"]})
+    assert answer.status == 200, answer.raw
+
+
+@pytest.fixture
+def disk(left: Path, tmp_path: Path) -> Disk:
+    shutil.copytree(left, tmp_path, dirs_exist_ok=True)
+    return Disk(tmp_path)
+
+
+def test_T310_what_the_service_left_is_believed(disk: Disk) -> None:
+    for held in (0, 1):  # else nothing below would prove anything
+        service = disk.unlock()
+        with service.store.transaction() as tx:
+            assert tx.exec_driver_sql("SELECT count(*) FROM held").scalar() == held
+        assert len(service.anchors) == held
+        service.store.close()
+        disk.back()
+
+
+EDITS = {
+    "policy": ("policies", "UPDATE policies SET document = replace(document, 'null', '{}')"),
+    "output limit": ("policies", "UPDATE policies SET document = replace(document, '1000', '9999')"),
+    "approval of outputs": ("policies", "UPDATE policies SET document = replace(document, 'true', 'false')"),
+    "owner's certificate": ("owners", "UPDATE owners SET certificate = 'x' WHERE name = 'first'"),
+    "revocation": ("owners", "UPDATE owners SET certificate = 'x' WHERE certificate = ''"),
+    "administrator": ("meta", "UPDATE meta SET value = x'00' WHERE name = 'admin'"),
+    "root that is believed": ("meta", "UPDATE meta SET value = CAST('[{}]' AS BLOB) WHERE name = 'anchors'"),
+    "count of distrusts": ("meta", "UPDATE meta SET value = CAST('{}' AS BLOB) WHERE name = 'trust-changes'"),
+    "lease": ("meta", "UPDATE meta SET value = CAST('3600' AS BLOB) WHERE name = 'lease-s'"),
+    "endorsements seen": ("meta", "UPDATE meta SET value = CAST('{}' AS BLOB) WHERE name = 'endorsements-seen'"),
+    "permission to export": ("keys", "UPDATE keys SET exportable = 1"),
+    "disabled version": ("key_versions", "UPDATE key_versions SET state = 'enabled' WHERE name = 'other'"),
+    "key bytes": ("key_versions", "UPDATE key_versions SET wrapped = zeroblob(60)"),
+    "data-set head": ("datasets", "UPDATE datasets SET epoch = epoch + 1"),
+    "refused job": ("requests", "UPDATE requests SET state = 'approved'"),
+    "refused job's program": ("requests", "UPDATE requests SET document = replace(document, 'app.py', 'my.py')"),
+    "newest record": ("audit_head", "UPDATE audit_head SET seq = seq + 1"),
+}
+
+
+@pytest.mark.parametrize("what", EDITS)
+def test_T310_altered_row(disk: Disk, what: str) -> None:
+    table, statement = EDITS[what]
+    before = disk.rows(f"SELECT * FROM {table}")
+    disk.run(statement)
+    changed = set(disk.rows(f"SELECT * FROM {table}")) - set(before)
+    assert changed or what == "refused job's program", "the statement found nothing to alter"
+    if not changed:
+        disk.run("UPDATE requests SET document = document || ' '")
+    with pytest.raises(IntegrityError, match=rf"row \[.+\] of table {table} was altered") as caught:
+        disk.unlock()
+    assert "backup" in caught.value.hint
+
+
+def test_T310_every_column_of_every_row(disk: Disk) -> None:
+    disk.back()
+    tables = {str(t) for (t,) in disk.rows("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    assert tables == {*TABLES, "audit", "tags", "seal"}, "a new table is authentic or has a reason not to be"
+    path, tried = disk.folder / "service" / "state.db", 0
+    whole = path.read_bytes()
+    for table in TABLES:
+        for column in [str(name) for (name,) in disk.rows(f"SELECT name FROM pragma_table_info('{table}')")]:
+            for other in ("x'ff'", "CAST(x'ff' AS TEXT)", "1.5", "1", f"{column} || 'x'"):
+                with contextlib.suppress(sqlite3.IntegrityError):  # SQLite itself wants a number here
+                    disk.run(f"UPDATE {table} SET {column} = {other} WHERE rowid = (SELECT max(rowid) FROM {table})")
+                    if path.read_bytes() != whole:
+                        with pytest.raises(IntegrityError, match="was altered"):
+                            disk.unlock()
+                        tried += 1
+                path.write_bytes(whole)
+    assert tried > 80
+
+
+ADDED = {
+    "owners": "INSERT INTO owners VALUES ('ff', 'evil', 'x', '')",
+    "policies": "INSERT INTO policies SELECT owner, 'new', revision, document, updated FROM policies LIMIT 1",
+    "meta": "INSERT INTO meta VALUES ('more', x'00')",
+}
+
+
+@pytest.mark.parametrize("table", ADDED)
+def test_T311_added_row(disk: Disk, table: str) -> None:
+    disk.run(ADDED[table])
+    disk.refused(f"of table {table} was altered, added or moved there")
+
+
+def test_T311_added_row_with_the_tag_of_another(disk: Disk) -> None:
+    tag = "(SELECT tag FROM tags WHERE tbl = 'policies')"
+    disk.run(
+        "INSERT INTO policies SELECT owner, 'new', revision, document, updated FROM policies LIMIT 1;"
+        f"INSERT INTO tags SELECT 'policies', json_array(owner, 'new'), {tag} FROM policies LIMIT 1"
+    )
+    disk.refused("was altered, added or moved there")
+
+
+@pytest.mark.parametrize("with_tags", [False, True])
+def test_T312_swapped_rows(disk: Disk, with_tags: bool) -> None:
+    swap = (
+        "key = CASE key WHEN 'sales' THEN 'other ' WHEN 'other' THEN 'sales ' END; UPDATE policies SET key = trim(key)"
+    )
+    disk.run(f"UPDATE policies SET {swap}")
+    if with_tags:
+        disk.run("UPDATE tags SET tag = (SELECT tag FROM tags t WHERE t.tbl = 'policies' AND t.row != tags.row) "
+                 "WHERE tbl = 'policies'")  # fmt: skip
+    disk.refused("of table policies was altered, added or moved there")
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_T313_removed_row(disk: Disk, table: str) -> None:
+    disk.back()
+    disk.run(f"DELETE FROM {table} WHERE rowid = (SELECT max(rowid) FROM {table})")
+    disk.refused(f"of table {table} is missing")
+
+
+def test_T313_removed_row_and_its_tag(disk: Disk) -> None:
+    disk.back()
+    disk.run("DELETE FROM held; DELETE FROM tags WHERE tbl = 'held'")
+    disk.refused("rows of table held were removed or added, or are older ones")
+
+
+@pytest.mark.parametrize("table", ["policies", "owners", "key_versions", "meta", "held"])
+def test_T314_old_rows_brought_back_with_their_tags(disk: Disk, table: str) -> None:
+    disk.run(
+        f"INSERT OR REPLACE INTO {table} SELECT * FROM before.{table};"
+        f"INSERT OR REPLACE INTO tags SELECT * FROM before.tags WHERE tbl = '{table}'"
+    )
+    disk.refused(f"rows of table {table} were removed or added, or are older ones")
+
+
+def test_T314_one_old_row_among_the_new(disk: Disk) -> None:
+    one = "name = 'trust-changes' OR name = 'anchors'"
+    disk.run(
+        f"INSERT OR REPLACE INTO meta SELECT * FROM before.meta WHERE {one};"
+        "INSERT OR REPLACE INTO tags SELECT * FROM before.tags WHERE row IN ('[\"anchors\"]', '[\"trust-changes\"]')"
+    )
+    disk.refused("rows of table meta were removed or added, or are older ones")
+
+
+def _older_tables(disk: Disk) -> None:
+    for table in (*TABLES, "tags", "seal"):
+        disk.run(f"DELETE FROM {table}; INSERT INTO {table} SELECT * FROM before.{table}")
+
+
+def test_T315_old_state_beside_the_newest_log(disk: Disk) -> None:
+    _older_tables(disk)
+    disk.refused("the audit log does not end with record")
+
+
+def test_T315_old_state_with_the_newest_head(disk: Disk) -> None:
+    """The signed head that owners saw last is in the log: an old state must not be able to show it."""
+    heads = disk.rows("SELECT seq, chain, head FROM audit_head")
+    _older_tables(disk)
+    for column, value in zip(("seq", "chain", "head"), heads[0], strict=True):
+        disk.run(f"UPDATE audit_head SET {column} = '{value}'")
+    disk.refused("row [1] of table audit_head was altered")
+
+
+@pytest.mark.parametrize(
+    "cut", ["DELETE FROM audit WHERE seq > 5", "UPDATE audit SET chain = chain || 'x'", "DELETE FROM audit"]
+)
+def test_T315_log_without_its_end(disk: Disk, cut: str) -> None:
+    disk.run(cut)
+    disk.refused("the audit log does not end with record")
+
+
+@pytest.mark.parametrize(
+    ("strip", "words"),
+    [
+        ("DELETE FROM seal", "it has no seal"),
+        ("UPDATE seal SET counter = counter + 1", "its seal was altered, or is of another state"),
+        ("UPDATE seal SET counter = 'x'", "its seal is none"),
+        ("UPDATE seal SET tags = x''", "its seal was altered, or is of another state"),
+        ("UPDATE seal SET tags = (SELECT tags FROM before.seal)", "its seal was altered, or is of another state"),
+        ("DELETE FROM tags", "was altered, added or moved there"),
+        ("UPDATE tags SET tag = 'text'", "was altered, added or moved there"),
+        ("DROP TABLE tags", "it has no table tags"),
+        ("DROP TABLE seal; DROP TABLE tags", "it has no table"),
+        ("UPDATE meta SET value = CAST('2' AS BLOB) WHERE name = 'schema'", "has schema b'2', expected 3"),
+    ],
+)
+def test_T316_stripped_of_what_makes_it_authentic(disk: Disk, strip: str, words: str) -> None:
+    """As if it were of a version that had none of it: there is no way up from there."""
+    disk.run(strip)
+    disk.refused(words)
+
+
+def test_T316_state_of_another_service(disk: Disk, tmp_path: Path) -> None:
+    other = make_house(tmp_path / "other")
+    other.service.store.close()
+    mine = dict(disk.rows("SELECT name, hex(value) FROM meta"))
+    shutil.copy(tmp_path / "other" / "service" / "state.db", disk.folder / "service" / "state.db")
+    disk.refused("root descriptor")  # the root key of another
+    disk.run(f"UPDATE meta SET value = x'{mine['root']}' WHERE name = 'root'")
+    disk.refused("does not open under this root key")
+    disk.run(f"UPDATE meta SET value = x'{mine['state-key']}' WHERE name = 'state-key'")
+    disk.refused("was altered, added or moved there")
+
+
+def test_T316_state_written_by_who_had_the_root_key_before_a_rotation(disk: Disk) -> None:
+    service = disk.unlock()
+    service.rotate_root("keyfile", {}, actor="owner", now=datetime.now(UTC))
+    tags = set(disk.rows("SELECT tag FROM tags"))
+    service.store.close()
+    disk.unlock().store.close()
+    disk.back()
+    assert not tags & set(disk.rows("SELECT tag FROM tags")), "every row has a tag under the new key"
+
+
+def test_T317_altered_while_the_service_runs(disk: Disk) -> None:
+    service = disk.unlock()
+    house = House(service, service.admin, None, disk.folder, [])  # type: ignore[arg-type]
+    client = house.as_owner()
+    before = client("GET", "/v1/keys/sales/policy").json
+    disk.run(
+        "INSERT OR REPLACE INTO policies SELECT * FROM before.policies;"
+        "UPDATE owners SET certificate = '' WHERE name = 'first'; DELETE FROM keys; DELETE FROM audit WHERE seq > 3"
+    )
+    assert client("GET", "/v1/keys/sales/policy").json == before, "it decides on what it has in memory"
+    assert client("POST", "/v1/keys", {"name": "third"}).status == 200
+    service.store.close()
+    disk.refused("of table owners was altered")
+
+
+def test_T317_older_disk_under_a_running_service(disk: Disk) -> None:
+    service = disk.unlock()
+    house = House(service, service.admin, None, disk.folder, [])  # type: ignore[arg-type]
+    _older_tables(disk)
+    disk.run("DELETE FROM audit WHERE seq > (SELECT max(seq) FROM before.audit)")
+    for method, path, body in (("GET", "/v1/keys", None), ("POST", "/v1/keys", {"name": "third"})):
+        answer = house.as_owner()(method, path, body)
+        assert (answer.code, "its seal is not the one that this process left" in answer.raw.decode()) == (
+            "integrity",
+            True,
+        )
+    service.store.close()
+
+
+def test_T317_triggers_on_the_disk_reach_nothing(disk: Disk) -> None:
+    with sqlite3.connect(disk.folder / "service" / "state.db") as db:
+        db.execute("CREATE TRIGGER evil AFTER INSERT ON audit BEGIN UPDATE owners SET certificate = ''; END")
+        db.execute(
+            "CREATE TRIGGER more AFTER INSERT ON audit BEGIN SELECT strongroom_changed('owners', 'DELETE', 1); END"
+        )
+    db.close()
+    service = disk.unlock()
+    house = House(service, service.admin, None, disk.folder, [])  # type: ignore[arg-type]
+    client = house.as_owner()
+    assert client("POST", "/v1/keys", {"name": "third"}).code == "unavailable"  # unsafe use of the function
+    with sqlite3.connect(disk.folder / "service" / "state.db") as db:
+        db.execute("DROP TRIGGER more")
+    db.close()
+    assert client("POST", "/v1/keys", {"name": "third"}).status == 200
+    assert client("GET", "/v1/keys").status == 200, "its owner is registered, whatever the disk says"
+    service.store.close()
+    disk.refused("of table owners was altered")
+
+
+PASSPHRASE = "correct horse battery staple"
+
+
+def test_T318_older_state_unlocked_by_an_owner_who_saw_more(tmp_path: Path) -> None:
+    house = make_house(tmp_path, kind="passphrase", options={"passphrase": PASSPHRASE})
+    folder = tmp_path / "service"
+
+    def unlock(**more: object) -> Answer:
+        return house.as_owner()("POST", "/v1/unlock", {"credentials": [PASSPHRASE], **more})
+
+    assert unlock().status == 200
+    house.service.store.close()
+    shutil.copytree(folder, tmp_path / "before")
+    seen = {}
+    for way in ("newest", "another"):
+        shutil.copytree(tmp_path / "before", folder, dirs_exist_ok=True)
+        house = House(TrustService(folder, tmp_path / "root"), house.owner, house.platform, tmp_path, [])
+        assert unlock().status == 200
+        assert house.as_owner()("POST", "/v1/keys", {"name": way}).status == 200
+        seen[way] = {name: house.records()[-1][name] for name in ("seq", "chain")}
+        house.service.store.close()
+        shutil.copytree(folder, tmp_path / way)
+    for way, words in {"before": "of 2 records", "another": "of 4 records", "newest": ""}.items():
+        shutil.copytree(tmp_path / way, folder, dirs_exist_ok=True)
+        if way == "another":  # its host gives that log the record that the owner saw
+            Disk(tmp_path).run(f"UPDATE audit SET chain = '{seen['newest']['chain']}' WHERE seq = 3")
+        house = House(TrustService(folder, tmp_path / "root"), house.owner, house.platform, tmp_path, [])
+        answer = unlock(seen=seen["newest"])
+        assert answer.code == ("integrity" if words else "ok"), answer.raw
+        assert words in answer.raw.decode()
+        assert house.service.locked == bool(words)
+        assert house.as_owner()("GET", "/v1/keys").code == ("unavailable" if words else "ok")
+        house.service.store.close()
