@@ -2,7 +2,8 @@
 
 Without a name: every target for FUZZ_SECONDS (60), FUZZ_JOBS (2) at a time, from the seeds in `corpus/TARGET` and what
 earlier runs found in `.fuzz/TARGET`. With FUZZ_TURN, a number, a quarter of them has that long, another quarter for
-another number, and the others have five seconds: what a run of CI has time for. A finding is written to `.fuzz/crashes/TARGET-…`, and its command is printed.
+another number, and the others have five seconds: what a run of CI has time for. A finding is written to
+`.fuzz/crashes/TARGET-…`, and its command is printed.
 With files: those inputs only, which is how a finding is looked at.
 """
 

@@ -20,9 +20,7 @@ from strongroom.client.setup import create_workspace
 from strongroom.client.workspace import Workspace
 
 # How long an example takes says how busy the machine is.
-hypothesis.settings.register_profile(
-    "house", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
-)
+hypothesis.settings.register_profile("house", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("house")
 
 STRONGROOM = str(Path(sys.executable).parent / "strongroom")

@@ -269,7 +269,9 @@ def test_T197_a_view_is_the_guests_alone(probed: dict[str, Any]) -> None:
     shown = [["/work/in", "fuse"]] if os.access("/dev/fuse", os.R_OK | os.W_OK) else []
     assert probed["views"] == shown
     before, after = (mounts.splitlines() for mounts in probed["host mounts"])
-    assert not [line for line in after if " fuse" in line and line not in before]  # another job's store was there before
+    assert not [
+        line for line in after if " fuse" in line and line not in before
+    ]  # another job's store was there before
     _denied(probed, "fuse", 1, 2, 13, 22)
     for name in [n for n in probed if n.startswith(("umount ", "mount over "))]:
         _denied(probed, name, 1)

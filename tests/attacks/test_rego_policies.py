@@ -86,7 +86,9 @@ def test_T286_a_module_is_shown_the_job_that_runs(given: dict[str, object]) -> N
     module = HEAD + "allow if input.sandbox.network == false"
     assert rego.evaluate(module, {"sandbox": {"network": False}}) == rego.ALLOWED
     assert rego.evaluate(module, given) != rego.ALLOWED
-    same = HEAD + 'allow if { input.a == "say \\"hé\\" \\\\ 漢"; input.b == 1.5; input.c == null; input.d == [true, -3] }'
+    same = (
+        HEAD + 'allow if { input.a == "say \\"hé\\" \\\\ 漢"; input.b == 1.5; input.c == null; input.d == [true, -3] }'
+    )
     assert rego.evaluate(same, {"a": 'say "hé" \\ 漢', "b": 1.5, "c": None, "d": [True, -3]}) == rego.ALLOWED
 
 
@@ -105,7 +107,15 @@ def test_a_module_waives_nothing_and_names_no_code() -> None:
 def test_json_round_trip_and_what_is_no_module() -> None:
     policy = Rego(HEAD)
     assert policy_from_json(policy_to_json(policy)) == policy
-    for module in ("", 7, None, "x" * 65_537, "\u00e9" * 33_000, "allow \ud800", HEAD + "allow := true\n\0 the rest is not read"):
+    for module in (
+        "",
+        7,
+        None,
+        "x" * 65_537,
+        "\u00e9" * 33_000,
+        "allow \ud800",
+        HEAD + "allow := true\n\0 the rest is not read",
+    ):
         with pytest.raises(InputError, match="policy rego: module is not a text"):
             policy_from_json({"kind": "rego", "module": module})
 
@@ -159,7 +169,9 @@ def test_T286_a_module_that_loops_or_allocates(monkeypatch: pytest.MonkeyPatch) 
     refused(f"allow if count([1 | some i in {r}; some j in {r}; i * j == 7]) > 0", expected="no answer within 0.7 s")
     assert time.monotonic() - began < 3
     monkeypatch.setattr(rego, "WALL_S", 10.0)
-    million = 'a := concat("", ["aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa" | some i in numbers.range(1, 20000)])\n'
+    million = (
+        'a := concat("", ["aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa" | some i in numbers.range(1, 20000)])\n'
+    )
     refused(million + 'allow if count(concat("", [a | some i in numbers.range(1, 9999)])) > 0', expected="got ")
     deep = "[" * 20_000 + "]" * 20_000
     refused(f"allow := {deep} if true", expected="got ")

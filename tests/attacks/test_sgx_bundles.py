@@ -218,9 +218,10 @@ def test_T274_a_program_that_could_take_the_keys_itself(plan: LaunchPlan, booted
     shown = plan_job(spec, WORKLOADS, ("sha256:" + "1" * 64,)).document
     assert shown["unsafe_program_has_keys"] is True
     assert "the program can take the named keys" in "\n".join(_job(dict(shown), None))  # type: ignore[arg-type]
-    assert "unsafe_program_has_keys" not in plan_job(
-        replace(spec, enclave="cvm"), WORKLOADS, ("sha256:" + "1" * 64,)
-    ).document  # there it cannot
+    assert (
+        "unsafe_program_has_keys"
+        not in plan_job(replace(spec, enclave="cvm"), WORKLOADS, ("sha256:" + "1" * 64,)).document
+    )  # there it cannot
 
 
 def test_T275_limits_that_a_libos_cannot_hold(plan: LaunchPlan, booted: Callable[..., Report]) -> None:

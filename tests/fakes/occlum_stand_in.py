@@ -126,8 +126,6 @@ def run(bundle: Path, seed: bytes) -> subprocess.CompletedProcess[str]:
         filter_ = _without_fork()
         words[1:1] = ["--seccomp", str(filter_)]
         try:
-            return subprocess.run(
-                words, capture_output=True, text=True, check=False, timeout=120, pass_fds=(filter_,)
-            )
+            return subprocess.run(words, capture_output=True, text=True, check=False, timeout=120, pass_fds=(filter_,))
         finally:
             os.close(filter_)

@@ -51,7 +51,13 @@ def test_a_program_is_itself_and_its_outputs_come_back(tmp_path: Path) -> None:
     )
     code, said, out = ran(tmp_path, [str(program), "x"])
     assert (code, said) == (0, "")
-    assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*")) == ["deep", "deep/empty", "deep/n", "last", "thread"]
+    assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*")) == [
+        "deep",
+        "deep/empty",
+        "deep/n",
+        "last",
+        "thread",
+    ]
     assert (out / "deep" / "n").read_text() == "3000000"
 
 

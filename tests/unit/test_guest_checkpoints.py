@@ -12,7 +12,8 @@ from tests.unit.test_guest_volumes import EMPTY, RING, Session, get, volume
 
 from strongroom.errors import DeniedError, IntegrityError, StrongroomError, UnavailableError
 from strongroom.guest import staging
-from strongroom.guest.staging import Checkpoints, StagedVolume
+from strongroom.guest.checkpoints import Checkpoints
+from strongroom.guest.staging import StagedVolume
 from strongroom.guest.volumes import SealedVolume
 from strongroom.storage.dataset import DatasetInfo, load_manifest, write_info
 from strongroom.storage.leftovers import KEPT_FOLDER

@@ -94,7 +94,12 @@ def jobs(tmp_path: Path) -> dict[str, JobSpec]:
     volume = Volume(name="in", location=sealed, dataset="a" * 32, key="sales", owner="f" * 64, mode="ro")
     sandbox = Sandbox(network=True, scratch_mb=512)
     python = JobSpec(
-        name="j", workload="python", program=tmp_path / "app.py", sandbox=sandbox, enclave="gramine", volumes=(volume,),
+        name="j",
+        workload="python",
+        program=tmp_path / "app.py",
+        sandbox=sandbox,
+        enclave="gramine",
+        volumes=(volume,),
         sgx=TRUSTED,
     )
     spark = {"spark.master": "local[2]", "spark.driver.memory": "1g"}
@@ -161,7 +166,9 @@ def test_a_confidential_vm_gets_a_first_file_system_and_commands(
     name: str, jobs: dict[str, JobSpec], runtimes: FewFiles, tmp_path: Path
 ) -> None:
     (tmp_path / "vmlinuz").write_bytes(b"kernel")
-    spec = replace(jobs[name], enclave="cvm", sandbox=Sandbox(scratch_mb=512), cvm=Cvm(kernel=str(tmp_path / "vmlinuz")))
+    spec = replace(
+        jobs[name], enclave="cvm", sandbox=Sandbox(scratch_mb=512), cvm=Cvm(kernel=str(tmp_path / "vmlinuz"))
+    )
     enclave = ConfidentialVM(runtimes, cache=tmp_path / "cache", identity_pem="PEM")
     folder = enclave.build(planned(spec), tmp_path / "bundles").folder
     initrd = f"sha256:{hashlib.sha256((folder / 'initrd.cpio').read_bytes()).hexdigest()}"
@@ -323,7 +330,7 @@ def test_where_gramine_is_its_tools_expand_and_measure(
 ) -> None:
     tools = tmp_path / "bin"
     tools.mkdir()
-    (tools / "gramine-manifest").write_text("#!/bin/sh\nsed 's#{{ gramine.runtimedir() }}#/gramine#' \"$1\" > \"$2\"\n")
+    (tools / "gramine-manifest").write_text('#!/bin/sh\nsed \'s#{{ gramine.runtimedir() }}#/gramine#\' "$1" > "$2"\n')
     (tools / "gramine-sgx-sign").write_text(SIGN.format(python=sys.executable))
     for tool in tools.iterdir():
         tool.chmod(0o755)

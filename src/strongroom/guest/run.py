@@ -11,6 +11,7 @@ from pathlib import Path
 from strongroom.errors import InputError, IntegrityError
 from strongroom.guest import confine, tunnel, views
 from strongroom.guest.agent import KeyAgent
+from strongroom.guest.checkpoints import Checkpoints
 from strongroom.guest.column_keys import ColumnKey, ColumnKeys
 from strongroom.guest.document import Report, service_volumes
 from strongroom.guest.document import column_keys as keys_of
@@ -19,7 +20,7 @@ from strongroom.guest.door import Door
 from strongroom.guest.lease import Lease
 from strongroom.guest.peers import Peers
 from strongroom.guest.session import Certified, Grant, ServiceSession
-from strongroom.guest.staging import Checkpoints, StagedVolume
+from strongroom.guest.staging import StagedVolume
 from strongroom.guest.straight import StraightFile, StraightFolder
 from strongroom.guest.syncs import Syncs
 from strongroom.guest.views import View
