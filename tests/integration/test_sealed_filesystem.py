@@ -310,20 +310,37 @@ def test_T291_a_write_that_fails_leaves_the_old_version(out: str, shell: Enclave
                 files.pipe_file(path, b"whole")
                 raise _FailedError
         else:
-            _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-            kept = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
-            try:
+            with _room_for(1 << 20):
                 files.pipe_file(path, bytes(4 << 20))
-            finally:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-                signal.signal(signal.SIGXFSZ, kept)
     assert epoch(out) == 1
     assert files.cat_file(path) == b"a\n1\n"
     assert sorted(p.name for p in Path(out).iterdir()) == [".dataset", "a.csv"]
     shell.run("data", "verify", out)
     files.pipe_file(path, b"2")
     assert files.cat_file(path) == b"2"
+
+
+@contextlib.contextmanager
+def _room_for(size: int) -> Iterator[None]:
+    """Let files have at most `size` bytes, as on a full disk."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    kept = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        signal.signal(signal.SIGXFSZ, kept)
+
+
+def test_T291_a_file_whose_last_bytes_found_no_room_is_in_no_transaction(out: str, shell: Enclave) -> None:
+    files, path = fsspec.filesystem("sealed"), f"{out}/a.csv"
+    with files.transaction:
+        files.pipe_file(f"{out}/b.csv", b"whole")
+        with _room_for(1 << 16), pytest.raises(OSError, match="too large"):
+            files.pipe_file(path, bytes(1 << 19))  # so little stays in memory until it is closed
+    shell.run("data", "verify", out)
+    assert shell.open(Path(out).name) == {"a.csv": "a\n1\n", "b.csv": "whole"}
 
 
 class _Refuses:

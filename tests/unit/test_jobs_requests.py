@@ -58,6 +58,8 @@ def test_volumes_are_parsed(text: str, expected: VolumeRequest) -> None:
         "in=a:b:c",
         "in=a:k:rw:x",
         "in=:rw",
+        "in=a:",  # a key's name from a variable that is not set: not any key
+        "in=a::rw",
         "n" * 65 + "=a",
     ],
 )

@@ -51,7 +51,7 @@ def show(subject: str | None, last: int | None, as_json: bool) -> None:
 
 def _why(record: dict[str, Any]) -> str:
     details = record["details"]
-    if "reasons" in details:
+    if details.get("reasons"):
         return str(details["reasons"][0])[:100] + (
             f" (+{len(details['reasons']) - 1})" if len(details["reasons"]) > 1 else ""
         )

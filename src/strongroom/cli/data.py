@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from typing import Any, cast
 
@@ -10,11 +9,11 @@ import click
 
 from strongroom.cli import output
 from strongroom.cli.common import epilog, json_option, owner
-from strongroom.cli.datasets import as_folder, owned, seal_into, show_result
+from strongroom.cli.datasets import held, owned, seal_into, show_result
 from strongroom.errors import InputError
 from strongroom.storage.dataset import DatasetInfo, Head, Manifest, load_manifest, write_info
 from strongroom.storage.leftovers import Restored, restore, was_interrupted
-from strongroom.storage.places import LocalPlace, place
+from strongroom.storage.places import place
 from strongroom.storage.trees import open_tree, reseal_tree, verify_tree
 
 __all__ = ["command"]
@@ -116,9 +115,7 @@ def restore_data(folder: str, as_json: bool) -> None:
     waiting = cast(list[dict[str, Any]], client.call("GET", "/v1/outputs")["outputs"])
     if info.dataset in {o["dataset"] for o in waiting}:
         raise InputError(f"an output in {folder} waits for you", hint=f"`strongroom output reject {folder}` undoes it")
-    with contextlib.ExitStack() as held:
-        at = LocalPlace(held.enter_context(as_folder(folder, client)))
-        held.enter_context(at.locked())
+    with held(folder, client) as at:
         manifest = load_manifest(at, client.current(info.dataset), client.key_ring(info.key))
         found = restore(at, manifest) if was_interrupted(at) else Restored(put_back=0, removed=0)
     value = {"dataset": info.dataset, "put_back": found.put_back, "removed": found.removed}

@@ -13,12 +13,13 @@ from strongroom.cli.common import settings
 from strongroom.client.petnames import Petnames
 from strongroom.errors import DeniedError, InputError
 from strongroom.storage.dataset import DatasetInfo, read_info
+from strongroom.storage.places import LocalPlace
 from strongroom.storage.trees import TreeResult, seal_tree
 
 if TYPE_CHECKING:
     from strongroom.client.owner import OwnerClient
 
-__all__ = ["as_folder", "owned", "seal_into", "show_result"]
+__all__ = ["held", "owned", "seal_into", "show_result"]
 
 
 def owned(folder: str, client: OwnerClient) -> DatasetInfo:
@@ -33,15 +34,18 @@ def owned(folder: str, client: OwnerClient) -> DatasetInfo:
 
 
 @contextlib.contextmanager
-def as_folder(location: str, client: OwnerClient) -> Iterator[str]:
-    """Make a data set a folder of this machine for the block, if it lies in a store."""
-    if not is_url(location):
-        yield location
-        return
-    from strongroom.client.jobs import mounts
+def held(location: str, client: OwnerClient) -> Iterator[LocalPlace]:
+    """Hold a data set alone for the block, as a folder of this machine also if it lies in a store."""
+    with contextlib.ExitStack() as block:
+        folder = location
+        if is_url(location):
+            from strongroom.client.jobs import mounts
 
-    with mounts(client.workspace, settings()).mounted({"data": (location, "rw")}) as folders:
-        yield str(folders["data"])
+            mounted = mounts(client.workspace, settings()).mounted({"data": (location, "rw")})
+            folder = str(block.enter_context(mounted)["data"])
+        at = LocalPlace(folder)
+        block.enter_context(at.locked())
+        yield at
 
 
 def show_result(verb: str, result: TreeResult, as_json: bool, **more: object) -> None:

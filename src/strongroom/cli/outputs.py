@@ -10,7 +10,7 @@ import click
 
 from strongroom.cli import output
 from strongroom.cli.common import epilog, json_option, owner
-from strongroom.cli.datasets import as_folder, owned, show_result
+from strongroom.cli.datasets import held, owned, show_result
 from strongroom.errors import InputError
 from strongroom.storage.dataset import Head, load_manifest, remove_stale_manifests
 from strongroom.storage.leftovers import end_changes, restore
@@ -112,10 +112,8 @@ def reject(folder: str, as_json: bool) -> None:
 def _held(folder: str) -> Iterator[tuple[OwnerClient, Head, LocalPlace]]:
     client = owner()
     head, _ = _waiting(folder, client)
-    with as_folder(folder, client) as place:
-        at = LocalPlace(place)
-        with at.locked():
-            yield client, head, at
+    with held(folder, client) as at:
+        yield client, head, at
 
 
 def _decide(client: OwnerClient, head: Head, state: str) -> None:

@@ -7,7 +7,7 @@ heads of what the job read. Its signature is the audit log's, and the log is che
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from strongroom._encoding import parse_json
 from strongroom.client.owner import OwnerClient
@@ -59,18 +59,9 @@ class Provenance:
 
     def to_json(self) -> dict[str, object]:
         """Return it as JSON-ready data."""
-        return {
-            "attested": self.attested,
-            "seq": self.seq,
-            "time": self.time,
-            "actor": self.actor,
-            "action": self.action,
-            "job": self.job,
-            "run": self.run,
-            "claims": dict(self.claims),
-            "inputs": [dict(one) for one in self.inputs],
-            "before": None if self.before is None else self.before.to_json(),
-        }
+        before = None if self.before is None else self.before.to_json()
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {"attested": self.attested, **own, "before": before}
 
 
 def provenance(client: OwnerClient, head: Head) -> Provenance:

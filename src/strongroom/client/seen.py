@@ -46,7 +46,7 @@ class Seen:
                 head=AuditHead(seq=int(head["seq"]), chain=str(head["chain"])) if head is not None else None,
                 epochs={str(k): int(v) for k, v in found["epochs"].items()},
             )
-        except (OSError, ValueError, KeyError, TypeError) as exc:
+        except (OSError, AttributeError, ValueError, KeyError, TypeError) as exc:
             raise IntegrityError(f"{path} is damaged", hint="delete it to trust the service's present state") from exc
 
     def see_head(self, head: AuditHead) -> None:

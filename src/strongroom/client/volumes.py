@@ -77,7 +77,7 @@ def parse_volume(text: str) -> VolumeRequest:
     visible = options[-2:] == ["rw", "names"]
     options = options[:-1] if visible else options
     mode = options.pop() if options and options[-1] in ("ro", "rw") else "ro"
-    if not equals or not path or not _NAME.fullmatch(name) or len(options) > 1:
+    if not equals or not path or not _NAME.fullmatch(name) or len(options) > 1 or "" in options:
         raise InputError(
             f"volume {text!r}: expected NAME=PATH[:KEY[@OWNER]][:ro|rw[:names]]", hint="--volume sales=sealed/sales:rw"
         )

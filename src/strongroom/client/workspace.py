@@ -73,7 +73,7 @@ class Workspace:
         if folder is None or not (folder / "workspace.toml").exists():
             raise InputError("there is no workspace here", hint="run `strongroom init`, or set STRONGROOM_WORKSPACE")
         try:
-            found = tomllib.loads((folder / "workspace.toml").read_text())
+            found = tomllib.loads((folder / "workspace.toml").read_text("utf-8"))
             return cls(
                 folder=folder.resolve(),
                 identity=str(found["identity"]),
@@ -215,5 +215,6 @@ class Workspace:
 
 def write_workspace(folder: Path, values: Mapping[str, str]) -> None:
     """Write `workspace.toml`."""
-    lines = [f"{name} = {json.dumps(value)}" for name, value in values.items()]
-    write_whole(folder / "workspace.toml", "# Made by `strongroom init`.\n" + "\n".join(lines) + "\n")
+    # JSON's texts are TOML's, but for two UTF-16 halves and DEL.
+    lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in values.items()]
+    write_whole(folder / "workspace.toml", "# Made by `strongroom init`.\n" + "".join(lines).replace("\x7f", "\\u007f"))

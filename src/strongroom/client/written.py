@@ -77,7 +77,11 @@ class WrittenFile(io.BufferedIOBase):
         failing = None if failing is before else failing
         gone = self._dropped or _is_finalized()
         if not (self.failed or failing or gone):
-            self.file.close()
+            try:
+                self.file.close()
+            except BaseException:  # a full disk: its transaction must not take it for whole
+                self.drop()
+                raise
             if self._commit is not None:
                 self._commit()
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from pathlib import Path
+from typing import cast
 
 from strongroom._encoding import parse_json
 from strongroom.errors import InputError
@@ -35,12 +36,16 @@ def read_build(folder: Path, *, before: bool = False) -> dict[str, object]:
             raise InputError(f"{folder} was built once: name another bundle to compare it with")
         if not listed:
             return found | {"places": _places(folder / "reference.json")}
-        text = (folder / (f"{listed}.before" if before else listed)).read_text()
+        raw = (folder / (f"{listed}.before" if before else listed)).read_bytes()
     except OSError as exc:
         raise InputError(
             f"{folder} is not a bundle: {exc.filename} is not readable", hint="strongroom job build"
         ) from exc
-    return found | (_manifest(text) if listed.endswith("template") else dict(json.loads(text)))
+    try:
+        measured = _manifest(raw.decode()) if listed.endswith("template") else json.loads(raw)
+        return found | cast(dict[str, object], measured)
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as exc:
+        raise InputError(f"{folder}/{listed} is not what a build writes", hint="strongroom job build") from exc
 
 
 def _places(reference: Path) -> object:

@@ -26,7 +26,7 @@ from strongroom.attest.simulated.measure import tree_digest
 from strongroom.errors import InputError
 from strongroom.jobs.runtimes import BUILT_FILE, finish_env
 
-__all__ = ["Environment", "build", "inspect", "lock"]
+__all__ = ["Environment", "build", "inspect", "lock", "plain_name"]
 
 _FORMAT = 1
 _LOCKED = re.compile(
@@ -105,7 +105,7 @@ def build(requirements: Path, folder: Path) -> Environment:
         words = ["install", "--require-hashes", "--only-binary", ":all:", "--no-compile", "--target", str(packages)]
         _pip([*words, "-r", str(understood)])
         understood.unlink()
-        there = {_plain(d.metadata["Name"]) for d in distributions(path=[str(packages)])}
+        there = {plain_name(d.metadata["Name"]) for d in distributions(path=[str(packages)])}
         if there != set(lines):
             raise InputError(f"pip installed {sorted(there)}, expected {sorted(lines)}")
         _forget_machine(packages)
@@ -172,16 +172,17 @@ def _read_locked(requirements: Path) -> dict[str, str]:
         if not said:
             continue
         found = _LOCKED.fullmatch(said)
-        if found is None or _plain(found["name"]) in lines:
+        if found is None or plain_name(found["name"]) in lines:
             raise InputError(
                 f"{requirements}: {said[:100]!r}: expected each package once, as NAME==VERSION --hash=sha256:HEX",
                 hint="`strongroom env lock` writes such files",
             )
-        lines[_plain(found["name"])] = said
+        lines[plain_name(found["name"])] = said
     return lines
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """Return the one spelling of a package's name."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from strongroom.errors import InputError
+from strongroom.jobs.environments import plain_name
 from strongroom.jobs.plan import LaunchPlan
 from strongroom.jobs.runtimes import Runtimes
 from strongroom.jobs.spec import JobSpec, doors
@@ -348,7 +349,7 @@ def _imports(spec: JobSpec) -> set[str]:
 
 
 def _packages(site: Path, imported: set[str]) -> set[str]:
-    installed = {_plain(d.metadata["Name"]): d for d in distributions(path=[str(site)])}
+    installed = {plain_name(d.metadata["Name"]): d for d in distributions(path=[str(site)])}
     owners: dict[str, set[str]] = {}
     for name, found in installed.items():
         for file in found.files or ():
@@ -373,8 +374,4 @@ def _required(found: Distribution, *, extras: bool) -> Iterable[str]:
         extra = re.search(r"extra\s*==\s*['\"]([^'\"]+)", line)
         name = re.match(r"[A-Za-z0-9._-]+", line)
         if name and (extra is None or (extras and not _TESTING_EXTRA.fullmatch(extra[1].lower()))):
-            yield _plain(name[0])
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
+            yield plain_name(name[0])

@@ -166,10 +166,6 @@ class StoreView(mfusepy.Operations):  # type: ignore[misc]
         """Complete a file."""
         return self.flush(path, fh)
 
-    def fsyncdir(self, path: str | None, datasync: int, fh: int) -> int:
-        """Do nothing: a store keeps the names that it has accepted."""
-        return 0
-
     def release(self, path: str | None, fh: int) -> int:
         """Forget an open file."""
         with as_os_errors():
@@ -215,17 +211,11 @@ class StoreView(mfusepy.Operations):  # type: ignore[misc]
             self._store.rmdir(self._at(path))
             return 0
 
-    def chmod(self, path: str | None, mode: int) -> int:
-        """Do nothing."""
+    def fsyncdir(self, *_asked: object) -> int:
+        """Do nothing: a store keeps the names that it has accepted, and no owners, permissions and times."""
         return 0
 
-    def chown(self, path: str | None, uid: int, gid: int) -> int:
-        """Do nothing."""
-        return 0
-
-    def utimens(self, path: str | None, times: tuple[int, int] | None = None) -> int:
-        """Do nothing."""
-        return 0
+    chmod = chown = utimens = fsyncdir
 
     def statfs(self, path: str) -> dict[str, int]:
         """Return that there is room."""

@@ -1,0 +1,42 @@
+"""Bundles that somebody else built are compared, whatever is in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from strongroom.client.seen import Seen
+from strongroom.errors import InputError, IntegrityError
+from strongroom.jobs.differences import read_build
+
+
+@pytest.mark.parametrize("name", ["measured.json", "job.manifest.template"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "null",
+        "3",
+        '"text"',
+        '[["a"]]',
+        "sgx = 3",
+        "[sgx]",
+        '[sgx]\ntrusted_files = [{ uri = "a" }]\n[fs]',
+        "\x00",
+        "\xff",
+    ],
+)
+def test_a_bundle_that_is_none_is_named(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / "job.json").write_text("{}")
+    (tmp_path / name).write_text(text, encoding="latin-1")
+    with pytest.raises(InputError, match=rf"{name} is not what a build writes"):
+        read_build(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[]", '{"head": null, "epochs": "x"}', '{"head": null, "epochs": []}'])
+def test_a_damaged_memory_of_the_service_is_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / "seen.json").write_text(text)
+    with pytest.raises(IntegrityError, match="is damaged"):
+        Seen.load(tmp_path / "seen.json")
