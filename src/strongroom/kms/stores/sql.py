@@ -145,6 +145,7 @@ _OPEN = {
         sa.Column("tbl", sa.Text, primary_key=True),
         sa.Column("row", sa.Text, primary_key=True),
         sa.Column("tag", sa.LargeBinary, nullable=False),
+        sqlite_with_rowid=False,  # a page less to write
     ),
     sa.Table(
         "seal",
@@ -257,14 +258,14 @@ class SQLStore:
     def _wrapped(self) -> Iterator[None]:
         try:
             yield
-        except sa.exc.OperationalError as exc:
+        except (sa.exc.OperationalError, sqlite3.OperationalError) as exc:
             raise UnavailableError(
-                f"the database does not take the write: {exc.orig}", hint="check disk space and permissions"
+                f"the database does not take the write: {_original(exc)}", hint="check disk space and permissions"
             ) from exc
         except sa.exc.IntegrityError as exc:
             raise InputError(f"the database refuses the change: {exc.orig}") from exc
-        except sa.exc.DatabaseError as exc:
-            raise self._corrupt(str(exc.orig)) from exc
+        except (sa.exc.DatabaseError, sqlite3.DatabaseError) as exc:
+            raise self._corrupt(str(_original(exc))) from exc
 
     def close(self) -> None:
         """Close every connection."""
@@ -290,6 +291,10 @@ class SQLStore:
         sealed = self._mirror is None
         connection.exec_driver_sql(f"PRAGMA query_only={int(sealed)}")
         connection.exec_driver_sql("BEGIN" if sealed else "BEGIN IMMEDIATE")
+
+
+def _original(exc: Exception) -> object:
+    return exc.orig if isinstance(exc, sa.exc.DBAPIError) else exc  # the mirror's statements go to the driver
 
 
 def get_meta(tx: sa.Connection, name: str) -> bytes | None:
