@@ -52,6 +52,8 @@ _ASYNC_READ, _READDIRPLUS_ON, _READDIRPLUS_AUTO, _PARALLEL_LISTINGS, _MAX_PAGES 
 _WANTED = _ASYNC_READ | _READDIRPLUS_ON | _READDIRPLUS_AUTO | _PARALLEL_LISTINGS | _MAX_PAGES
 _BIG_WRITES = 1 << 5
 _DIRECT, _KEEP_CACHE, _CACHE_LISTING = 1, 1 << 1, 1 << 3
+_GONE = "\0"
+"""The path of what was removed: no file is called so."""
 _VALID_S = 86_400  # nothing changes while the view is there
 
 _REQUEST = struct.Struct("<IIQQIIII")  # length, operation, unique, node, uid, gid, pid, padding
@@ -426,6 +428,7 @@ class WritingServer(FuseServer):
     def _create(self, node: int, body: memoryview) -> bytes:
         path = self._child(node, body[_CREATE_IN_BYTES:])
         _told(lambda: self._writable.create(path))
+        self._forget(path)
         return self._entry(path, 0) + self._opened(_Handle(writing=True), _DIRECT)
 
     def _open(self, node: int, _body: memoryview) -> bytes:
@@ -463,8 +466,15 @@ class WritingServer(FuseServer):
         return b""
 
     def _unlink(self, node: int, body: memoryview) -> bytes:
-        self._writable.remove(self._child(node, body))
+        path = self._child(node, body)
+        self._writable.remove(path)
+        self._forget(path)
         return b""
+
+    def _forget(self, path: str) -> None:
+        # Who still has the file of that name open means that one, and the kernel has its pages.
+        if (node := self._nodes.pop(path, None)) is not None:
+            self._paths[node] = _GONE
 
 
 def _told(step: Callable[[], _T]) -> _T:

@@ -181,10 +181,10 @@ def _undo_interrupted(volumes: Mapping[str, SealedVolume], session: ServiceSessi
 
 
 def _mount(volumes: Mapping[str, SealedVolume]) -> tuple[list[View], list[StraightFolder]]:
-    written = {name: WORK / name for name, volume in volumes.items() if volume.mode == "rw"}
+    read = [name for name, volume in volumes.items() if volume.mode == "ro"]
     # First, as there is no device after `mount_views`.
-    straight = [StraightFolder(n, STRAIGHT, list(written.values())) for n in written] if views.available() else []
-    return mount_views(name for name in volumes if name not in written), straight
+    written = [StraightFolder(n, STRAIGHT, read) for n in volumes if n not in read] if views.available() else []
+    return mount_views(read), written
 
 
 def _open_places(

@@ -241,6 +241,8 @@ class StagedVolume:
     def _is_same(self, path: str, *, running: bool) -> bool:
         info = (self._place / path).lstat()
         identity, digest = self._seen.get(path, ((-1, 0, 0, 0), b""))
+        if (straight := self._straight(path)) is not None:
+            return (identity, digest) == (_identity(info), straight.prefix)
         if identity != _identity(info) or running or not stat.S_ISREG(info.st_mode):
             return identity == _identity(info)
         # A page that was read before it is written through a mapping changes no time.
@@ -318,7 +320,7 @@ class StagedVolume:
             return None
 
     def _place_straight(self, path: str, file: StraightFile, *, copied: bool) -> _Sealed:
-        known = (_identity((self._place / path).lstat()), b"")
+        known = (_identity((self._place / path).lstat()), file.prefix)
         if file.volume is self.volume and not file.placed and not copied:
             self.volume.claim(path, file.prefix)
             return _Sealed(path=path, beside=file.beside, size=file.size, source=known, straight=file)

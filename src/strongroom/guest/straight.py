@@ -11,8 +11,9 @@ import contextlib
 import errno
 import fcntl
 import io
+import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from strongroom.crypto.keys import FileSecret
@@ -25,14 +26,18 @@ from strongroom.storage.places import TEMPORARY
 
 __all__ = ["StraightFile", "StraightFolder", "walk"]
 
+_TEMPORARY = Path("/tmp")  # noqa: S108  # of the enclave
 
-def walk(place: str | os.PathLike[str]) -> Iterator[os.DirEntry[str]]:
-    """Yield everything below `place`, never looking where a link leads.
+
+def walk(place: str | os.PathLike[str], without: Collection[str] = ()) -> Iterator[os.DirEntry[str]]:
+    """Yield everything below `place`, never looking where a link leads, nor at these names in it.
 
     That may be a view of this process: killed while it waits for itself, it would never end. `os.walk` looks.
     """
     with contextlib.suppress(OSError), os.scandir(place) as entries:  # gone meanwhile
         for entry in entries:
+            if entry.name in without:
+                continue
             yield entry
             if entry.is_dir(follow_symlinks=False):
                 yield from walk(entry.path)
@@ -130,14 +135,14 @@ class StraightFolder:
     Args:
         name: The volume's name.
         top: Where the folders of all volumes are (/work/.sealed).
-        linking: The plain sides of the volumes that a program may put links in.
+        views: Names beside `top` where nobody can put a link.
     """
 
-    def __init__(self, name: str, top: Path, linking: Sequence[Path]) -> None:
+    def __init__(self, name: str, top: Path, views: Collection[str]) -> None:
         self.name = name
         self.place = top / name
         self.place.mkdir(parents=True)
-        self._linking = linking
+        self._unlinkable = {top.name, *views}
         self._descriptor = mount(self.place, writable=True)
         self._files: dict[str, StraightFile] = {}
         self.failure: StrongroomError | None = None
@@ -194,7 +199,7 @@ class StraightFolder:
     def _drop_unlinked(self) -> None:
         # A program that saves a model after each epoch and keeps the last few must not fill the disk.
         links: set[str] = set()
-        for entry in (entry for place in self._linking for entry in walk(place)):
+        for entry in itertools.chain(walk(self.place.parent.parent, self._unlinkable), walk(_TEMPORARY)):
             if entry.is_symlink():
                 with contextlib.suppress(OSError):  # gone meanwhile
                     links.add(os.readlink(entry.path))
