@@ -23,6 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
+import sqlalchemy as sa
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -34,7 +35,7 @@ from strongroom.service.guest_api import GuestAPI
 from strongroom.service.owner_api import OwnerAPI
 from strongroom.service.state import TrustService
 
-__all__ = ["serve"]
+__all__ = ["serve", "serve_alone"]
 
 _log = logging.getLogger(__name__)
 
@@ -163,6 +164,16 @@ def serve(
     lock.close()
 
 
+def serve_alone(folder: Path, root_folder: Path, *, listen: str, admin: str, attester: Attester) -> int:
+    """Run the service in this one process, on TCP alone, until SIGTERM; return its exit status.
+
+    For a LibOS, where a fork is another enclave and Unix sockets lead nowhere outside.
+    """
+    # SQLite's write-ahead log else maps a file of the host's, shared, which Gramine refuses.
+    sa.event.listen(sa.pool.Pool, "connect", lambda made, _: made.execute("PRAGMA locking_mode=EXCLUSIVE"))
+    return _serve_until_stopped(folder, root_folder, _listen(listen), attester, admin)
+
+
 def _single(run: Path) -> socket.socket:
     # An abstract socket name is held by the kernel for exactly as long as this process lives.
     run.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -178,16 +189,18 @@ def _single(run: Path) -> socket.socket:
 def _bind(run: Path, listen: str | None) -> _Sockets:
     (run / "guest").mkdir(exist_ok=True, mode=0o700)
     owner, guest = [_unix(run / "owner.sock")], [_unix(run / "guest" / "guest.sock")]
-    if listen:
-        host, _, port = listen.rpartition(":")
-        if not port.isdigit() or not host:
-            raise InputError(f"listen is host:port, got {listen!r}")
-        try:
-            owner.append(_tcp(host, int(port)))
-            guest.append(_tcp(host, int(port) + 1))
-        except (OSError, OverflowError) as exc:
-            raise InputError(f"cannot listen on {listen}: {exc}", hint="choose another port") from exc
-    return owner, guest
+    owners, guests = _listen(listen) if listen else ([], [])
+    return owner + owners, guest + guests
+
+
+def _listen(listen: str) -> _Sockets:
+    host, _, port = listen.rpartition(":")
+    if not port.isdigit() or not host:
+        raise InputError(f"listen is host:port, got {listen!r}")
+    try:
+        return [_tcp(host, int(port))], [_tcp(host, int(port) + 1)]
+    except (OSError, OverflowError) as exc:
+        raise InputError(f"cannot listen on {listen}: {exc}", hint="choose another port") from exc
 
 
 def _tcp(host: str, port: int) -> socket.socket:
