@@ -9,7 +9,6 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any

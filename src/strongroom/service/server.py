@@ -169,6 +169,7 @@ def serve_alone(folder: Path, root_folder: Path, *, listen: str, admin: str, att
 
     For a LibOS, where a fork is another enclave and Unix sockets lead nowhere outside.
     """
+    attester.attest(bytes(64))  # whoever is no enclave hears that first
     # SQLite's write-ahead log else maps a file of the host's, shared, which Gramine refuses.
     sa.event.listen(sa.pool.Pool, "connect", lambda made, _: made.execute("PRAGMA locking_mode=EXCLUSIVE"))
     return _serve_until_stopped(folder, root_folder, _listen(listen), attester, admin)
