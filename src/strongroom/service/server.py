@@ -169,10 +169,9 @@ def serve_alone(folder: Path, root_folder: Path, *, listen: str, admin: str, att
 
     For a LibOS, where a fork is another enclave and Unix sockets lead nowhere outside.
     """
-    attester.attest(bytes(64))  # whoever is no enclave hears that first
     # SQLite's write-ahead log else maps a file of the host's, shared, which Gramine refuses.
     sa.event.listen(sa.pool.Pool, "connect", lambda made, _: made.execute("PRAGMA locking_mode=EXCLUSIVE"))
-    return _serve_until_stopped(folder, root_folder, _listen(listen), attester, admin)
+    return _serve_until_stopped(folder, root_folder, lambda: _listen(listen), attester, admin)
 
 
 def _single(run: Path) -> socket.socket:
@@ -232,7 +231,7 @@ def _work(folder: Path, root_folder: Path, sockets: _Sockets, attester: Attester
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
-        status = _serve_until_stopped(folder, root_folder, sockets, attester, admin)
+        status = _serve_until_stopped(folder, root_folder, lambda: sockets, attester, admin)
     except BaseException:
         _log.exception("the worker failed")
     finally:
@@ -241,7 +240,7 @@ def _work(folder: Path, root_folder: Path, sockets: _Sockets, attester: Attester
 
 
 def _serve_until_stopped(
-    folder: Path, root_folder: Path, sockets: _Sockets, attester: Attester | None, admin: str
+    folder: Path, root_folder: Path, sockets: Callable[[], _Sockets], attester: Attester | None, admin: str
 ) -> int:
     try:
         if attester is not None:
@@ -254,7 +253,7 @@ def _serve_until_stopped(
         except DeniedError as exc:  # it stays locked until people unlock it
             _log.warning("locked reason=%s", exc)
         with asyncio.Runner(loop_factory=_Loop) as runner:
-            runner.run(_run(service, sockets))
+            runner.run(_run(service, sockets()))
     except StrongroomError as exc:
         sys.stderr.write(f"{exc}\n" + (f"\nhint: {exc.hint}\n" if exc.hint else ""))
         return 1
