@@ -4,6 +4,7 @@
 #   docker run --rm -v BUNDLE:/bundle strongroom-gramine measure     writes job.manifest.sgx and job.sig
 #   docker run --rm --device /dev/sgx_enclave --device /dev/sgx_provision -v /var/run/aesmd:/var/run/aesmd \
 #     -v BUNDLE:/bundle -v SEALED:/bundle/sealed/NAME strongroom-gramine run
+# The trust service's bundle (`strongroom service build`) is run in the same way, with -p 8700:8700 -p 8701:8701.
 #
 # Not built by any test of ours: no machine of ours reaches packages.gramineproject.io (docs/hardware-untested.md).
 FROM debian:12-slim

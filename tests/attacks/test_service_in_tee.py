@@ -146,7 +146,8 @@ def test_T322_a_service_made_outside_its_tee_or_for_somebody_else(tmp_path: Path
     house = house.reopened([], attester)
     assert _made_for(house, house.owner) == ""
     _marked(house, "admin", other.owner.encode())
-    assert "got nobody" in _made_for(house.reopened([], attester), house.owner)
+    house = house.reopened([], attester)
+    assert "got nobody" in _made_for(house, house.owner)
     _marked(house, "admin", house.owner.encode())
     shares = house.service.rotate_root("tee", SHARES, actor="x", now=datetime.now(UTC))
     moved = house.reopened(shares, FakeAttester(measurement=b"o" * 32))

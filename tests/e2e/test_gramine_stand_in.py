@@ -9,6 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from tests.fakes.enclave_shell import Enclave, make_enclave
 from tests.fakes.java_support import jars
 from tests.fakes.stock_kbs import StockKBS
 
+from strongroom.attest.endorsement_files import write_bundle
+from strongroom.attest.simulated.pki import SimulatedPKI
 from strongroom.attest.simulated.platform import load_seed
 
 pytestmark = pytest.mark.e2e
@@ -214,3 +217,54 @@ def test_a_python_job_whose_key_lies_at_a_stock_kbs(shop: Enclave) -> None:
         report, done = _run(shop, bundle)
     assert (report["status"], done.stdout) == ("refused", "")
     assert report["error"]["message"].startswith(f"KBS kbs.example:{kbs.port} refused")
+
+
+def _until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    limit = time.monotonic() + 60
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < limit
+        time.sleep(0.1)
+
+
+def test_the_trust_service_from_build_to_a_key_that_opens_there_alone(tmp_path: Path) -> None:
+    bundle, mine, seed = tmp_path / "bundle", tmp_path / "mine", b"s" * 32
+    mine.mkdir()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        at = f"127.0.0.1:{probe.getsockname()[1]}"
+    shell = Enclave(folder=mine)
+    shell.run("owner", "request", "--name", "shop", "--service", at, "--first")
+    built = shell.json("service", "build", str(bundle))
+    assert (built["measurement"], len(built["remaining"])) == ("", 5)  # type: ignore[arg-type]
+    gramine.sign(bundle)
+    measurement = shell.json("service", "build", str(bundle))["measurement"]
+    assert isinstance(measurement, str)
+    shutil.copy(mine / "shop.pem", bundle / "launch" / "admin.pem")
+    pki = SimulatedPKI.create(seed, now=datetime.now(UTC))
+    write_bundle(tmp_path / "maker.json", pki.anchor(), [pki.endorsements(datetime.now(UTC))])
+    words = ("service", "verify", "--measurement", measurement, "--endorsements", str(tmp_path / "maker.json"))
+    ports = {"0.0.0.0:8700": at}
+    state = bundle / "service"
+    with gramine.started(bundle, seed, ports) as process:
+        _until((state / "identity.pem").exists, process)
+        first = (*words, "--unsafe-accept-simulated", "--identity", str(state / "identity.pem"), "--pin")
+        _until(lambda: "ACCEPTED" in shell.run(*first, check=False).stdout, process)
+        shell.run("service", "rotate-root", "--kind", "tee", "--threshold", "2", "--shares", "2", "--yes")
+        shell.run("key", "create", "sales")
+        assert sorted(p.name for p in (state / "service").iterdir()) == ["locked-leaf.pem", "state.db", "state.db-wal"]
+        assert not (bundle / "run").exists()
+        process.terminate()
+        process.wait(30)
+    with gramine.started(bundle, seed, ports) as process:  # it unlocks itself
+        _until(lambda: "sales" in shell.run("key", "list", check=False).stdout, process)
+        process.terminate()
+        process.wait(30)
+    template = bundle / "job.manifest.template"
+    template.write_text(template.read_text().replace('"error"', '"warning"'))
+    gramine.sign(bundle)
+    with gramine.started(bundle, seed, ports) as process:  # other code, of the same signer
+        _until(lambda: "is locked" in shell.run("key", "list", check=False).stderr, process)
+        assert "REFUSED" in shell.run(*words, "--unsafe-accept-simulated", check=False).stdout
+        process.terminate()
+        assert "sealed to other code or another machine" in process.communicate(timeout=30)[1]

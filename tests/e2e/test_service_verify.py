@@ -62,6 +62,7 @@ def test_from_a_start_in_an_enclave_to_a_pinned_workspace(tmp_path: Path) -> Non
 def test_a_service_sealed_to_its_enclave_unlocks_itself_there_alone(tmp_path: Path) -> None:
     create_workspace(tmp_path)
     shell = Enclave(folder=tmp_path)
+    assert "a key file on this disk" in shell.run("doctor").stdout
     try:
         refused = shell.run("service", "rotate-root", "--kind", "tee", "--yes", check=False)
         assert (refused.returncode, "root kind tee: expected a trust service in a TEE" in refused.stderr) == (1, True)
@@ -70,6 +71,7 @@ def test_a_service_sealed_to_its_enclave_unlocks_itself_there_alone(tmp_path: Pa
         words = ("service", "rotate-root", "--kind", "tee", "--threshold", "2", "--shares", "3", "--yes")
         shares = "\n".join(map(str, list(shell.json(*words)["handout"])[1:]))  # type: ignore[call-overload]
         shell.run("key", "create", "sales")
+        assert "sealed to the TEE" in shell.run("doctor").stdout
         for _ in range(2):
             shell.run("service", "stop")
             assert "sales" in shell.run("key", "list").stdout

@@ -6,12 +6,14 @@ with what a LibOS gives it. It shows nothing of SGX, nor of Gramine's own limits
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import struct
 import subprocess
 import tempfile
 import tomllib
+from collections.abc import Iterator, Mapping
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -76,6 +78,14 @@ def sign(bundle: Path) -> bytes:
 
 def run(bundle: Path, seed: bytes) -> subprocess.CompletedProcess[str]:
     """Run the manifest's entry point with its mounts, arguments and environment, and nothing else of this machine."""
+    with started(bundle, seed) as process:
+        said, complained = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(process.args, process.returncode, said, complained)
+
+
+@contextlib.contextmanager
+def started(bundle: Path, seed: bytes, replaced: Mapping[str, str] = {}) -> Iterator[subprocess.Popen[str]]:
+    """Start it. `replaced`: other arguments in the place of some, such as ports, which here are the machine's."""
     text = (bundle / "job.manifest.template").read_text()
     manifest = tomllib.loads(text)
     listed = {i["uri"].removeprefix("file:"): i["sha256"] for i in manifest["sgx"]["trusted_files"][1:]}
@@ -110,7 +120,7 @@ def run(bundle: Path, seed: bytes) -> subprocess.CompletedProcess[str]:
         else:
             how = "--bind" if f"file:{source}/" in manifest["sgx"]["allowed_files"] else "--ro-bind"
             words += [how, str(bundle / source), mount["path"]]
-    for volume in (bundle / "sealed").iterdir():
+    for volume in (bundle / "sealed").glob("*"):
         words += ["--bind", str(volume.resolve()), f"/sealed/{volume.name}"]
     words += ["--ro-bind", str(Path(LOADER).resolve()), LOADER]
     with tempfile.TemporaryDirectory() as folder:
@@ -120,14 +130,19 @@ def run(bundle: Path, seed: bytes) -> subprocess.CompletedProcess[str]:
                 wrapper.write_text(OWN_FILES.replace("PROGRAM", program))
                 wrapper.chmod(0o755)
                 words += ["--ro-bind", str(wrapper), program]
-        words += ["--bind", str(gramine_folder(Path(folder), quote)), "/dev/attestation"]
+        key = hashlib.sha256(seed + signature.measurement).digest()[:16]
+        words += ["--bind", str(gramine_folder(Path(folder), quote, key)), "/dev/attestation"]
         for name, value in manifest["loader"]["env"].items():
             words += ["--setenv", name, value]
         words += ["--chdir", manifest["fs"]["start_dir"], manifest["libos"]["entrypoint"]]
-        words += manifest["loader"]["argv"][1:]
+        words += [replaced.get(word, word) for word in manifest["loader"]["argv"][1:]]
         filter_ = _without()
         words[1:1] = ["--seccomp", str(filter_)]
         try:
-            return subprocess.run(words, capture_output=True, text=True, check=False, timeout=120, pass_fds=(filter_,))
+            pipe = subprocess.PIPE
+            yield (process := subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, pass_fds=(filter_,)))
         finally:
             os.close(filter_)
+            if process.poll() is None:
+                process.kill()
+                process.communicate()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import ssl
@@ -141,3 +142,16 @@ def test_no_private_key_stays_in_an_open_file() -> None:
         except OSError:
             continue
     assert not [link for link in links if "strongroom-tls" in link]
+
+
+@pytest.mark.skipif(not os.access("/run", os.W_OK), reason="no permission to write to /run")
+def test_where_memory_has_no_files_the_key_goes_through_the_libos_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(_name: str, _flags: int) -> int:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(os, "memfd_create", missing)
+    chain, key = _leaf()
+    _shake(tls.client_context(ROOT_PEM), tls.server_context(chain, key, client_pems=None))
+    with pytest.raises(InputError):
+        tls.server_context(chain, x509.private_key_pem(x509.new_key()), client_pems=None)
+    assert not [name for name in os.listdir("/run") if name.startswith("strongroom-tls")]

@@ -18,7 +18,7 @@ import strongroom.jobs.workloads.spark as spark_workload
 from strongroom.errors import InputError, UnavailableError, VerificationError
 from strongroom.jobs.differences import read_build
 from strongroom.jobs.enclaves.cvm import ConfidentialVM
-from strongroom.jobs.enclaves.gramine import GramineEnclave
+from strongroom.jobs.enclaves.gramine import GramineEnclave, build_service
 from strongroom.jobs.enclaves.occlum import OcclumEnclave
 from strongroom.jobs.plan import Bundle, LaunchPlan, plan_job
 from strongroom.jobs.registry import WORKLOADS
@@ -350,3 +350,32 @@ def test_where_gramine_is_its_tools_expand_and_measure(
     changed = replace(jobs["python"], sgx=replace(TRUSTED, svn=1))
     with pytest.raises(InputError, match="gramine-manifest fails: unknown key: sgx"):
         build(changed, runtimes, tmp_path)
+
+
+def test_gramine_takes_the_manifest_of_the_trust_service(
+    runtimes: FewFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _name: None)
+    bundle = build_service(runtimes, tmp_path / "service")
+    text = (bundle.folder / "job.manifest.template").read_text()
+    assert refusals(text) == []
+    manifest = tomllib.loads(text)
+    # The host has two folders, no say in arguments or environment, and its network.
+    assert manifest["sgx"]["allowed_files"] == ["file:launch/", "file:service/"]
+    assert manifest["loader"]["argv"][4:] == ["/service", "0.0.0.0:8700", "gramine", "/launch/admin.pem"]
+    assert not any("insecure" in key for table in manifest.values() for key in table)
+    assert (manifest["sgx"]["debug"], manifest["sgx"]["file_check_policy"]) == (False, "strict")
+    found = files(bundle)
+    assert {"file:root/opt/strongroom/strongroom/service/main.py", "file:root/opt/python/bin/python3"} <= set(found)
+    assert not any(part in name for name in found for part in ("libc.so", "__pycache__", "flask", "/guest/", "/cli/"))
+    assert "strongroom service build" in bundle.remaining[3]
+    with pytest.raises(UnavailableError, match="Gramine's own tools make it"):
+        bundle.measurement  # noqa: B018
+    # Equal on any machine; another with any file of it.
+    (bundle.folder / "launch" / "admin.pem").write_text("of any owner")
+    (bundle.folder / "service" / "state.db").write_text("of any age")
+    assert (build_service(runtimes, tmp_path / "service").folder / "job.manifest.template").read_text() == text
+    again = build_service(FewFiles(tmp_path / "another"), tmp_path / "elsewhere")
+    assert (again.folder / "job.manifest.template").read_text() == text
+    (runtimes.folder / "base/etc/passwd").write_text("root, and another")
+    assert files(build_service(runtimes, tmp_path / "service")) != found

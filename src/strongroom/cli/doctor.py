@@ -142,8 +142,9 @@ def _protection() -> list[_Row]:
     leaf = here.service_folder / "locked-leaf.pem"
     if leaf.exists():
         rows.append((leaf.name, "no", "whoever steals it can pose as the locked service for up to 30 days"))
-    keyfile = any(here.root_folder.glob("root-*.key"))
-    by = "a key file on this disk: no protection against whoever steals the disk" if keyfile else "passphrase or shares"
+    keyfile = any(b'"kind": "keyfile"' in path.read_bytes() for path in here.root_folder.glob("root-*.json"))
+    by = "passphrase or shares, or sealed to the TEE that the service runs in"
+    by = "a key file on this disk: no protection against whoever steals the disk" if keyfile else by
     rows.append(("the root key", "no" if keyfile else "yes", by))
     return rows
 

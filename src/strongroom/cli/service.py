@@ -14,7 +14,7 @@ import click
 from strongroom.cli import output
 from strongroom.cli.common import epilog, json_option, owner, workspace
 from strongroom.cli.endorsements import anchor_option, read_anchor, snp_settings
-from strongroom.cli.service_verify import measure, verify
+from strongroom.cli.service_verify import build, measure, verify
 from strongroom.client.workspace import FOLDER, Workspace
 from strongroom.errors import InputError, UnavailableError
 
@@ -26,6 +26,7 @@ def command() -> None:
     """The workspace's trust service. It starts by itself when it is needed."""
 
 
+command.add_command(build)
 command.add_command(measure)
 command.add_command(verify)
 

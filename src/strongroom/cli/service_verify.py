@@ -1,4 +1,4 @@
-"""`strongroom service verify`: is the trust service the code that its owner looked at, in a TEE?"""
+"""`strongroom service build` and `verify`: the trust service for a TEE, and whether it is that code, in one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from strongroom.errors import AttestationError, InputError
 if TYPE_CHECKING:
     from strongroom.client.evidence import Shown
 
-__all__ = ["judge_service", "measure", "verify"]
+__all__ = ["build", "judge_service", "measure", "verify"]
 
 _HINTS = {
     "root": "this is for trials alone: repeat with --unsafe-accept-simulated",
@@ -138,3 +138,23 @@ def _policy(measurement: str | None, file: Path | None, simulated: bool) -> Poli
     if file is not None:
         return AllOf((read_policy(file), *waiver)) if waiver else read_policy(file)
     return AllOf((Measurement((str(measurement).lower(),)), TcbStatus(), NotDebug(), *waiver))
+
+
+@click.command("build", epilog=epilog("strongroom service build service-bundle"))
+@click.argument("folder", type=click.Path(path_type=Path))
+@json_option
+def build(folder: Path, as_json: bool) -> None:
+    """Build the trust service into FOLDER, for SGX under Gramine; print its measurement, or what remains to have it.
+
+    The same packages give the same measurement on any machine, whoever it will serve. Whoever runs it puts the request
+    of its first owner (`owner request --first`) there as launch/admin.pem; its state is in service/.
+    """
+    from strongroom.config import Settings
+    from strongroom.jobs.enclaves.gramine import build_service
+    from strongroom.jobs.runtimes import Runtimes
+
+    bundle = build_service(Runtimes(Settings.from_environment().cache / "runtimes", output.say), folder)
+    value = {"bundle": str(bundle.folder), "measurement": "" if bundle.remaining else bundle.measurement}
+    output.data({**value, "remaining": list(bundle.remaining)}, as_json, output.facts(value))
+    for number, step in enumerate(bundle.remaining, 1):
+        output.say(f"{number}. {step}")

@@ -2,14 +2,17 @@
 
 TLS 1.3 only, certificates always checked, host names always checked on the client side, no system trust store: a
 context trusts exactly the certificates it is given. `web_context` alone is for servers that are not ours. Private keys
-reach OpenSSL through an anonymous memory file, never through a path on disk.
+reach OpenSSL through a file in memory, never through a path on disk.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import ssl
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Iterator
 
 from strongroom.errors import InputError
 
@@ -84,13 +87,28 @@ def _trust(context: ssl.SSLContext, pems: Iterable[str]) -> None:
 
 
 def _load(context: ssl.SSLContext, certificate_pem: str, key_pem: bytes) -> None:
-    # `ssl` loads from paths only; an anonymous file has one and never touches a disk.
-    handle = os.memfd_create("strongroom-tls", os.MFD_CLOEXEC)
+    # `ssl` loads from paths only.
+    with _memory_file() as (handle, path):
+        try:
+            with os.fdopen(os.dup(handle), "wb") as file:
+                file.write(key_pem + certificate_pem.encode("ascii"))
+            context.load_cert_chain(path)
+        except (ssl.SSLError, ValueError) as exc:
+            raise InputError("certificate and private key do not belong together") from exc
+
+
+@contextlib.contextmanager
+def _memory_file() -> Iterator[tuple[int, str]]:
+    # Anonymous, so that it never touches a disk. A LibOS has no such files, and /run in the enclave's memory.
     try:
-        with os.fdopen(os.dup(handle), "wb") as file:
-            file.write(key_pem + certificate_pem.encode("ascii"))
-        context.load_cert_chain(f"/proc/self/fd/{handle}")
-    except (ssl.SSLError, ValueError) as exc:
-        raise InputError("certificate and private key do not belong together") from exc
+        handle, named = os.memfd_create("strongroom-tls", os.MFD_CLOEXEC), ""
+    except OSError as exc:
+        if exc.errno != errno.ENOSYS:
+            raise
+        handle, named = tempfile.mkstemp(prefix="strongroom-tls-", dir="/run")
+    try:
+        yield handle, named or f"/proc/self/fd/{handle}"
     finally:
         os.close(handle)
+        if named:
+            os.unlink(named)

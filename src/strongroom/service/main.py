@@ -1,7 +1,8 @@
 """`python -m strongroom.service.main WORKSPACE LISTEN ENCLAVE [REQUEST]`: the embedded trust service of a workspace.
 
 LISTEN may be empty; so may ENCLAVE, outside a TEE. Which TEE this is, is the host's word; what counts is its evidence.
-Where there is no service yet, one is made in the TEE for the owner who made REQUEST (`birth`).
+Where there is no service yet, one is made in the TEE for the owner who made REQUEST (`birth`). Under Gramine it is one
+process, and needs LISTEN.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from strongroom import log
 from strongroom._unix import protect_process
 from strongroom.attest.attesters import Attester
+from strongroom.attest.attesters.gramine import GramineAttester
 from strongroom.config import Settings
 from strongroom.errors import InputError, StrongroomError, UnavailableError
 
@@ -26,22 +28,30 @@ ALREADY_RUNNING = 3
 
 def main() -> int:
     """Serve until stopped."""
-    from strongroom.service.server import serve  # noqa: PLC0415  # 0.4 s
+    from strongroom.service.server import serve, serve_alone  # noqa: PLC0415  # 0.4 s
 
-    protect_process()
+    folder, enclave = Path(sys.argv[1]), sys.argv[3]
+    if enclave == "gramine":  # it has no prctl, makes no core files, and is not debugged
+        os.umask(0o077)
+    else:
+        protect_process()
     settings = Settings.from_environment()
     log.configure(level=settings.log_level, as_json=settings.log_json)
-    folder = Path(sys.argv[1])
     run = folder / "run"
     try:
+        first = bool(sys.argv[4:]) and not (folder / "service" / "state.db").exists()
+        admin = _request(Path(sys.argv[4])) if first else ""
+        if enclave == "gramine":
+            places = folder / "service", folder / "root"
+            return serve_alone(*places, listen=sys.argv[2], admin=admin, attester=GramineAttester())
         serve(
             folder / "service",
             folder / "root",
             run,
             listen=sys.argv[2] or None,
-            admin=_request(Path(sys.argv[4])) if sys.argv[4:] else "",
+            admin=admin,
             on_start=lambda: (run / "service.pid").write_text(str(os.getpid())),
-            tee=lambda: _tee(sys.argv[3], folder / "simulated" / "seed"),
+            tee=lambda: _tee(enclave, folder / "simulated" / "seed"),
         )
     except StrongroomError as exc:
         sys.stderr.write(f"{exc}\n" + (f"\nhint: {exc.hint}\n" if exc.hint else ""))
@@ -59,13 +69,11 @@ def _request(path: Path) -> str:
 
 
 def _tee(enclave: str, seed: Path) -> AbstractContextManager[Attester | None]:
-    from strongroom.attest.attesters.gramine import GramineAttester  # noqa: PLC0415  # most services run outside
-    from strongroom.attest.attesters.tsm import TsmAttester  # noqa: PLC0415
+    from strongroom.attest.attesters.tsm import TsmAttester  # noqa: PLC0415  # most services run outside
     from strongroom.attest.simulated.process import simulated_platform  # noqa: PLC0415
 
     kinds: dict[str, Callable[[], AbstractContextManager[Attester | None]]] = {
         "": nullcontext,
-        "gramine": lambda: nullcontext(GramineAttester()),
         "cvm": lambda: nullcontext(TsmAttester()),
         "sim": lambda: simulated_platform(seed),
     }

@@ -23,6 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
+import sqlalchemy as sa
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -34,7 +35,7 @@ from strongroom.service.guest_api import GuestAPI
 from strongroom.service.owner_api import OwnerAPI
 from strongroom.service.state import TrustService
 
-__all__ = ["serve"]
+__all__ = ["serve", "serve_alone"]
 
 _log = logging.getLogger(__name__)
 
@@ -163,6 +164,16 @@ def serve(
     lock.close()
 
 
+def serve_alone(folder: Path, root_folder: Path, *, listen: str, admin: str, attester: Attester) -> int:
+    """Run the service in this one process, on TCP alone, until SIGTERM; return its exit status.
+
+    For a LibOS, where a fork is another enclave and Unix sockets lead nowhere outside.
+    """
+    # SQLite's write-ahead log else maps a file of the host's, shared, which Gramine refuses.
+    sa.event.listen(sa.pool.Pool, "connect", lambda made, _: made.execute("PRAGMA locking_mode=EXCLUSIVE"))
+    return _serve_until_stopped(folder, root_folder, lambda: _listen(listen), attester, admin)
+
+
 def _single(run: Path) -> socket.socket:
     # An abstract socket name is held by the kernel for exactly as long as this process lives.
     run.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -178,16 +189,18 @@ def _single(run: Path) -> socket.socket:
 def _bind(run: Path, listen: str | None) -> _Sockets:
     (run / "guest").mkdir(exist_ok=True, mode=0o700)
     owner, guest = [_unix(run / "owner.sock")], [_unix(run / "guest" / "guest.sock")]
-    if listen:
-        host, _, port = listen.rpartition(":")
-        if not port.isdigit() or not host:
-            raise InputError(f"listen is host:port, got {listen!r}")
-        try:
-            owner.append(_tcp(host, int(port)))
-            guest.append(_tcp(host, int(port) + 1))
-        except (OSError, OverflowError) as exc:
-            raise InputError(f"cannot listen on {listen}: {exc}", hint="choose another port") from exc
-    return owner, guest
+    owners, guests = _listen(listen) if listen else ([], [])
+    return owner + owners, guest + guests
+
+
+def _listen(listen: str) -> _Sockets:
+    host, _, port = listen.rpartition(":")
+    if not port.isdigit() or not host:
+        raise InputError(f"listen is host:port, got {listen!r}")
+    try:
+        return [_tcp(host, int(port))], [_tcp(host, int(port) + 1)]
+    except (OSError, OverflowError) as exc:
+        raise InputError(f"cannot listen on {listen}: {exc}", hint="choose another port") from exc
 
 
 def _tcp(host: str, port: int) -> socket.socket:
@@ -218,7 +231,7 @@ def _work(folder: Path, root_folder: Path, sockets: _Sockets, attester: Attester
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
-        status = _serve_until_stopped(folder, root_folder, sockets, attester, admin)
+        status = _serve_until_stopped(folder, root_folder, lambda: sockets, attester, admin)
     except BaseException:
         _log.exception("the worker failed")
     finally:
@@ -227,7 +240,7 @@ def _work(folder: Path, root_folder: Path, sockets: _Sockets, attester: Attester
 
 
 def _serve_until_stopped(
-    folder: Path, root_folder: Path, sockets: _Sockets, attester: Attester | None, admin: str
+    folder: Path, root_folder: Path, sockets: Callable[[], _Sockets], attester: Attester | None, admin: str
 ) -> int:
     try:
         if attester is not None:
@@ -240,7 +253,7 @@ def _serve_until_stopped(
         except DeniedError as exc:  # it stays locked until people unlock it
             _log.warning("locked reason=%s", exc)
         with asyncio.Runner(loop_factory=_Loop) as runner:
-            runner.run(_run(service, sockets))
+            runner.run(_run(service, sockets()))
     except StrongroomError as exc:
         sys.stderr.write(f"{exc}\n" + (f"\nhint: {exc.hint}\n" if exc.hint else ""))
         return 1

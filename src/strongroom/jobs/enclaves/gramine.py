@@ -22,15 +22,25 @@ from pathlib import Path
 from strongroom._encoding import sha256_id
 from strongroom.attest.sigstruct import Sigstruct
 from strongroom.errors import InputError, UnavailableError
-from strongroom.jobs.enclaves.libos import GUEST_CODE, Needs, begin_bundle
+from strongroom.jobs.enclaves.libos import (
+    GUEST_CODE,
+    SERVICE_CODE,
+    Needs,
+    begin_bundle,
+    loaded_mb,
+    place_files,
+    select_service,
+)
 from strongroom.jobs.plan import Bundle, LaunchPlan
 from strongroom.jobs.runtimes import Runtimes
 from strongroom.jobs.spec import Sgx
 
-__all__ = ["GramineEnclave", "render_manifest"]
+__all__ = ["GramineEnclave", "build_service", "render_manifest"]
 
 TEMPLATE, MANIFEST, SIGNATURE = "job.manifest.template", "job.manifest", "job.sig"
 _ENTRY = ("/opt/python/bin/python3", "-ISB", "-c", GUEST_CODE)
+_SERVICE_ARGUMENTS = ("/service", "0.0.0.0:8700", "gramine", "/launch/admin.pem")
+_SERVICE_THREADS = 96
 _RUNTIME = "{{ gramine.runtimedir() }}"
 _LIBRARIES = "/lib:/usr/lib/x86_64-linux-gnu:/opt/env/lib"
 _JVM_LIBRARIES = "/lib:/usr/lib/x86_64-linux-gnu:/opt/jdk/lib:/opt/jdk/lib/server"
@@ -56,13 +66,7 @@ class GramineEnclave:
         """
         target, size, digests = begin_bundle(plan, folder, "gramine", self._runtimes, self._identity_pem, forks=True)
         manifest = render_manifest(plan, size, digests)
-        template = target / TEMPLATE
-        if not template.exists() or template.read_text() != manifest:
-            for old in (MANIFEST, f"{MANIFEST}.sgx", SIGNATURE):  # they speak of another enclave
-                (target / old).unlink(missing_ok=True)
-            if template.exists():
-                template.replace(target / f"{TEMPLATE}.before")  # for `job diff`
-            template.write_text(manifest)
+        _write_template(target, manifest)
         total = sum((target / "root" / name).stat().st_size for name in digests)
         reference = {
             "kind": "gramine",
@@ -73,16 +77,53 @@ class GramineEnclave:
             "size_mb": dict(size.parts),
         }
         (target / "reference.json").write_text(json.dumps(reference, indent=1))
-        if shutil.which("gramine-sgx-sign") and not (target / SIGNATURE).exists():
-            _measure(target)
-        done = (target / SIGNATURE).exists()
-        return Bundle(
-            folder=target,
-            job=plan.job,
-            simulated=False,
-            measure=lambda: _measurement(target / SIGNATURE),
-            remaining=() if done else _remaining(target, plan.spec.sgx),
-        )
+        return _bundle(target, plan.job, plan.spec.sgx, "job build")
+
+
+def build_service(runtimes: Runtimes, target: Path) -> Bundle:
+    """Write the bundle of the trust service to the folder `target`: equal for equal packages, for any owner.
+
+    Its arguments are measured: it listens on port 8700, for guests 8701, keeps its state in `service/`, and makes
+    itself, at its first start, for the owner whose request is `launch/admin.pem`.
+
+    Raises:
+        InputError: A file is not readable.
+    """
+    files = select_service(runtimes)
+    target.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for name in ("launch", "service"):
+        (target / name).mkdir(exist_ok=True, mode=0o700)
+    digests = place_files(target / "root", files, {})
+    parts = {"service": 768, "LibOS": 64, "stacks": 2 * _SERVICE_THREADS, "libraries": loaded_mb(files)}
+    size = Needs(size_mb=1 << (sum(parts.values()) - 1).bit_length(), threads=_SERVICE_THREADS, stack_mb=2, parts=parts)
+    argv = ("/opt/python/bin/python3", "-ISB", "-c", SERVICE_CODE, *_SERVICE_ARGUMENTS)
+    manifest = _manifest(argv, ("launch", "service"), _LIBRARIES, Sgx(), size, digests)
+    _write_template(target, manifest)
+    (target / "job.json").write_text("{}")  # for `job diff`
+    return _bundle(target, "", Sgx(), "service build")
+
+
+def _write_template(target: Path, manifest: str) -> None:
+    template = target / TEMPLATE
+    if not template.exists() or template.read_text() != manifest:
+        for old in (MANIFEST, f"{MANIFEST}.sgx", SIGNATURE):  # they speak of another enclave
+            (target / old).unlink(missing_ok=True)
+        if template.exists():
+            template.replace(target / f"{TEMPLATE}.before")  # for `job diff`
+        template.write_text(manifest)
+
+
+def _bundle(target: Path, job: str, sgx: Sgx, command: str) -> Bundle:
+    if shutil.which("gramine-sgx-sign") and not (target / SIGNATURE).exists():
+        _measure(target)
+    done = (target / SIGNATURE).exists()
+    return Bundle(
+        folder=target,
+        job=job,
+        simulated=False,
+        measure=lambda: _measurement(target / SIGNATURE),
+        remaining=() if done else _remaining(target, sgx, command),
+    )
 
 
 def render_manifest(plan: LaunchPlan, size: Needs, digests: Mapping[str, str]) -> str:
@@ -93,11 +134,18 @@ def render_manifest(plan: LaunchPlan, size: Needs, digests: Mapping[str, str]) -
         size: Of its enclave.
         digests: Path below the root folder -> SHA-256.
     """
-    sgx, jvm = plan.spec.sgx, "jdk" in plan.command.runtimes
+    libraries = _JVM_LIBRARIES if "jdk" in plan.command.runtimes else _LIBRARIES
+    return _manifest(_ENTRY, ("launch", "sealed"), libraries, plan.spec.sgx, size, digests)
+
+
+def _manifest(
+    argv: tuple[str, ...], hosts: tuple[str, ...], libraries: str, sgx: Sgx, size: Needs, digests: Mapping[str, str]
+) -> str:
+    # `hosts`: folders at the root that are the host's to read and write.
     environment = {
         "HOME": "/work",
         "LANG": "C.UTF-8",
-        "LD_LIBRARY_PATH": _JVM_LIBRARIES if jvm else _LIBRARIES,
+        "LD_LIBRARY_PATH": libraries,
         "PATH": "/opt/python/bin:/usr/bin",
         "TMPDIR": "/tmp",  # noqa: S108  # enclave memory
         "TZ": "UTC",
@@ -105,11 +153,8 @@ def render_manifest(plan: LaunchPlan, size: Needs, digests: Mapping[str, str]) -
     tops = sorted({name.partition("/")[0] for name in digests})
     mounts = [f'{{ path = "/lib", uri = "file:{_RUNTIME}" }}']
     mounts += [f"{{ path = {_text('/' + top)}, uri = {_text(f'file:root/{top}')} }}" for top in tops]
-    mounts += [
-        '{ path = "/bin", uri = "file:root/usr/bin" }',
-        '{ path = "/launch", uri = "file:launch" }',
-        '{ path = "/sealed", uri = "file:sealed" }',
-    ]
+    mounts += ['{ path = "/bin", uri = "file:root/usr/bin" }']
+    mounts += [f'{{ path = "/{name}", uri = "file:{name}" }}' for name in hosts]
     mounts += [f'{{ type = "tmpfs", path = "{path}" }}' for path in ("/work", "/tmp", "/run")]  # noqa: S108
     trusted = [f'"file:{_RUNTIME}/"']
     trusted += [
@@ -117,8 +162,8 @@ def render_manifest(plan: LaunchPlan, size: Needs, digests: Mapping[str, str]) -
         for name, digest in sorted(digests.items())
     ]
     lines = [
-        f"libos.entrypoint = {_text(_ENTRY[0])}",
-        f"loader.argv = [{', '.join(map(_text, _ENTRY))}]",
+        f"libos.entrypoint = {_text(argv[0])}",
+        f"loader.argv = [{', '.join(map(_text, argv))}]",
         'loader.log_level = "error"',  # others may print data
         "loader.uid = 1000",
         "loader.gid = 1000",
@@ -139,7 +184,7 @@ def render_manifest(plan: LaunchPlan, size: Needs, digests: Mapping[str, str]) -
         f"sgx.isvsvn = {sgx.svn}",
         'sgx.remote_attestation = "dcap"',
         'sgx.file_check_policy = "strict"',
-        *_array("sgx.allowed_files", ['"file:launch/"', '"file:sealed/"']),
+        *_array("sgx.allowed_files", [f'"file:{name}/"' for name in hosts]),
         *_array("sgx.trusted_files", trusted),
     ]
     return "\n".join(lines) + "\n"
@@ -192,14 +237,14 @@ def _measurement(signature: Path) -> str:
     return found.measurement.hex()
 
 
-def _remaining(folder: Path, sgx: Sgx) -> tuple[str, ...]:
+def _remaining(folder: Path, sgx: Sgx, command: str) -> tuple[str, ...]:
     sign = f"gramine-sgx-sign -m {MANIFEST} -o {MANIFEST}.sgx -s {SIGNATURE} -k throw-away.pem"
     own = "".join(f" --{name} {value}" for name, value in (("product", sgx.product), ("svn", sgx.svn)) if value)
     steps = (
         f"take {folder} to a machine with Gramine 1.9, or make one: images/gramine.Dockerfile",
         f"there: gramine-manifest {TEMPLATE} {MANIFEST}",
         f"there: gramine-sgx-gen-private-key throw-away.pem && {sign}",
-        f"bring {SIGNATURE} back into this folder: `strongroom job build` then names the measurement",
+        f"bring {SIGNATURE} back into this folder: `strongroom {command}` then names the measurement",
         f"where the key is: strongroom enclave-key sign {SIGNATURE} --key KEY --measurement HEX{own} --out signed.sig",
     )
     (folder / "REMAINING").write_text("".join(f"{number}. {step}\n" for number, step in enumerate(steps, 1)))

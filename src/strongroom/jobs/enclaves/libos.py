@@ -29,21 +29,31 @@ from strongroom.jobs.spec import JobSpec, doors
 __all__ = [
     "GLIBC",
     "GUEST_CODE",
+    "SERVICE_CODE",
     "Needs",
     "begin_bundle",
     "check_job",
     "link_volumes",
+    "loaded_mb",
     "needs",
     "place_files",
     "select_files",
+    "select_service",
     "write_launch",
 ]
 
 GUEST_CODE = (
     "import sys; sys.path.insert(0, '/strongroom/guest'); from strongroom.guest.libos import main; sys.exit(main())"
 )
+_SERVICE_PACKAGES = {
+    "cryptography", "dcap_qvl", "httptools", "msgspec", "shamir_mnemonic", "sqlalchemy", "starlette", "uvicorn"
+}  # fmt: skip
 JOB_FOLDER = "/strongroom/job"
 _SITE = f"/opt/env/lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
+SERVICE_CODE = (
+    f"import sys; sys.path += ['/opt/strongroom', '{_SITE}']; "
+    "from strongroom.service.main import main; sys.exit(main())"
+)
 _JARS = f"{_SITE}/pyspark/jars/"
 _WORKLOADS = Path(__file__).parent.parent / "workloads"
 GLIBC = re.compile(
@@ -172,6 +182,19 @@ def select_files(plan: LaunchPlan, runtimes: Runtimes) -> dict[str, Path]:
     return files | {f"/app/{path.name}": path.resolve() for path in spec.code}
 
 
+def select_service(runtimes: Runtimes) -> dict[str, Path]:
+    """Return path inside -> file outside, for every file that the trust service needs."""
+    base, env = runtimes.base(), runtimes.env()
+    places = {"/usr": base / "usr", "/etc": base / "etc", "/opt/python": runtimes.python(), "/opt/env": env}
+    here = Path(__file__).parent.parent.parent
+    places |= {f"/opt/strongroom/strongroom/{name}": here / name for name in ("attest", "crypto", "kms", "service")}
+    places |= {f"/opt/strongroom/strongroom/{file.name}": file for file in here.glob("*.py")}
+    packages = _packages(env / _SITE.removeprefix("/opt/env/"), _SERVICE_PACKAGES, extras=False)
+    found = _tree(places)
+    keep = {p for p in found if not p.startswith(f"{_SITE}/") or p in packages}
+    return {p: found[p] for p in keep if not GLIBC.fullmatch(os.path.basename(p))}
+
+
 def place_files(root: Path, files: Mapping[str, Path], texts: Mapping[str, str]) -> dict[str, str]:
     """Make the folder `root` hold exactly `files` and `texts` by their path inside; return name there -> SHA-256.
 
@@ -269,8 +292,7 @@ def needs(plan: LaunchPlan, files: Mapping[str, Path]) -> Needs:
     """
     spec, argv = plan.spec, plan.command.argv
     parts = {"guest": 256, "LibOS": 64, "scratch": spec.sandbox.scratch_mb}
-    loaded = [f for name, f in files.items() if re.search(r"\.so(\.[\d.]+)?$|/lib/modules$", name)]
-    parts["libraries"] = -(-sum(f.stat().st_size for f in set(loaded)) // _MIB)
+    parts["libraries"] = loaded_mb(files)
     if "jdk" in plan.command.runtimes:
         cores, stack = _option(argv, "-XX:ActiveProcessorCount=", 1), _option(argv, "-Xss", _MIB) // _MIB or 1
         threads = 96 + 8 * cores
@@ -297,6 +319,12 @@ def needs(plan: LaunchPlan, files: Mapping[str, Path]) -> Needs:
         listed = " + ".join(f"{name} {mb}" for name, mb in parts.items())
         raise InputError(f"[sgx] size_mb: expected at least {total}, got {size}: {listed}")
     return Needs(size_mb=size, threads=chosen, stack_mb=stack, parts=parts)
+
+
+def loaded_mb(files: Mapping[str, Path]) -> int:
+    """Return the size of all libraries among `files`, in MiB."""
+    loaded = {f for name, f in files.items() if re.search(r"\.so(\.[\d.]+)?$|/lib/modules$", name)}
+    return -(-sum(f.stat().st_size for f in loaded) // _MIB)
 
 
 def _option(argv: Iterable[str], name: str, default: int) -> int:
@@ -348,14 +376,14 @@ def _imports(spec: JobSpec) -> set[str]:
     return found
 
 
-def _packages(site: Path, imported: set[str]) -> set[str]:
+def _packages(site: Path, imported: set[str], *, extras: bool = True) -> set[str]:
     installed = {plain_name(d.metadata["Name"]): d for d in distributions(path=[str(site)])}
     owners: dict[str, set[str]] = {}
     for name, found in installed.items():
         for file in found.files or ():
             owners.setdefault(file.parts[0].partition(".")[0], set()).add(name)
     first = {name for module in imported for name in owners.get(module, ())}
-    waiting, chosen = [(name, True) for name in first], set[str]()
+    waiting, chosen = [(name, extras) for name in first], set[str]()
     while waiting:
         name, extras = waiting.pop()
         if name in installed and name not in chosen:

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from strongroom._encoding import labelled_hash
 from strongroom._secret import SecretBytes
-from strongroom._unix import flush_folder
+from strongroom._unix import write_whole
 from strongroom.attest.attesters import Attester
 from strongroom.errors import DeniedError, InputError, StrongroomError
 from strongroom.kms.roots import RootKind, root_id
@@ -83,16 +83,10 @@ class TeeRoot:
             ) from exc
 
     def _seal(self, attester: Attester, secret: SecretBytes, path: Path) -> None:
-        nonce, beside = os.urandom(12), path.with_suffix(".new")
+        nonce = os.urandom(12)
         with secret as raw:
             sealed = nonce + _cipher(attester).encrypt(nonce, raw, _bound(root_id(secret)))
-        handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(handle, "wb") as file:
-            file.write(sealed)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-        flush_folder(path.parent)
+        write_whole(path, sealed, 0o600)
 
 
 def _cipher(attester: Attester) -> AESGCM:
