@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import ssl
 from collections.abc import Callable
 from dataclasses import replace
@@ -597,3 +598,55 @@ def _unproven(house: House, attester: FakeAttester | None = None) -> Callable[[s
 def _answer(house: House, shown: Shown) -> bytes:
     pem = ssl.DER_cert_to_PEM_cert(shown.der)
     return canonical_json({"certificate": pem, "locked": house.service.locked})
+
+
+@pytest.mark.parametrize("grown", [1, 12])
+def test_T319_an_older_state_whose_log_has_grown_since(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grown: int
+) -> None:
+    monkeypatch.setattr("strongroom.kms.audit.MAX_LINKS", 4)
+    house = make_house(tmp_path)
+    wire = _Wire(house, monkeypatch)
+    client = _owner_client(house, tmp_path, monkeypatch)
+    client.call("GET", "/v1/keys")
+    house.service.store.close()
+    shutil.copytree(tmp_path / "service", tmp_path / "before")
+    wire.house = house = house.reopened()
+    for number in range(grown):  # others' records, or guests': nothing that this client saw
+        house.as_owner()("POST", "/v1/keys", {"name": f"k{number}"})
+    client.call("POST", "/v1/keys", {"name": "sales"})
+    assert client.seen.head is not None
+    assert client.seen.head.seq == grown + 2
+    house.service.store.close()
+    for name in ("state.db", "state.db-wal", "state.db-shm"):
+        (tmp_path / "service" / name).unlink(missing_ok=True)
+    shutil.copytree(tmp_path / "before", tmp_path / "service", dirs_exist_ok=True)
+    wire.house = house = house.reopened()
+    before = client.seen.head
+    with pytest.raises(IntegrityError, match="an older database was restored"):
+        client.call("GET", "/v1/keys")
+    for number in range(2 * grown + 3):
+        house.as_owner()("POST", "/v1/keys", {"name": f"other{number}"})
+    with pytest.raises(IntegrityError, match=f"does not go on from record {grown + 2}, which was seen before"):
+        client.call("GET", "/v1/keys")
+    assert client.seen.head == before, "what does not go on is not remembered"
+
+
+def test_T319_the_newest_head_is_part_of_what_the_service_signs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = make_house(tmp_path)
+    wire = _Wire(house, monkeypatch)
+    client = _owner_client(house, tmp_path, monkeypatch)
+    client.call("POST", "/v1/keys", {"name": "sales"})
+    old = wire.last("/v1/keys").headers["strongroom-audit-head"]
+    house.as_owner()("POST", "/v1/keys", {"name": "other"})
+    for head in ({"strongroom-audit-head": old}, {}):
+        wire.change = lambda _, reply, head=head: replace(  # type: ignore[misc]
+            reply, headers={**{k: v for k, v in reply.headers.items() if k != "strongroom-audit-head"}, **head}
+        )
+        with pytest.raises(VerificationError, match="proof: head: expected"):
+            client.call("GET", "/v1/keys")
+    wire.change = lambda _, reply: replace(reply, headers={**reply.headers, "strongroom-audit-links": ""})
+    with pytest.raises(IntegrityError, match="does not go on from record 2"):
+        client.call("GET", "/v1/keys")

@@ -15,10 +15,11 @@ from strongroom.client.evidence import Pin, ask
 from strongroom.client.seen import Seen
 from strongroom.client.workspace import Workspace
 from strongroom.crypto import jose, tls, x509
-from strongroom.crypto.https import HTTPSConnection
+from strongroom.crypto.https import HTTPSConnection, Reply
 from strongroom.crypto.keys import StaticKeyRing
-from strongroom.errors import InputError, UnavailableError, VerificationError
-from strongroom.kms.audit import AuditHead, read_head, verify_records
+from strongroom.crypto.proof import HEAD
+from strongroom.errors import InputError, IntegrityError, UnavailableError, VerificationError
+from strongroom.kms.audit import LINKS, SEEN, AuditHead, follow_links, read_head, verify_records
 from strongroom.kms.datasets import HEAD_TYPE
 from strongroom.storage.dataset import Head
 
@@ -113,17 +114,33 @@ class OwnerClient:
 
     def send(self, method: str, path: str, body: object = None) -> dict[str, object]:
         """Return the answer to one request, without a look at what the workspace pins; as `call` otherwise."""
+        seen = {SEEN: str(self.seen.head.seq)} if self.seen.head else {}
         try:
-            reply = self._connection.proven(method, path, body, to=self.owner, key=self._identity)
+            reply = self._connection.proven(method, path, body, seen, to=self.owner, key=self._identity)
         except UnavailableError as exc:
             if not self.workspace.embedded and self.seen.head is None:
                 # A server that refuses a certificate may close the connection before its alert is read.
                 exc.hint = "never let in so far: did its administrator run `strongroom owner admit`, and is it up?"
             raise
-        token = reply.headers.get("strongroom-audit-head")
-        if token:
-            self.seen.see_head(read_head(token, [self._identity]))
+        if token := reply.headers.get(HEAD):
+            self._see(read_head(token, [self._identity]), reply)
         return reply.json()
+
+    def _see(self, head: AuditHead, reply: Reply) -> None:
+        # A log that is longer than the one seen may be another that has grown: it has to lead there.
+        found, seen = self.seen.head, self.seen.head and self.seen.head.seq
+        while found is not None and found.seq < head.seq:
+            links = b64u_decode(reply.headers.get(LINKS, ""))
+            before, found = found, follow_links(found, links[: 64 * (head.seq - found.seq)])
+            if found == before or (found.seq == head.seq and found != head):
+                raise IntegrityError(
+                    f"the trust service's audit log of {head.seq} records does not go on from record {seen}, "
+                    "which was seen before: an older database was restored, and used since",
+                    hint="find the newest database; `strongroom doctor` names the workspace's files",
+                )
+            if found.seq < head.seq:
+                reply = self._connection.request("GET", "/v1/status", None, {SEEN: str(found.seq)})
+        self.seen.see_head(head)
 
     def key_ring(self, name: str, purpose: Literal["data", "export"] = "data") -> StaticKeyRing:
         """Return a key's enabled versions, released to this owner.

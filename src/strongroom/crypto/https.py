@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from strongroom._encoding import b64u, parse_json
 from strongroom._unix import connect_unix
-from strongroom.crypto.proof import NONCE, PROOF, check_proof
+from strongroom.crypto.proof import HEAD, NONCE, PROOF, check_proof
 from strongroom.crypto.tls import SERVICE_NAME
 from strongroom.errors import (
     DeniedError,
@@ -104,7 +104,16 @@ class HTTPSConnection:
     max_reply_bytes: int = _MAX_REPLY_BYTES
     _connection: _Connection | None = None
 
-    def proven(self, method: str, path: str, body: object = None, *, to: str, key: ec.EllipticCurvePublicKey) -> Reply:
+    def proven(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        headers: Mapping[str, str] = MappingProxyType({}),
+        *,
+        to: str,
+        key: ec.EllipticCurvePublicKey,
+    ) -> Reply:
         """Return the service's answer to one request, which its identity key signed for this request and `to`.
 
         A locked service cannot sign: it may say that it is locked, and show evidence, which needs no other proof.
@@ -113,10 +122,10 @@ class HTTPSConnection:
             VerificationError: It did not; and as for `request`.
         """
         nonce = b64u(os.urandom(24))
-        reply = self.request(method, path, body, {NONCE: nonce})
-        proof = reply.headers.get(PROOF, "")
+        reply = self.request(method, path, body, {**headers, NONCE: nonce})
+        proof, head = reply.headers.get(PROOF, ""), reply.headers.get(HEAD, "")
         if proof or path not in ("/v1/status", "/v1/evidence") or reply.json().get("locked") is not True:
-            check_proof(proof, [key], request=f"{method} {path}", nonce=nonce, to=to, answer=reply.body)
+            check_proof(proof, [key], request=f"{method} {path}", nonce=nonce, to=to, answer=reply.body, head=head)
         return reply
 
     def request(

@@ -16,16 +16,20 @@ from strongroom._encoding import sha256_id
 from strongroom.crypto import jose
 from strongroom.errors import VerificationError
 
-__all__ = ["NONCE", "PROOF", "check_proof", "sign_proof"]
+__all__ = ["HEAD", "NONCE", "PROOF", "check_proof", "sign_proof"]
 
 NONCE = "strongroom-nonce"
 """Request header: 32 base64url characters, fresh for each request."""
 PROOF = "strongroom-proof"
 """Response header: a compact JWS."""
+HEAD = "strongroom-audit-head"
+"""Response header for owners: the signed head of the audit log after the request."""
 _TYPE = "strongroom-proof+jwt"
 
 
-def sign_proof(key: ec.EllipticCurvePrivateKey, *, request: str, nonce: str, to: str, answer: bytes) -> str:
+def sign_proof(
+    key: ec.EllipticCurvePrivateKey, *, request: str, nonce: str, to: str, answer: bytes, head: str = ""
+) -> str:
     """Return the proof of `answer`.
 
     Args:
@@ -34,12 +38,20 @@ def sign_proof(key: ec.EllipticCurvePrivateKey, *, request: str, nonce: str, to:
         nonce: As sent.
         to: Who was let in: the SPKI id of an attested guest's key, or the fingerprint of an owner's certificate.
         answer: The body.
+        head: Header `HEAD`, "" if there is none.
     """
-    return jose.sign_jws(_statement(request, nonce, to, answer), key, typ=_TYPE)
+    return jose.sign_jws(_statement(request, nonce, to, answer, head), key, typ=_TYPE)
 
 
 def check_proof(
-    proof: str, keys: Sequence[ec.EllipticCurvePublicKey], *, request: str, nonce: str, to: str, answer: bytes
+    proof: str,
+    keys: Sequence[ec.EllipticCurvePublicKey],
+    *,
+    request: str,
+    nonce: str,
+    to: str,
+    answer: bytes,
+    head: str = "",
 ) -> None:
     """Return only if one of `keys` signed `answer` for this request; the arguments are those of `sign_proof`.
 
@@ -51,11 +63,11 @@ def check_proof(
             f"proof: expected one of the service's identity for {request:.200}, got none",
             hint="after an upgrade, stop the older service: `strongroom service stop`; else do not trust what answers",
         )
-    found, expected = jose.verify_jws(proof, keys, typ=_TYPE), _statement(request, nonce, to, answer)
+    found, expected = jose.verify_jws(proof, keys, typ=_TYPE), _statement(request, nonce, to, answer, head)
     for name, value in expected.items():
         if found.get(name) != value:
             raise VerificationError(f"proof: {name}: expected {value:.200}, got {found.get(name)!r:.200}")
 
 
-def _statement(request: str, nonce: str, to: str, answer: bytes) -> dict[str, str]:
-    return {"request": request, "nonce": nonce, "to": to, "answer": sha256_id(answer)}
+def _statement(request: str, nonce: str, to: str, answer: bytes, head: str) -> dict[str, str]:
+    return {"request": request, "nonce": nonce, "to": to, "answer": sha256_id(answer), "head": head}

@@ -24,10 +24,16 @@ from strongroom.errors import InputError, IntegrityError, VerificationError
 from strongroom.kms.stores.mirror import damaged
 from strongroom.kms.stores.sql import audit, audit_head
 
-__all__ = ["AuditHead", "AuditLog", "read_head", "verify_records"]
+__all__ = ["LINKS", "SEEN", "AuditHead", "AuditLog", "follow_links", "read_head", "verify_records"]
 
 HEAD_TYPE = "strongroom-audit-head+jwt"
 START = "0" * 64
+SEEN = "strongroom-audit-seen"
+"""Request header of owners: the number of the newest record that they saw."""
+LINKS = "strongroom-audit-links"
+"""Response header: owner tag and hash of each record since, 32 bytes each, base64url; no more than `MAX_LINKS`."""
+MAX_LINKS = 400
+_HASH_BYTES = 32
 _MAX_PAGE_CHARS = 8 << 20
 
 
@@ -112,18 +118,18 @@ class AuditLog:
         Raises:
             IntegrityError: The state is older, or went another way since.
         """
-        newest = tx.execute(sa.select(audit_head)).one()
-        since = sa.select(audit.c.seq, audit.c.owner, audit.c.record_hash).where(audit.c.seq > seen.seq)
-        chain = seen.chain
-        try:
-            for row in tx.execute(since.order_by(audit.c.seq)):
-                chain = _chain(chain, _owner_tag(row.owner, row.seq), row.record_hash)
-        except ValueError:
-            chain = ""
-        if newest.seq < seen.seq or newest.chain != chain:
-            raise damaged(
-                f"its log, of {newest.seq} records, does not go on from record {seen.seq}, which its owner saw"
-            )
+        newest, found = tx.execute(sa.select(audit_head)).one(), seen
+        while found.seq < newest.seq and (links := AuditLog.links(tx, after=found.seq)):
+            found = follow_links(found, links)
+        if (found.seq, found.chain) != (newest.seq, newest.chain):
+            raise damaged(f"its log, of {newest.seq} records, does not go on from record {seen.seq}, which was seen")
+
+    @staticmethod
+    def links(tx: sa.Connection, *, after: int) -> bytes:
+        """Return what leads from the head after record `after` towards the newest, for `follow_links`."""
+        rows = sa.select(audit.c.seq, audit.c.owner, audit.c.record_hash).where(audit.c.seq > after)
+        found = tx.execute(rows.order_by(audit.c.seq).limit(MAX_LINKS))
+        return b"".join(bytes.fromhex(_owner_tag(row.owner, row.seq)) + _raw_hash(row.record_hash) for row in found)
 
     @staticmethod
     def export(tx: sa.Connection, owner: str, *, after: int, limit: int) -> list[dict[str, object]]:
@@ -154,6 +160,14 @@ def _record_hash(record: bytes) -> str:
     return labelled_hash("strongroom-audit-record-v1", [record]).hex()
 
 
+def _raw_hash(text: object) -> bytes:
+    # The disk may have anything for it: that follows nothing.
+    try:
+        return bytes.fromhex(str(text))[:_HASH_BYTES].ljust(_HASH_BYTES)
+    except ValueError:
+        return bytes(_HASH_BYTES)
+
+
 def _owner_tag(owner: str, seq: int) -> str:
     return labelled_hash("strongroom-audit-owner-v1", [owner.encode(), str(seq).encode()]).hex()
 
@@ -173,6 +187,17 @@ def read_head(token: str, keys: Sequence[ec.EllipticCurvePublicKey]) -> AuditHea
     seq, chain = payload.get("seq"), payload.get("chain")
     if not isinstance(seq, int) or not isinstance(chain, str):
         raise VerificationError("the audit head has no seq and chain")
+    return AuditHead(seq=seq, chain=chain)
+
+
+def follow_links(head: AuditHead, links: bytes) -> AuditHead:
+    """Return the head after the records whose owner tags and hashes are `links`; it counts only once it is signed."""
+    seq, chain, size = head.seq, head.chain, 2 * _HASH_BYTES
+    for at in range(0, len(links) - size + 1, size):
+        seq, chain = (
+            seq + 1,
+            _chain(chain, links[at:][:_HASH_BYTES].hex(), links[at + _HASH_BYTES :][:_HASH_BYTES].hex()),
+        )
     return AuditHead(seq=seq, chain=chain)
 
 

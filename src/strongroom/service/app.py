@@ -21,9 +21,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from strongroom._encoding import check_bounds, parse_json
+from strongroom._encoding import b64u, check_bounds, parse_json
 from strongroom.crypto import x509
-from strongroom.crypto.proof import NONCE, PROOF, sign_proof
+from strongroom.crypto.proof import HEAD, NONCE, PROOF, sign_proof
 from strongroom.errors import (
     AttestationError,
     DeniedError,
@@ -32,7 +32,7 @@ from strongroom.errors import (
     UnavailableError,
 )
 from strongroom.kms import messages
-from strongroom.kms.audit import AuditLog
+from strongroom.kms.audit import LINKS, SEEN, AuditLog
 from strongroom.service.guest_api import GuestAPI
 from strongroom.service.openapi import openapi
 from strongroom.service.owner_api import Call, OwnerAPI
@@ -52,6 +52,7 @@ MAX_DEPTH = 32
 GUEST_RATE_PER_S = 500.0
 SESSION_COOKIE = "kbs-session-id"
 _NONCE = re.compile(r"[A-Za-z0-9_-]{32}")
+_SEQ = re.compile(r"[0-9]{1,15}")
 _PROBLEM = "https://strongroom.invalid/errors/"
 
 _Handler = Callable[[Request], Awaitable[Response]]
@@ -80,7 +81,7 @@ def owner_app(service: TrustService, api: OwnerAPI) -> Starlette:
             if not route.locked:
                 service.parts  # noqa: B018  # UNAVAILABLE while locked
             result = await run_in_threadpool(operation, call)
-            return _proven(service, request, await _with_head(service, JSONResponse(result)), owner)
+            return _proven(service, request, await _with_head(service, request, JSONResponse(result)), owner)
 
         return handle
 
@@ -229,18 +230,21 @@ def _parse(raw: bytes, kind: type[messages.Body]) -> messages.Body:
         raise InputError(f"the request is not as the API defines it: {exc}") from exc
 
 
-async def _with_head(service: TrustService, response: Response) -> Response:
-    def read() -> str | None:
+async def _with_head(service: TrustService, request: Request, response: Response) -> Response:
+    seen = request.headers.get(SEEN, "")
+
+    def read() -> tuple[str | None, bytes]:
         with service.store.transaction() as tx:
-            return AuditLog.head(tx)
+            return AuditLog.head(tx), AuditLog.links(tx, after=int(seen)) if _SEQ.fullmatch(seen) else b""
 
     try:
-        head = await run_in_threadpool(read)
+        head, links = await run_in_threadpool(read)
     except StrongroomError as exc:  # what the request did is done, and its answer may be the only one
         _log.warning("no audit head for an answer reason=%s", exc)
-        head = None
+        return response
     if head is not None:
-        response.headers["strongroom-audit-head"] = head
+        response.headers[HEAD] = head
+        response.headers[LINKS] = b64u(links)
     return response
 
 
@@ -250,7 +254,8 @@ def _proven(service: TrustService, request: Request, response: Response, to: str
     if _NONCE.fullmatch(nonce) and not service.locked:
         target = request.scope["raw_path"].decode("ascii") + (f"?{query}" if query else "")
         key, asked, answer = service.parts.identity, f"{request.method} {target}", bytes(response.body)
-        response.headers[PROOF] = sign_proof(key, request=asked, nonce=nonce, to=to, answer=answer)
+        head = response.headers.get(HEAD, "")
+        response.headers[PROOF] = sign_proof(key, request=asked, nonce=nonce, to=to, answer=answer, head=head)
     return response
 
 
