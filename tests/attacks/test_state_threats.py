@@ -11,9 +11,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from tests.fakes.service_parts import Answer, House, document, make_house
+from tests.fakes.service_parts import House, document, make_house
 
 from strongroom.errors import IntegrityError
+from strongroom.kms.audit import AuditHead
+from strongroom.kms.stores.sql import SQLStore, get_meta
 from strongroom.service.state import TrustService
 
 TABLES = ("meta", "owners", "keys", "key_versions", "policies", "datasets", "held", "requests", "audit_head")
@@ -26,12 +28,12 @@ class Disk:
     folder: Path
 
     def run(self, script: str) -> None:
-        with sqlite3.connect(self.folder / "service" / "state.db") as db:
-            db.execute("ATTACH DATABASE ? AS before", (str(self.folder / "before" / "state.db"),))
+        with contextlib.closing(sqlite3.connect(self.folder / "service" / "state.db")) as db, db:
+            if (self.folder / "before").exists():
+                db.execute("ATTACH DATABASE ? AS before", (str(self.folder / "before" / "state.db"),))
             db.execute("PRAGMA defer_foreign_keys=ON")
             for statement in script.split(";"):
                 db.execute(statement)
-        db.close()
 
     def rows(self, statement: str) -> list[tuple[object, ...]]:
         with sqlite3.connect(self.folder / "service" / "state.db") as db:
@@ -149,19 +151,24 @@ def test_T310_every_column_of_every_row(disk: Disk) -> None:
     disk.back()
     tables = {str(t) for (t,) in disk.rows("SELECT name FROM sqlite_master WHERE type = 'table'")}
     assert tables == {*TABLES, "audit", "tags", "seal"}, "a new table is authentic or has a reason not to be"
-    path, tried = disk.folder / "service" / "state.db", 0
+    path, tried, service = disk.folder / "service" / "state.db", 0, disk.unlock()
+    with service.store.transaction() as tx:
+        key = service.parts.root.unwrap(get_meta(tx, "state-key") or b"", b"strongroom-state-key-v1")
+    service.store.close()
     whole = path.read_bytes()
     for table in TABLES:
         for column in [str(name) for (name,) in disk.rows(f"SELECT name FROM pragma_table_info('{table}')")]:
-            for other in ("x'ff'", "CAST(x'ff' AS TEXT)", "1.5", "1", f"{column} || 'x'"):
+            for other in ("CAST(x'ff' AS TEXT)", f"coalesce({column}, '') || 'x'"):
                 with contextlib.suppress(sqlite3.IntegrityError):  # SQLite itself wants a number here
                     disk.run(f"UPDATE {table} SET {column} = {other} WHERE rowid = (SELECT max(rowid) FROM {table})")
-                    if path.read_bytes() != whole:
-                        with pytest.raises(IntegrityError, match="was altered"):
-                            disk.unlock()
-                        tried += 1
+                    assert path.read_bytes() != whole
+                    store = SQLStore(path)
+                    with pytest.raises(IntegrityError, match=f"of table {table} was altered"):
+                        store.unseal(key)
+                    store.close()
+                    tried += 1
                 path.write_bytes(whole)
-    assert tried > 80
+    assert tried > 90
 
 
 ADDED = {
@@ -263,6 +270,8 @@ def test_T315_log_without_its_end(disk: Disk, cut: str) -> None:
         ("UPDATE seal SET counter = counter + 1", "its seal was altered, or is of another state"),
         ("UPDATE seal SET counter = 'x'", "its seal is none"),
         ("UPDATE seal SET tags = x''", "its seal was altered, or is of another state"),
+        ("UPDATE seal SET tags = tags || x'ff'", "its seal is none"),
+        ("UPDATE seal SET tags = CAST(tags || x'ff' AS BLOB)", "its seal was altered, or is of another state"),
         ("UPDATE seal SET tags = (SELECT tags FROM before.seal)", "its seal was altered, or is of another state"),
         ("DELETE FROM tags", "was altered, added or moved there"),
         ("UPDATE tags SET tag = 'text'", "was altered, added or moved there"),
@@ -348,36 +357,26 @@ def test_T317_triggers_on_the_disk_reach_nothing(disk: Disk) -> None:
     disk.refused("of table owners was altered")
 
 
-PASSPHRASE = "correct horse battery staple"
-
-
 def test_T318_older_state_unlocked_by_an_owner_who_saw_more(tmp_path: Path) -> None:
-    house = make_house(tmp_path, kind="passphrase", options={"passphrase": PASSPHRASE})
-    folder = tmp_path / "service"
-
-    def unlock(**more: object) -> Answer:
-        return house.as_owner()("POST", "/v1/unlock", {"credentials": [PASSPHRASE], **more})
-
-    assert unlock().status == 200
+    house, folder, seen = make_house(tmp_path), tmp_path / "service", {}
     house.service.store.close()
     shutil.copytree(folder, tmp_path / "before")
-    seen = {}
     for way in ("newest", "another"):
         shutil.copytree(tmp_path / "before", folder, dirs_exist_ok=True)
-        house = House(TrustService(folder, tmp_path / "root"), house.owner, house.platform, tmp_path, [])
-        assert unlock().status == 200
-        assert house.as_owner()("POST", "/v1/keys", {"name": way}).status == 200
-        seen[way] = {name: house.records()[-1][name] for name in ("seq", "chain")}
+        house = house.reopened()
+        for number in range(3):
+            assert house.as_owner()("POST", "/v1/keys", {"name": f"{way}{number}"}).status == 200
+        seen[way] = house.records()[2]
         house.service.store.close()
         shutil.copytree(folder, tmp_path / way)
-    for way, words in {"before": "of 2 records", "another": "of 4 records", "newest": ""}.items():
+    last = AuditHead(seq=3, chain=seen["newest"]["chain"])
+    for way, words in {"before": "of 1 records", "another": "of 4 records", "newest": ""}.items():
         shutil.copytree(tmp_path / way, folder, dirs_exist_ok=True)
         if way == "another":  # its host gives that log the record that the owner saw
-            Disk(tmp_path).run(f"UPDATE audit SET chain = '{seen['newest']['chain']}' WHERE seq = 3")
+            Disk(tmp_path).run(f"UPDATE audit SET chain = '{last.chain}' WHERE seq = 3")
         house = House(TrustService(folder, tmp_path / "root"), house.owner, house.platform, tmp_path, [])
-        answer = unlock(seen=seen["newest"])
-        assert answer.code == ("integrity" if words else "ok"), answer.raw
-        assert words in answer.raw.decode()
+        with pytest.raises(IntegrityError, match=words) if words else contextlib.nullcontext():
+            house.service.unlock([], now=datetime.now(UTC), seen=last)
         assert house.service.locked == bool(words)
         assert house.as_owner()("GET", "/v1/keys").code == ("unavailable" if words else "ok")
         house.service.store.close()

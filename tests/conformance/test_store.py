@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import sqlite3
 import threading
 from collections.abc import Callable
@@ -12,7 +14,7 @@ import sqlalchemy as sa
 from tests.fakes.stores import open_store
 
 from strongroom.errors import InputError, IntegrityError
-from strongroom.kms.stores.sql import SQLStore, get_meta, owners, set_meta
+from strongroom.kms.stores.sql import SQLStore, get_meta, meta, owners, set_meta
 
 Factory = Callable[[Path], SQLStore]
 
@@ -82,6 +84,29 @@ def test_two_stores_on_one_database_lose_no_update(factory: Factory, tmp_path: P
             set_meta(tx, "n", str(int(get_meta(tx, "n") or b"0") + 1).encode())
     with stores[0].transaction() as tx:
         assert get_meta(tx, "n") == b"20"
+
+
+def test_whatever_was_done_proves_itself_after_a_restart(factory: Factory, tmp_path: Path) -> None:
+    stores, rng, expected = [factory(tmp_path), factory(tmp_path)], random.Random(1), dict[str, bytes]()
+    for _ in range(120):
+        before, fails = dict(expected), rng.random() < 0.2
+        with contextlib.suppress(InputError), rng.choice(stores).transaction() as tx:
+            for _ in range(rng.randrange(4)):
+                name, value = rng.choice("abcdef"), rng.randbytes(3)
+                if rng.random() < 0.3:
+                    tx.execute(sa.delete(meta).where(meta.c.name == name))
+                    expected.pop(name, None)
+                else:
+                    set_meta(tx, name, value)
+                    expected[name] = value
+            if fails:
+                raise InputError("stop")
+        expected = before if fails else expected
+    for store in stores:
+        store.close()
+    with factory(tmp_path).transaction() as tx:
+        found = {row.name: bytes(row.value) for row in tx.execute(sa.select(meta))}
+    assert found == {**expected, "schema": found["schema"]}
 
 
 def test_errors_never_show_values(factory: Factory, tmp_path: Path) -> None:

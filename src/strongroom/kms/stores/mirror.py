@@ -142,7 +142,7 @@ class Mirror:
         size, tables = hashlib.sha256().digest_size, _table_tags(key, seal[0], sums)
         parts = {name: seal[1][at * size :][:size] for at, name in enumerate(tables)}
         wrong = [name for name, tag in tables.items() if not hmac.compare_digest(tag, parts[name])]
-        if len(wrong) == len(tables):
+        if len(wrong) == len(tables) or len(seal[1]) != size * len(tables):
             raise damaged("its seal was altered, or is of another state")
         if wrong:
             raise damaged(f"rows of table {wrong[0]} were removed or added, or are older ones")
@@ -188,10 +188,11 @@ def _driver(tx: sa.Connection) -> sqlite3.Connection:
 
 
 def _shown(tx: sa.Connection) -> _Seal | None:
-    row = _driver(tx).execute("SELECT counter, tags FROM disk.seal WHERE id = 1").fetchone()
-    if row is not None and not (type(row[0]) is int and type(row[1]) is bytes):
+    for counter, tags in _read(tx, "SELECT counter, tags FROM disk.seal WHERE id = 1"):
+        if type(counter) is int and type(tags) is bytes:
+            return counter, tags
         raise damaged("its seal is none")
-    return None if row is None else (row[0], row[1])
+    return None
 
 
 def _tags(tx: sa.Connection, name: str) -> dict[str, bytes]:
@@ -234,5 +235,5 @@ def _secret_value(key: bytes, name: str, row: _Row) -> int:
 def _table_tags(key: bytes, counter: int, sums: Mapping[str, int]) -> dict[str, bytes]:
     return {
         name: _mac(key, "strongroom-state-table-v1", [name.encode(), str(counter).encode(), total.to_bytes(32)])
-        for name, total in sums.items()
+        for name, total in sorted(sums.items())
     }
