@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -116,7 +117,13 @@ def run_job(
         held.callback(_end, straight)
         held.callback(tell_committed, report, volumes)  # a job that fails may have committed checkpoints
         lease.check()
-        with _commits(document, plain, session, lambda: _may_go_on(lease, served, agent, workload), workload) as listen:
+        with _commits(
+            document,
+            (plain, straight),
+            session,
+            functools.partial(_may_go_on, lease, served, agent, workload),
+            workload,
+        ) as listen:
             exit_code = workload.run(listen)
         agent.stop("the job has ended")
         if network is not None:
@@ -210,19 +217,20 @@ def _open_places(
 @contextlib.contextmanager
 def _commits(
     document: Mapping[str, object],
-    plain: Sequence[StagedVolume],
+    volumes: tuple[Sequence[StagedVolume], Sequence[StraightFolder]],
     session: ServiceSession,
     check: Callable[[], None],
     workload: Workload,
 ) -> Iterator[Callable[[int], None] | None]:
     # While it runs: every so often, and when it asks by fsync.
+    plain, straight = volumes
     every_s = document.get("checkpoint_s")
     if not isinstance(every_s, int):
         yield None
         return
     checkpoints = Checkpoints(plain, session, every_s, check, workload.stop)
     written = [staged for staged in plain if staged.volume.mode == "rw" and not staged.volume.approval]
-    syncs = Syncs(written, session, check, workload.stop)
+    syncs = Syncs(written, session, check, workload.stop, [folder.place for folder in straight])
     checkpoints.start()
     try:
         yield syncs.listen if written else None
