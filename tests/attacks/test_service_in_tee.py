@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
+import tomllib
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from tests.fakes.attest_parts import MEASUREMENT, FakeAttester, Platform, make_pki
+from tests.fakes.attest_parts import MEASUREMENT, FakeAttester, Platform, gramine_folder, make_pki
 from tests.fakes.service_parts import House, make_house
+from tests.unit.test_jobs_libos import FewFiles
 
 from strongroom.attest.appraisal import AllOf, Measurement, UnsafeAcceptSimulated
+from strongroom.attest.attesters.gramine import GramineAttester
 from strongroom.attest.simulated import process
 from strongroom.attest.simulated.process import simulated_platform
 from strongroom.cli.service_verify import judge_service
 from strongroom.client.evidence import ask
 from strongroom.crypto import x509
 from strongroom.errors import DeniedError, IntegrityError
+from strongroom.jobs.enclaves.gramine import build_service
 from strongroom.kms.roots.registry import RootFolder
 from strongroom.kms.stores.sql import get_meta, set_meta
 from strongroom.service.state import TrustService
@@ -161,3 +166,36 @@ def test_T322_a_locked_service_is_nobodys(tmp_path: Path) -> None:
     service = TrustService(tmp_path / "service", tmp_path / "root", attester)
     locked = House(service, house.owner, house.platform, tmp_path, [])
     assert "got nobody" in _made_for(locked, house.owner)
+
+
+def test_T323_an_altered_image_of_the_service_gets_another_sealing_key(tmp_path: Path) -> None:
+    bundle = build_service(FewFiles(tmp_path / "runtimes"), tmp_path / "bundle").folder
+    template = bundle / "job.manifest.template"
+    text, count = template.read_text(), 0
+
+    def enclave(manifest: str) -> GramineAttester:
+        # As the processor does it: all of the manifest is measured, and the key follows from that.
+        nonlocal count
+        folder = tmp_path / f"attestation-{(count := count + 1)}"
+        folder.mkdir()
+        return GramineAttester(gramine_folder(folder, lambda _: b"", hashlib.sha256(manifest.encode()).digest()[:16]))
+
+    (roots := tmp_path / "root").mkdir()
+    root, _ = RootFolder(roots, enclave(text)).create("tee", SHARES)
+    assert RootFolder(roots, enclave(text)).unlock(root.id, []).id == root.id
+    digest = tomllib.loads(text)["sgx"]["trusted_files"][1]["sha256"]
+    for before, after in (
+        ("/launch/admin.pem", "/launch/other.pem"),
+        ('loader.env.TZ = "UTC"', 'loader.env.TZ = "UTC"\nloader.env.PYTHONPATH = "/launch"'),
+        ('  "file:launch/",', '  "file:launch/",\n  "file:root/opt/",'),
+        ("sgx.debug = false", "sgx.debug = true"),
+        (digest, "0" * 64),
+    ):
+        assert text.count(before) >= 1, before
+        with pytest.raises(DeniedError, match="other code or another machine"):
+            RootFolder(roots, enclave(text.replace(before, after))).unlock(root.id, [])
+    # What the host may write is the state and a certificate; neither is measured, nor believed.
+    (bundle / "service" / "state.db").write_bytes(b"x")
+    (bundle / "launch" / "admin.pem").write_text("x")
+    build_service(FewFiles(tmp_path / "again"), bundle)
+    assert template.read_text() == text
