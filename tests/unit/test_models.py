@@ -264,6 +264,15 @@ def keras_config(class_name: str) -> bytes:
         ("m.joblib", b"x\x9c", "packed by zlib"),
         ("pytorch_model.bin", pickle.dumps(Evil(), 0), "calls something"),
         ("weights.npy", pickle.dumps(Evil(), 1), "calls something"),
+        ("weights.bin", b"(0" + pickle.dumps(Evil(), 0), "calls something"),  # a mark that is taken back
+        ("weights.bin", b"I0x1\n0" + pickle.dumps(Evil(), 0), "calls something"),  # pickletools reads no such number
+        ("weights.bin", b"L0x1L\n0" + pickle.dumps(Evil(), 0), "calls something"),
+        ("weights.bin", b"S'\xff'\n0" + pickle.dumps(Evil(), 0), "calls something"),  # Latin-1, if the loader says so
+        ("weights.bin", b"N.I1\n." + pickle.dumps(Evil(), 1), "calls something"),  # as PyTorch once wrote them
+        ("weights.bin", b"N" * 200_000, "calls something"),  # too long to be sure
+        ("weights.bin", pickle.dumps([1.0, "R", {"b": (2,)}], 1), ""),
+        ("notes.txt", b"I have not said\nRR", ""),
+        ("m.zip", archive("x", b"N0" * 40_000 + pickle.dumps(Evil(), 0)), "calls something"),
         ("m.bin", b"N0" + pickle.dumps(Evil(), 0), "calls something"),
         ("model.pkl.gz", gzip.compress(pickle.dumps([1])), "packed by gzip"),
         ("model.z", zlib.compress(pickle.dumps([1])), "packed by zlib"),
@@ -281,7 +290,7 @@ def keras_config(class_name: str) -> bytes:
         ("config.txt", b"config\nfoo\nbar: R.\n", ""),
         ("model.txt", b"tree\nversion=v4\nnum_class=1\n", ""),
         ("m.json", b"{}", ""),
-        ("m.npy", array(None).replace(b"{'descr'", b"{'descr': '<f8', 'descr'"), "Python objects"),  # the last one counts
+        ("m.npy", array(None).replace(b"{'descr'", b"{'descr': 'f8', 'descr'"), "Python objects"),  # the last counts
         ("m.npy", array([1.0]).replace(b"False, ", b"0, 'des''cr': '|O', "), "Python objects"),
         ("m.npy", array([1.0]).replace(b", }", b"}  "), ""),
         ("m.npy", array([1.0, 2.0]), ""),
