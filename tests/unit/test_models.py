@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import json
 import lzma
 import math
 import pickle
+import random
 import zipfile
 import zlib
 from pathlib import Path
@@ -312,3 +314,38 @@ def keras_config(class_name: str) -> bytes:
 def test_T200_files_that_run_code_are_told_by_content(name: str, raw: bytes, said: str) -> None:
     found = code_in(io.BytesIO(raw), name)
     assert said in found if said else found == ""
+
+
+class Called(pickle.Unpickler):
+    """The unpickler itself, which says whether something was called."""
+
+    def find_class(self, _module: str, _name: str) -> object:
+        def call(*_given: object, **_named: object) -> int:
+            self.called = True
+            return 1
+
+        return type("Any", (), {"__new__": call, "__setstate__": call})
+
+    called = False
+
+
+PIECES = [
+    *(b"(", b"0", b"1", b"2", b"N", b"t", b")", b"]", b"}", b"a", b"e", b"s", b"l", b"R", b"b", b"o", b".", b"\x81"),
+    *(b"I0x1\n", b"L0x1L\n", b"F1.5\n", b"S'\xff'\n", b"V\xe9\n", b"cos\nx\n", b"ios\nx\n", b"p1\n", b"g1\n", b"q\1"),
+    *(b"K\1", b"M\1\0", b"J\1\0\0\0", b"U\1a", b"X\1\0\0\0a", b"\x80\1", b"\x8a\1\1", b"\x95" + bytes(8), b"h\1"),
+]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_T200_no_pickle_that_calls_is_missed(seed: int) -> None:
+    chosen, called = random.Random(seed), 0
+    for _ in range(5_000):
+        raw = b"".join(chosen.choices(PIECES, k=chosen.randrange(1, 12))) + chosen.choice([b"", b"cos\nx\n(tR."])
+        unpickler = Called(io.BytesIO(raw), encoding="latin-1")
+        with contextlib.suppress(Exception):
+            while True:
+                unpickler.load()
+        if unpickler.called:
+            called += 1
+            assert code_in(io.BytesIO(raw), "m.bin"), raw
+    assert called > 50
