@@ -47,6 +47,7 @@ __all__ = [
     "Statement",
     "decode_extension",
     "encode_extension",
+    "job_of",
     "make_certificate",
     "make_extension",
     "read_certificate",
@@ -214,7 +215,7 @@ def verify_certificate(
         verify: `verifiers.verify_any` with the caller's roots and endorsements.
         now: UTC.
         nonce: The caller's own challenge. With None whatever nonce there is counts for nothing.
-        issued: It may be a guest's, which a trust service issued: then the evidence has to name the job that it does.
+        issued: It may be a guest's, which a trust service issued: then the evidence has to bind the job that it names.
             Who issued it, and whatever else it says, is not looked at.
 
     Raises:
@@ -229,8 +230,8 @@ def verify_certificate(
             f"{certificate.not_valid_after_utc}, the time is {now}"
         )
     try:
-        job = _job(certificate) if issued and certificate.issuer != certificate.subject else ""
-        if not job:
+        job = job_of(certificate) if issued else ""
+        if not job or certificate.issuer == certificate.subject:
             certificate.verify_directly_issued_by(certificate)
         spki = _spki(certificate.public_key())
     except UNREADABLE as exc:
@@ -261,7 +262,7 @@ def shown(der: bytes) -> dict[str, str]:
         VerificationError: Not bound to this key and job.
     """
     certificate, statement = read_certificate(der)
-    if not (job := _job(certificate)):
+    if not (job := job_of(certificate)):
         raise VerificationError("RA-TLS: job: expected a certificate for one job, got none or several")
     try:
         expected = _bound(statement, _spki(certificate.public_key()), None, job)
@@ -277,7 +278,8 @@ def shown(der: bytes) -> dict[str, str]:
     return {"tee": tee, **{name.removeprefix("body."): fields[name].hex() for name in _CODE[tee]}}
 
 
-def _job(certificate: x509.Certificate) -> str:
+def job_of(certificate: x509.Certificate) -> str:
+    """Return the one job that a certificate names, as `sha256:<hex>`; "" if it names none or several."""
     found = [uri.removeprefix(JOB_URI) for uri in uris(certificate) if uri.startswith(JOB_URI)]
     return f"sha256:{found[0]}" if len(found) == 1 and _DIGEST.fullmatch(found[0]) else ""
 

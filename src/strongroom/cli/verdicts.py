@@ -191,10 +191,10 @@ def judged(
         Finding("endorsements", held, held, passed=True),
         _names_code(policy),
     ]
-    said = None
+    said = ""
     if certificate:
         checks.append(bound(certificate, claims, now))
-        said = checks[-1].passed and _job_said(certificate)
+        said = ratls.job_of(ratls.read_certificate(certificate)[0]) if checks[-1].passed else ""
     if init_data is not None:
         try:
             check_init_data(claims, init_data, said or None)
@@ -202,7 +202,7 @@ def judged(
         except AttestationError as exc:
             job = None
             checks.append(failed(exc))
-    checks += findings(policy, AppraisalContext(claims=claims, job=job))
+    checks += findings(policy, AppraisalContext(claims=claims, job=job, digest=said if init_data is None else ""))
     wrong = [check.check.rpartition(": ")[2] for check in checks if not check.passed]
     hint = "; ".join(dict.fromkeys(_HINTS.get(name, _OTHER) for name in wrong))
     return Verdict(evidence=evidence, now=now, as_of=as_of, claims=claims, checks=tuple(checks), hint=hint)
@@ -227,16 +227,10 @@ def bound(certificate: bytes, claims: Claims, now: datetime) -> Finding:
         ratls.verify_certificate(certificate, lambda _: claims, now=now, issued=True)
     except AttestationError as exc:
         return failed(exc)
-    job = _job_said(certificate)
+    job = ratls.job_of(ratls.read_certificate(certificate)[0])
     names = f"its key and its job, {job}" if job else "its key"
     got = f"the evidence names {names}; fresh only if its reader asked for the nonce"
     return Finding("certificate", wanted, got, passed=True)
-
-
-def _job_said(certificate: bytes) -> str:
-    claims = ratls.read_certificate(certificate)[1].claims
-    job = ratls.read_claims(claims).job if claims else None
-    return (job or b"").decode("ascii", "backslashreplace")
 
 
 def _names_code(policy: Policy) -> Finding:

@@ -144,8 +144,7 @@ class Peers:
     ) -> None:
         self._names = x509.uris(x509.certificate_from_pem(identity.certificate_pem))
         self._shown = ratls.shown(ssl.PEM_cert_to_DER_cert(identity.certificate_pem))
-        arguments = (identity.certificate_pem, identity.key_pem, identity.root_pem)
-        self._server, self._client = tls.peer_contexts(*arguments)
+        self.renew(identity)
         self._door = door
         self._on_lost = on_lost
         self._serve_agent = serve_agent
@@ -216,8 +215,9 @@ class Peers:
 
     def renew(self, identity: Certified) -> None:
         """Show this certificate of the same key, with its newer evidence, on connections from now on."""
-        for context in (self._server, self._client):
-            tls.renew(context, identity.certificate_pem, identity.key_pem)
+        # Others than before: OpenSSL lets nobody change a context of which another thread makes a connection.
+        arguments = (identity.certificate_pem, identity.key_pem, identity.root_pem)
+        self._server, self._client = tls.peer_contexts(*arguments)
 
     def end(self, patience_s: float = 15.0) -> None:
         """End the network as its driver: admit nobody, and wait until the workers' enclaves are gone.
