@@ -380,6 +380,9 @@ def test_T341_a_certificate_is_given_for_evidence_of_its_key_and_this_session_al
         record = house.decisions()[-1]
         assert (record["action"], record["subject"], record["allowed"]) == ("certificate", "evidence", False), name
         assert re.search(reason, record["details"]["reasons"][0]), (name, record)
+    before = len(house.records())
+    assert guest.client("POST", "/kbs/v0/strongroom/certificate", {"csr": "x"}).code == "input"
+    assert len(house.records()) == before + 1, "each request is one record"
     assert guest.ask(other, made(key=other)).code == "denied", "not the key that the session's evidence names"
     renewed = guest.certificate()
     assert renewed.status == 200

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ from strongroom.attest.evidence import MAX_EVIDENCE_BYTES, Evidence
 from strongroom.crypto import tls, x509
 from strongroom.errors import DeniedError, StrongroomError, UnavailableError
 from strongroom.guest import peers as peers_module
-from strongroom.guest import tunnel
+from strongroom.guest import run, tunnel
 from strongroom.guest.peers import Peers
 from strongroom.guest.session import Certified
 from strongroom.kms.ca import WorkloadCA
@@ -257,6 +258,19 @@ def test_the_newest_certificate_is_shown(ca: WorkloadCA, driver: tuple[str, list
         peers.join(driver[0], patience_s=0)
     peers.renew(_identity(ca, evidence=_evidence(KEY)))
     peers.join(driver[0], patience_s=0)
+
+
+def test_a_driver_whose_lease_is_renewed_shows_newer_evidence() -> None:
+    asked: list[str] = []
+    session = SimpleNamespace(
+        attest=lambda: asked.append("attest"),
+        key=lambda *_: SimpleNamespace(ends_at=5.0),
+        certificate=lambda: asked.append("certificate") or "newer",
+    )
+    shown: list[str] = []
+    grants: Any = {("owner", "key"): SimpleNamespace(ends_at=1.0)}
+    assert run._renew(session, grants, SimpleNamespace(renew=shown.append)) == 5.0  # type: ignore[arg-type]
+    assert (asked, shown) == (["attest", "certificate"], ["newer"])
 
 
 def test_evidence_of_the_largest_size_fits_a_handshake(ca: WorkloadCA) -> None:

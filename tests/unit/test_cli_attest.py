@@ -348,6 +348,7 @@ def test_T342_a_guests_certificate_is_judged_by_whoever_meets_it(
     status, checks = judged(made())
     assert status == 0, checks
     assert "names its key and its job, sha256:" in checks["certificate"]["got"]
+    assert judged(made(config_id=bytes(64)))[0] == 0, "Gramine's is zero: then the claims say the job"
     attacks = {
         "of another key, from its certificate": (made(of=other), "RA-TLS", "evidence for key"),
         "of another job": (made(another), "RA-TLS", "evidence for job"),

@@ -127,14 +127,14 @@ class GuestAPI:
         Raises:
             AttestationError, InputError: What failed; the caller tells strangers only the code.
         """
-        with self._noted("attest", now):
+        with self._noted("attest", now, AttestationError, DeniedError):
             return self._attest(session, body, now=now)
 
     @contextlib.contextmanager
-    def _noted(self, action: str, now: datetime) -> Iterator[None]:
+    def _noted(self, action: str, now: datetime, *refusals: type[StrongroomError]) -> Iterator[None]:
         try:
             yield
-        except (AttestationError, DeniedError) as refusal:
+        except refusals as refusal:
             self._note(action, refusal, now)
             raise
         except StrongroomError:
@@ -262,7 +262,7 @@ class GuestAPI:
         csr = _fields(body, {"csr"})["csr"]
         if not isinstance(csr, str):
             raise InputError("csr is PEM text")
-        with self._noted("certificate", now):
+        with self._noted("certificate", now, StrongroomError):
             evidence = self._shown(guest, csr, now)
         certified = self._service.parts.broker.certify(guest, csr, evidence=evidence, now=now, uptime_s=self._uptime())
         self.guest(session, now=now)
