@@ -79,11 +79,9 @@ def run_job(
     session.inputs = {str(v["name"]): volumes[str(v["name"])].released for v in service_volumes(document)}
     report.details["run"] = run_id.hex()
 
-    def renew() -> float:
-        session.attest()
-        return min(session.key(owner, name).ends_at for (owner, name), g in grants.items() if g.ends_at != math.inf)
-
-    lease = Lease(session.lock, renew, min((g.ends_at for g in grants.values()), default=None))
+    lease = Lease(
+        session.lock, lambda: _renew(session, grants, network), min((g.ends_at for g in grants.values()), default=None)
+    )
 
     def commit_batch(checkpoint: SealedVolume) -> None:
         # The checkpoint comes last: a batch that it does not name yet is repeated, one that it names is never lost.
@@ -138,6 +136,14 @@ def run_job(
                     held.enter_context(sealed.changing(session))
             _commit(plain, volumes, session)
     report.status = "completed"
+
+
+def _renew(session: ServiceSession, grants: Mapping[tuple[str, str], Grant], network: Peers | None) -> float:
+    session.attest()
+    ends = [session.key(owner, name).ends_at for (owner, name), g in grants.items() if g.ends_at != math.inf]
+    if network is not None:
+        network.renew(session.certificate())
+    return min(ends)
 
 
 def _commit(plain: Sequence[StagedVolume], volumes: Mapping[str, SealedVolume], session: ServiceSession) -> None:

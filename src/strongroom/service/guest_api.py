@@ -6,13 +6,14 @@ accept. Nonces are used once; sessions live in memory and end with the lease or 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TypeGuard
@@ -20,6 +21,7 @@ from typing import TypeGuard
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from strongroom._encoding import canonical_json, check_bounds, parse_json
+from strongroom.attest import ratls
 from strongroom.attest.binding import JOB_FILE, MAX_JOB_BYTES, init_data_digest
 from strongroom.attest.claims import Claims, check_init_data, check_report_data
 from strongroom.attest.endorsement_files import read_folder, stamp_of
@@ -34,6 +36,7 @@ from strongroom.errors import (
     AttestationError,
     DeniedError,
     EndorsementError,
+    EvidenceError,
     InputError,
     StrongroomError,
     UnavailableError,
@@ -55,6 +58,8 @@ MAX_SESSIONS = 65_536
 MAX_JOB_DEPTH = 32
 MAX_HELD_CHARS = 16 << 20
 """Of init data, over all sessions: what is parsed from it takes some twenty times as much memory."""
+_STATUS = {"report_data", "tcb_status", "advisory_ids", "tcb_date", "tcb_age_days", "tcb_eval_number", "tcb", "limits"}
+"""Claims that two quotes of one enclave may differ in: what was bound, and what endorsements of the moment say."""
 _NO_NONCE = "the nonce is unknown, used or too old"
 STRANGERS_RECORDED = 60
 """Refused strangers that are logged and recorded per hour; of the rest only the number is."""
@@ -123,15 +128,20 @@ class GuestAPI:
         Raises:
             AttestationError, InputError: What failed; the caller tells strangers only the code.
         """
-        try:
+        with self._noted("attest", now, AttestationError, DeniedError):
             return self._attest(session, body, now=now)
-        except (AttestationError, DeniedError) as refusal:
-            self._note("attest", refusal, now)
+
+    @contextlib.contextmanager
+    def _noted(self, action: str, now: datetime, *refusals: type[StrongroomError]) -> Iterator[None]:
+        try:
+            yield
+        except refusals as refusal:
+            self._note(action, refusal, now)
             raise
         except StrongroomError:
             raise
         except Exception as exc:  # also the unforeseen: nothing is refused without a record
-            self._note("attest", DeniedError(f"unexpected error: {type(exc).__name__}"), now)
+            self._note(action, DeniedError(f"unexpected error: {type(exc).__name__}"), now)
             raise
 
     def _attest(self, session: str, body: object, *, now: datetime) -> dict[str, object]:
@@ -159,6 +169,7 @@ class GuestAPI:
             claims=claims,
             job=job,
             document=document,
+            nonce=waiting.nonce,
             public_key=key.key,
             tls_spki=key.tls_spki or "",
             run_id=secrets.token_hex(16),
@@ -219,6 +230,7 @@ class GuestAPI:
             return
         reason = str(refusal)[:2000].encode("utf-8", "replace").decode()
         _log.warning("refused a stranger action=%s code=%s reason=%.1000r", action, refusal.code, reason)
+        subjects = {"attest": "evidence", "certificate": "evidence", "commit": "signature"}
         details: dict[str, object] = {"code": refusal.code, "reasons": [reason], "not_recorded": missed}
         try:
             with self._service.store.transaction() as tx:
@@ -228,7 +240,7 @@ class GuestAPI:
                     owner=self._service.admin,
                     actor="stranger",
                     action=action,
-                    subject={"attest": "evidence", "commit": "signature"}.get(action, "no session"),
+                    subject=subjects.get(action, "no session"),
                     allowed=False,
                     details=details,
                 )
@@ -246,14 +258,41 @@ class GuestAPI:
         return released
 
     def certificate(self, session: str, body: object, *, now: datetime) -> dict[str, object]:
-        """Return a certificate for the guest's TLS key."""
+        """Return a certificate for the guest's TLS key, with the evidence for that key that the request carries."""
         guest = self.guest(session, now=now)
         csr = _fields(body, {"csr"})["csr"]
         if not isinstance(csr, str):
             raise InputError("csr is PEM text")
-        certified = self._service.parts.broker.certify(guest, csr, now=now, uptime_s=self._uptime())
+        with self._noted("certificate", now, StrongroomError):
+            evidence = self._shown(guest, csr, now)
+        certified = self._service.parts.broker.certify(guest, csr, evidence=evidence, now=now, uptime_s=self._uptime())
         self.guest(session, now=now)
         return certified
+
+    def _shown(self, guest: Guest, csr: str, now: datetime) -> bytes:
+        """Return the evidence in a certificate request: for its key, in answer to this session's nonce, for its job.
+
+        It proves what the session's evidence proved, which is what policies are asked about. How good the platform is
+        was judged then, for one lease.
+        """
+        if (raw := x509.extension_of_csr(csr, ratls.EXTENSION)) is None:
+            oid = ratls.EXTENSION.dotted_string
+            raise EvidenceError(f"certificate request: expected the extension {oid}, got none")
+        choices = self._choices(self._service.anchors)
+        claims = ratls.verify_extension(
+            raw,
+            x509.public_key_of_csr(csr),
+            lambda one: verify_any(one, choices, now=now),
+            nonce=guest.nonce.encode(),
+            job=guest.job,
+        )
+        found = claims.to_json()
+        for name, expected in guest.claims.to_json().items():
+            if name not in _STATUS and found[name] != expected:
+                raise VerificationError(
+                    f"certificate request: {name}: expected {expected} as attested, got {found[name]}"
+                )
+        return raw
 
     def commit(self, session: str, body: object, *, now: datetime) -> dict[str, object]:
         """Advance a data set's head for the guest's job."""
