@@ -368,7 +368,7 @@ def test_a_writer_that_failed_seals_nothing_more_under_the_same_numbers(last: st
     raw = Full()
     writer = Writer(raw, bytes(PREFIX_BYTES), FileSecret(key=bytes(32), base_nonce=bytes(12)))
     if last == "close":
-        writer.write(bytes(1_990_000))
+        writer.write(bytes(1_999_000))
     with pytest.raises(OSError, match="full"):
         writer.close() if last == "close" else writer.write(bytes(3_000_000))
     raw.room, before = 10_000_000, raw.getvalue()
