@@ -29,7 +29,7 @@ __all__ = ["LINKS", "SEEN", "AuditHead", "AuditLog", "follow_links", "read_head"
 HEAD_TYPE = "strongroom-audit-head+jwt"
 START = "0" * 64
 SEEN = "strongroom-audit-seen"
-"""Request header of owners: the number of the newest record that they saw."""
+"""Request header of owners: number and chain value of the newest record that they saw, with a point between."""
 LINKS = "strongroom-audit-links"
 """Response header: owner tag and hash of each record since, 32 bytes each, base64url; no more than `MAX_LINKS`."""
 MAX_LINKS = 400
@@ -122,7 +122,10 @@ class AuditLog:
         while found.seq < newest.seq and (links := AuditLog.links(tx, after=found.seq)):
             found = follow_links(found, links)
         if (found.seq, found.chain) != (newest.seq, newest.chain):
-            raise damaged(f"its log, of {newest.seq} records, does not go on from record {seen.seq}, which was seen")
+            raise damaged(
+                f"its log, of {newest.seq} records, does not go on from record {seen.seq}, which was seen: "
+                "an older database was restored"
+            )
 
     @staticmethod
     def links(tx: sa.Connection, *, after: int) -> bytes:

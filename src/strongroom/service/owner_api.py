@@ -23,7 +23,7 @@ from strongroom.attest.verifiers.choose import snp_rules
 from strongroom.crypto import jose, x509
 from strongroom.errors import DeniedError, InputError
 from strongroom.kms import messages
-from strongroom.kms.audit import AuditHead
+from strongroom.kms.audit import AuditHead, AuditLog
 from strongroom.kms.broker import KeyWanted, OwnerReceiver
 from strongroom.kms.owners import add_owner, is_registered, list_owners, revoke_owner
 from strongroom.service.state import TrustService
@@ -421,17 +421,20 @@ class OwnerAPI:
             details=details,
         )
 
-    def check_owner(self, fingerprint: str) -> None:
-        """Refuse certificates that TLS accepts but that no owner has.
+    def check_owner(self, fingerprint: str, seen: AuditHead | None = None) -> None:
+        """Refuse certificates that TLS accepts but that no owner has, and owners who saw a newer state than this.
 
         Such as one that an owner's certificate signed, or a revoked owner's while the service has not restarted.
 
         Raises:
             DeniedError: Not a registered owner's certificate.
+            IntegrityError: The audit log does not go on from what was `seen`.
         """
         with self._service.store.transaction() as tx:
             if not is_registered(tx, fingerprint):
                 raise DeniedError("this client certificate is not a registered owner's, or was revoked")
+            if seen is not None and not self._service.locked:
+                AuditLog.check_extends(tx, seen)
 
     def check_admin(self, call: Call) -> None:
         """Refuse owners that do not administer this service.
