@@ -118,7 +118,10 @@ def allow_job(
     chosen = {k: [u for u in v if not uses or u in uses] for k, v in declared.items() if not keys or k in keys}
     chosen = {key: wanted for key, wanted in chosen.items() if wanted}
     if not chosen:
-        raise InputError(f"the job does not use {', '.join(keys) or 'a key of yours'}")
+        raise InputError(
+            f"the job does not {' or '.join(uses) or 'use'} {', '.join(keys) or 'a key of yours'}",
+            hint="`strongroom job show JOB_FILE` says which volumes and keys it uses, and how",
+        )
     if document.get("unsafe_program_has_keys"):
         _log.warning(
             "job %s: under this LibOS the program can take the named keys themselves, not only what they open", job
