@@ -23,6 +23,7 @@ __all__ = ["code_in"]
 _SUFFIXES = {".pkl", ".pickle", ".p", ".joblib", ".pt", ".pth", ".dill"}
 _NUMPY = b"\x93NUMPY"
 _HEAD = 1 << 16
+_END_BYTES = 22  # of an archive, at least
 _MAX_OPCODES = 100_000
 _PACKED = {
     b"\x1f\x8b": "gzip",
@@ -58,9 +59,10 @@ def _in_stream(file: IO[bytes]) -> str:
     head = file.read(_HEAD)
     if head.startswith(b"PK\x03\x04"):
         return _in_archive(file)
-    found = _in_head(head)
-    if not found and _calls(file):
-        return "a pickle that calls something"
+    found = _in_head(head) or ("a pickle that calls something" if _calls(file) else "")
+    # Libraries find an archive by its end, whatever stands before it.
+    if not found and file.seek(0, os.SEEK_END) >= _END_BYTES and zipfile.is_zipfile(file):
+        found = _in_archive(file)
     return found
 
 
