@@ -281,6 +281,9 @@ def keras_config(class_name: str) -> bytes:
         ("config.txt", b"config\nfoo\nbar: R.\n", ""),
         ("model.txt", b"tree\nversion=v4\nnum_class=1\n", ""),
         ("m.json", b"{}", ""),
+        ("m.npy", array(None).replace(b"{'descr'", b"{'descr': '<f8', 'descr'"), "Python objects"),  # the last one counts
+        ("m.npy", array([1.0]).replace(b"False, ", b"0, 'des''cr': '|O', "), "Python objects"),
+        ("m.npy", array([1.0]).replace(b", }", b"}  "), ""),
         ("m.npy", array([1.0, 2.0]), ""),
         ("m.keras", archive("config.json", b"{}"), ""),
         ("m.keras", archive("config.json", keras_config("Dense")), ""),

@@ -35,6 +35,9 @@ _PACKED = {
 }
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _MAX_CONFIG = 64 << 20
+_OF_NUMBERS = re.compile(
+    r"\{'descr': '[<>|=]?[biufcSUmM?]\d*(\[\w+\])?', 'fortran_order': (True|False), 'shape': \([\d, ]*\),? ?\}\s*"
+)
 _CALLS = {"BUILD", "INST", "NEWOBJ", "NEWOBJ_EX", "OBJ", "REDUCE"}
 
 
@@ -82,12 +85,11 @@ def _in_head(head: bytes) -> str:
 
 
 def _holds_objects(head: bytes) -> bool:
-    # NumPy's header is a Python literal; whatever is not plainly a number's type counts as objects.
+    # NumPy's header is a Python literal; whatever is not plainly that of a number's type counts as objects.
     size = struct.unpack_from("<H" if head[6:7] == b"\x01" else "<I", head.ljust(12, b"\0"), 8)[0]
     start = 10 if head[6:7] == b"\x01" else 12
     header = head[start : start + size].decode("latin-1")
-    found = re.search(r"""['"]descr['"]\s*:\s*['"]([^'"]*)['"]""", header)
-    return len(header) < size or found is None or re.fullmatch(r"[<>|=]?[biufcSUmM?]\d*(\[\w+\])?", found[1]) is None
+    return len(header) < size or _OF_NUMBERS.fullmatch(header) is None
 
 
 def _calls(file: IO[bytes]) -> bool:
