@@ -1,4 +1,4 @@
-"""One test per threat to the trust service's state from whoever can write its disk (T310 to T318)."""
+"""One test per threat to the trust service's state from whoever can write its disk (T310 to T318, T350 to T354)."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tests.fakes.service_parts import House, document, make_house
 
 from strongroom.errors import IntegrityError
 from strongroom.kms.audit import AuditHead
+from strongroom.kms.stores import sql
 from strongroom.kms.stores.sql import SQLStore, get_meta
 from strongroom.service.state import TrustService
 
@@ -34,6 +35,18 @@ class Disk:
             db.execute("PRAGMA defer_foreign_keys=ON")
             for statement in script.split(";"):
                 db.execute(statement)
+
+    def whole(self, statement: str) -> None:
+        with contextlib.closing(sqlite3.connect(self.folder / "service" / "state.db")) as db, db:
+            db.execute(statement)
+
+    def schema(self, table: str, text: str) -> None:
+        """Write another text for `table` into the schema, and have everybody read it again."""
+        with contextlib.closing(sqlite3.connect(self.folder / "service" / "state.db", isolation_level=None)) as db:
+            version = db.execute("PRAGMA schema_version").fetchone()[0]
+            db.execute("PRAGMA writable_schema=ON")
+            db.execute("UPDATE sqlite_master SET sql = ? WHERE name = ? AND type = 'table'", (text, table))
+            db.execute(f"PRAGMA schema_version={version + 1}")
 
     def rows(self, statement: str) -> list[tuple[object, ...]]:
         with sqlite3.connect(self.folder / "service" / "state.db") as db:
@@ -337,24 +350,55 @@ def test_T317_older_disk_under_a_running_service(disk: Disk) -> None:
     service.store.close()
 
 
-def test_T317_triggers_on_the_disk_reach_nothing(disk: Disk) -> None:
-    with sqlite3.connect(disk.folder / "service" / "state.db") as db:
-        db.execute("CREATE TRIGGER evil AFTER INSERT ON audit BEGIN UPDATE owners SET certificate = ''; END")
-        db.execute(
-            "CREATE TRIGGER more AFTER INSERT ON audit BEGIN SELECT strongroom_changed('owners', 'DELETE', 1); END"
-        )
-    db.close()
+# What a host puts into the schema of its disk, to be run with the service's own statements.
+SCHEMAS = {
+    "trigger": "CREATE TRIGGER evil AFTER INSERT ON audit BEGIN UPDATE owners SET certificate = ''; END",
+    "view": "CREATE VIEW evil AS SELECT * FROM policies",
+    "index": "CREATE INDEX evil ON audit (record)",
+    "index on an expression": "CREATE INDEX evil ON tags (length(tag))",
+}
+
+
+@pytest.mark.parametrize("what", SCHEMAS)
+def test_T350_another_schema_on_the_disk(disk: Disk, what: str) -> None:
     service = disk.unlock()
-    house = House(service, service.admin, None, disk.folder, [])  # type: ignore[arg-type]
-    client = house.as_owner()
-    assert client("POST", "/v1/keys", {"name": "third"}).code == "unavailable"  # unsafe use of the function
-    with sqlite3.connect(disk.folder / "service" / "state.db") as db:
-        db.execute("DROP TRIGGER more")
-    db.close()
-    assert client("POST", "/v1/keys", {"name": "third"}).status == 200
-    assert client("GET", "/v1/keys").status == 200, "its owner is registered, whatever the disk says"
+    client = House(service, service.admin, None, disk.folder, []).as_owner()  # type: ignore[arg-type]
+    disk.whole(SCHEMAS[what])
+    for method, path, body in (("GET", "/v1/keys", None), ("POST", "/v1/keys", {"name": "third"})):
+        answer = client(method, path, body)
+        assert (answer.code, "evil of its schema is not as the service" in answer.raw.decode()) == ("integrity", True)
     service.store.close()
-    disk.refused("of table owners was altered")
+    disk.refused("evil of its schema is not as the service made it")
+    assert not disk.rows("SELECT * FROM owners WHERE certificate = 'x'")
+    disk.whole(f"DROP {what.partition(' ')[0]} evil")
+    disk.unlock().store.close()
+
+
+@pytest.mark.parametrize("checked", [True, False])
+@pytest.mark.parametrize("table", ["audit", "tags", "policies", "seal"])
+def test_T350_a_constraint_of_the_disks_calls_what_notes_changes(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch, table: str, checked: bool
+) -> None:
+    """SQLite lets a CHECK call any function, be the schema trusted or not: none of ours may be there."""
+    if not checked:  # as if the host had put its schema there between our look and SQLite's own
+        monkeypatch.setattr(sql, "_check_schema", lambda _tx: None)
+    service = disk.unlock()
+    client = House(service, service.admin, None, disk.folder, []).as_owner()  # type: ignore[arg-type]
+    (row,) = disk.rows("SELECT owner, key, revision, document, updated FROM policies WHERE key = 'sales'")
+    (older,) = disk.rows("SELECT document FROM policies WHERE key = 'other'")
+    args = ", ".join(f"'{v}'" if isinstance(v, str) else str(v) for v in (*row, *row[:3], *older, row[4]))
+    (made,) = disk.rows(f"SELECT sql FROM sqlite_master WHERE name = '{table}' AND type = 'table'")
+    start, _, end = str(made[0]).rpartition(")")
+    disk.schema(table, f"{start}, CHECK (strongroom_changed('policies', 'UPDATE', {args}))){end}")
+    answers = [
+        client("POST", "/v1/keys", {"name": "third"}).status,
+        client("PUT", "/v1/keys/other/policy", {"policy": {"read": None, "write": None}, "revision": 1}).status,
+    ]
+    assert any(status != 200 for status in answers)
+    disk.schema(table, str(made[0]))
+    service.store.close()
+    disk.unlock().store.close()
+    assert disk.rows("SELECT document FROM policies WHERE key = 'sales'") == [(row[3],)]
 
 
 def test_T318_older_state_unlocked_by_an_owner_who_saw_more(tmp_path: Path) -> None:
