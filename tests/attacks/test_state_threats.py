@@ -96,7 +96,7 @@ def left(tmp_path_factory: pytest.TempPathFactory) -> Path:
     manifest = client("GET", "/v1/outputs").json["outputs"][0]["manifest"]
     decided = client("POST", f"/v1/outputs/{head['dataset']}", {"manifest": manifest, "state": "rejected"})
     assert decided.status == 200, decided.raw
-    root = house.service.anchors[0]["fingerprint"]
+    root = house.service.trusted().anchors[0]["fingerprint"]
     assert client("DELETE", f"/v1/anchors/{root}").status == 200
     house.service.store.close()
     return house.folder
@@ -120,7 +120,7 @@ def test_T310_what_the_service_left_is_believed(disk: Disk) -> None:
         service = disk.unlock()
         with service.store.transaction() as tx:
             assert tx.exec_driver_sql("SELECT count(*) FROM held").scalar() == held
-        assert len(service.anchors) == held
+        assert len(service.trusted().anchors) == held
         service.store.close()
         disk.back()
 
@@ -424,3 +424,29 @@ def test_T318_older_state_unlocked_by_an_owner_who_saw_more(tmp_path: Path) -> N
         assert house.service.locked == bool(words)
         assert house.as_owner()("GET", "/v1/keys").code == ("unavailable" if words else "ok")
         house.service.store.close()
+
+
+def test_T351_what_another_process_on_the_same_file_changed(tmp_path: Path) -> None:
+    """The host runs two, and hands what the owner takes back to the one that no guest asks."""
+    asked, job, _, told = _two(tmp_path)
+    guest, root = asked.guest(job).attested(), asked.service.trusted().anchors[0]["fingerprint"]
+    assert guest.resource(asked.owner).status == 200
+    assert told.as_owner()("PUT", "/v1/lease", {"lease_s": 120}).status == 200
+    later = asked.guest(job).attested()
+    assert later.open(later.resource(asked.owner))["lease_s"] == 120
+    assert asked.as_owner()("GET", "/v1/status").json["lease_s"] == 120
+    assert told.as_owner()("DELETE", f"/v1/anchors/{root}").status == 200
+    for one in (guest, later):
+        assert one.resource(asked.owner).code == "denied"
+    assert asked.guest(job).attest().code == "endorsement"
+    assert asked.as_owner()("GET", "/v1/status").json["anchors"] == []
+    for house in (asked, told):
+        house.service.store.close()
+
+
+def _two(folder: Path) -> tuple[House, dict[str, object], dict[str, object], House]:
+    house = make_house(folder)
+    job, head = house.ready()
+    second = TrustService(folder / "service", folder / "root")
+    second.unlock([], now=datetime.now(UTC))
+    return house, job, head, House(second, house.owner, house.platform, folder, [])

@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -36,7 +36,7 @@ from strongroom.kms.roots.registry import RootFolder
 from strongroom.kms.stores.sql import SQLStore, get_meta, set_meta
 from strongroom.service import birth
 
-__all__ = ["TrustService", "Unlocked"]
+__all__ = ["Trust", "TrustService", "Unlocked"]
 
 _log = logging.getLogger(__name__)
 
@@ -67,6 +67,21 @@ class Unlocked:
     broker: Broker
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trust:
+    """What the service believes at one moment.
+
+    Attributes:
+        anchors: The roots of evidence, each with its settings.
+        changes: How often trust in a root changed, by fingerprint: so what attested before does not come back with it.
+        lease_s: Of guests that attest now.
+    """
+
+    anchors: Sequence[Mapping[str, str]] = ()
+    changes: Mapping[str, int] = field(default_factory=dict)
+    lease_s: int = MAX_LEASE_S
+
+
 class TrustService:
     """A trust service on `folder` (database, endorsements) and `root_folder` (root key, outside the data folder).
 
@@ -89,9 +104,6 @@ class TrustService:
         self._unlocked: Unlocked | None = None
         self._prepared: tuple[str, RootKey] | None = None
         self._lock = threading.Lock()
-        self.anchors: list[dict[str, str]] = []
-        self.trust_changes: dict[str, int] = {}
-        self.lease_s = MAX_LEASE_S
         with self.store.transaction() as tx:
             self._read_facts(tx)
 
@@ -195,7 +207,6 @@ class TrustService:
         self.store.unseal(state)
         with self.store.transaction() as tx:
             self._read_facts(tx)
-            self._follow(tx)
             identity = _private(tx, root, "identity-key", _IDENTITY_CONTEXT)
             ca = _private(tx, root, "ca-key", _CA_CONTEXT)
             AuditLog.check_end(tx)
@@ -213,16 +224,16 @@ class TrustService:
             broker=Broker(self.store, keys, policies, datasets, audit, WorkloadCA(ca, now=now)),
         )
 
-    def follow(self) -> None:
-        """Follow what is on disk of anchors and lease; whoever changed them calls it once the change is."""
-        with self._lock, self.store.transaction() as tx:
-            self._follow(tx)
-
-    def _follow(self, tx: sa.Connection) -> None:
-        # In this order: whoever reads the counts first has none that is newer than its anchors.
-        self.anchors = json.loads(_text(tx, "anchors"))
-        self.trust_changes = json.loads(get_meta(tx, _CHANGES) or b"{}")
-        self.lease_s = int(get_meta(tx, _LEASE) or MAX_LEASE_S)
+    def trusted(self) -> Trust:
+        """Return what is believed now, be it changed by another process on this state; nothing while locked."""
+        if self.locked:
+            return Trust()
+        with self.store.transaction() as tx:
+            return Trust(
+                anchors=json.loads(_text(tx, "anchors")),
+                changes=json.loads(get_meta(tx, _CHANGES) or b"{}"),
+                lease_s=int(get_meta(tx, _LEASE) or MAX_LEASE_S),
+            )
 
     @staticmethod
     def set_lease(tx: sa.Connection, lease_s: int) -> None:
