@@ -11,9 +11,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from tests.fakes.attest_parts import FakeAttester, Platform, make_pki
 from tests.fakes.service_parts import House, document, make_house
 
-from strongroom.errors import IntegrityError
+from strongroom.errors import DeniedError, IntegrityError, StrongroomError
 from strongroom.kms.audit import AuditHead
 from strongroom.kms.stores import sql
 from strongroom.kms.stores.sql import SQLStore, get_meta
@@ -442,6 +443,79 @@ def test_T351_what_another_process_on_the_same_file_changed(tmp_path: Path) -> N
     assert asked.as_owner()("GET", "/v1/status").json["anchors"] == []
     for house in (asked, told):
         house.service.store.close()
+
+
+def test_T352_a_fork_of_the_state_under_a_running_service(tmp_path: Path) -> None:
+    """A second service went on from an older state, and has the later seal."""
+    house = make_house(tmp_path)
+    job, _ = house.ready()
+    house.service.store.close()
+    shutil.copytree(tmp_path / "service", tmp_path / "fork")
+    house = house.reopened()
+    _put(house, {"read": None, "write": None})
+    guest = house.guest(job).attested()
+    assert guest.resource(house.owner).code == "appraisal"
+    fork = TrustService(tmp_path / "fork", tmp_path / "root")
+    fork.unlock([], now=datetime.now(UTC))
+    other = House(fork, house.owner, house.platform, tmp_path, [])
+    for _ in range(6):
+        assert other.guest(job).attested().resource(house.owner).status == 200
+    fork.store.close()
+    with (
+        contextlib.closing(sqlite3.connect(tmp_path / "fork" / "state.db")) as source,
+        contextlib.closing(sqlite3.connect(tmp_path / "service" / "state.db")) as target,
+    ):
+        source.backup(target)
+    for _ in range(2):
+        answer = guest.resource(house.owner)
+        assert (answer.code, "does not go on from record" in answer.raw.decode()) == ("integrity", True)
+    house.service.store.close()
+
+
+TEE = {"threshold": "2", "shares": "3"}
+
+
+@pytest.mark.parametrize("kind", ["keyfile", "passphrase", "tee"])
+def test_T353_the_host_calls_the_root_key_another_kind(tmp_path: Path, kind: str) -> None:
+    """The shares that an owner brings must not be sealed to a TEE for whoever runs the machine."""
+    attester = FakeAttester()
+    house = make_house(tmp_path, kind="shares", options=TEE, attester=attester)
+    (path,) = (tmp_path / "root").glob("root-*.json")
+    text = path.read_text()
+    path.write_text(text.replace('"kind": "shares"', f'"kind": "{kind}"'))
+    words = "root kind: expected shares, which the state says, got tee" if kind == "tee" else "."
+    with pytest.raises(StrongroomError, match=words):
+        house.reopened(house.handout[:2], attester)
+    assert list((tmp_path / "root").iterdir()) == [path], "nothing was sealed"
+    path.write_text(text)
+    house = house.reopened(house.handout[:2], attester)
+    # A rotation says the new kind.
+    shares = house.service.rotate_root("tee", TEE, actor="x", now=datetime.now(UTC))
+    assert not house.reopened([], attester).service.locked
+    path = tmp_path / "root" / f"root-{house.service.root_name}.json"
+    path.write_text(path.read_text().replace('"kind": "tee"', '"kind": "shares"'))
+    with pytest.raises(IntegrityError, match="root kind: expected tee, which the state says, got shares"):
+        house.reopened(shares[:2], attester)
+
+
+def test_T353_an_unlock_that_is_refused_seals_nothing(tmp_path: Path) -> None:
+    house = make_house(tmp_path, kind="tee", options=TEE, attester=FakeAttester())
+    house.as_owner()("POST", "/v1/keys", {"name": "sales"})
+    (seen,) = house.records()[1:]
+    house.service.store.close()
+    moved = FakeAttester(Platform(make_pki("two")))
+    (sealed,) = (tmp_path / "root").glob("*.key")
+    before = sealed.read_bytes()
+    service = TrustService(tmp_path / "service", tmp_path / "root", moved)
+    for last in (AuditHead(seq=2, chain="0" * 64), AuditHead(seq=9, chain=seen["chain"])):
+        with pytest.raises(IntegrityError, match="does not go on from record"):
+            service.unlock(house.handout[:2], now=datetime.now(UTC), seen=last)
+        assert (service.locked, sealed.read_bytes()) == (True, before)
+        with pytest.raises(DeniedError, match="other code or another machine"):
+            service.unlock([], now=datetime.now(UTC))
+    service.unlock(house.handout[:2], now=datetime.now(UTC), seen=AuditHead(seq=2, chain=seen["chain"]))
+    assert sealed.read_bytes() != before
+    service.store.close()
 
 
 def _two(folder: Path) -> tuple[House, dict[str, object], dict[str, object], House]:

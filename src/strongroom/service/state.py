@@ -47,6 +47,7 @@ _BORN = "born"
 _STATE_CONTEXT = b"strongroom-state-key-v1"
 _STATE_KEY = "state-key"
 _STATE_KEY_BYTES = 32
+_ROOT_KIND = "root-kind"
 _LEASE = "lease-s"
 _SEEN = "endorsements-seen"
 _CHANGES = "trust-changes"
@@ -141,6 +142,7 @@ class TrustService:
         certificate = x509.self_signed(identity, "Strongroom trust service", now=now, days=3650, ca=True)
         with store.transaction() as tx:
             set_meta(tx, "root", root.id.encode())
+            set_meta(tx, _ROOT_KIND, kind.encode())
             set_meta(tx, _STATE_KEY, root.wrap(state, _STATE_CONTEXT))
             set_meta(tx, "identity-key", root.wrap(_pem(identity), _IDENTITY_CONTEXT))
             set_meta(tx, "ca-key", root.wrap(_pem(ca), _CA_CONTEXT))
@@ -194,8 +196,7 @@ class TrustService:
             IntegrityError: Root key and database do not belong together, or the database was altered.
         """
         with self._lock:
-            root = self.roots.unlock(self.root_name, credentials)
-            self._build(root, now, seen)
+            self.roots.unlock(self.root_name, credentials, lambda root: self._build(root, now, seen))
             self._forget_retired()
             with self.store.transaction() as tx:
                 born = get_meta(tx, _BORN)
@@ -207,6 +208,11 @@ class TrustService:
         self.store.unseal(state)
         with self.store.transaction() as tx:
             self._read_facts(tx)
+            if (kind := _text(tx, _ROOT_KIND)) != root.kind:  # the descriptor is its disk's word
+                raise IntegrityError(
+                    f"root kind: expected {kind}, which the state says, got {root.kind}: the descriptor was altered",
+                    hint=f"restore root-{root.id}.json from your backup, and do not trust this machine",
+                )
             identity = _private(tx, root, "identity-key", _IDENTITY_CONTEXT)
             ca = _private(tx, root, "ca-key", _CA_CONTEXT)
             AuditLog.check_end(tx)
@@ -320,6 +326,7 @@ class TrustService:
                 set_meta(tx, name, root.wrap(parts.root.unwrap(wrapped, context), context))
             set_meta(tx, "retired-root", parts.root.id.encode())
             set_meta(tx, "root", root.id.encode())
+            set_meta(tx, _ROOT_KIND, kind.encode())
             parts.audit.append(
                 tx,
                 now=now,

@@ -72,10 +72,10 @@ class Mirror:
                     f"BEGIN INSERT INTO {_CHANGES} VALUES ('{name}', '{event}', {values}{nulls}); END"
                 )
         if not fresh:
-            self._load(tx)
+            self.load(tx)
 
-    def begin(self, tx: sa.Connection) -> None:
-        """Begin a transaction, in which the memory is what the disk's seal is of.
+    def begin(self, tx: sa.Connection) -> bool:
+        """Begin a transaction, in which the memory is what the disk's seal is of; return False if it has to be read.
 
         Raises:
             IntegrityError: The disk has an earlier seal, or another.
@@ -83,10 +83,10 @@ class Mirror:
         self._pending = state = self._state
         shown = _shown(tx)
         if shown == state.seal:
-            return
+            return True
         if shown is None or state.seal is None or shown[0] <= state.seal[0]:
             raise damaged("its seal is not the one that this process left there")
-        self._load(tx)
+        return False
 
     def save(self, tx: sa.Connection) -> None:
         """Write what changed, and the seal, to the disk."""
@@ -129,7 +129,12 @@ class Mirror:
         with key as raw:
             self._pending = replace(self._pending, key=raw)
 
-    def _load(self, tx: sa.Connection) -> None:
+    def load(self, tx: sa.Connection) -> None:
+        """Read all from the disk, and check it.
+
+        Raises:
+            IntegrityError: Names the first row or table that does not hold.
+        """
         key, sums, seal = self._state.key, dict.fromkeys(self._tables, 0), _shown(tx)
         if seal is None:
             raise damaged("it has no seal")

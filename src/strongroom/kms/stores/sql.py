@@ -240,8 +240,8 @@ class SQLStore:
             mirror = self._mirror
             with self._wrapped(), self._engine.begin() as connection:
                 _check_schema(connection)
-                if mirror is not None:
-                    mirror.begin(connection)
+                if mirror is not None and not mirror.begin(connection):
+                    _reload(mirror, connection)
                 yield connection
                 if mirror is not None:
                     mirror.save(connection)
@@ -326,6 +326,16 @@ def _not_ours(shown: frozenset[tuple[str | None, ...]]) -> str:
 
 def _spaced(row: Iterable[object]) -> tuple[str | None, ...]:
     return tuple(None if value is None else " ".join(str(value).split()) for value in row)
+
+
+def _reload(mirror: Mirror, tx: sa.Connection) -> None:
+    # Another process went on from here, or from an older state: that one is no later state of this.
+    from strongroom.kms.audit import AuditHead, AuditLog  # noqa: PLC0415  # which stands on this module
+
+    last = tx.execute(sa.select(audit_head.c.seq, audit_head.c.chain)).first()
+    mirror.load(tx)
+    if last is not None:
+        AuditLog.check_extends(tx, AuditHead(seq=last.seq, chain=last.chain))
 
 
 def _original(exc: Exception) -> object:
