@@ -168,7 +168,6 @@ def _trusting(house: House, pki: SimulatedPKI, **settings: str) -> None:
     anchor = {"kind": "hardware", "fingerprint": pki.anchor().fingerprint, **settings}
     with house.service.store.transaction() as tx:
         house.service.trust(tx, anchor)
-    house.service.follow()
 
 
 def test_T277_a_root_distrusted_and_trusted_again_brings_nothing_back(
@@ -211,7 +210,7 @@ def test_T277_a_root_distrusted_and_trusted_again_brings_nothing_back(
 def test_T277_trust_that_changes_while_evidence_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     house = make_house(tmp_path)
     job, _ = house.ready()
-    root, pki = house.service.anchors[0], house.platform.pki
+    root, pki = house.service.trusted().anchors[0], house.platform.pki
 
     def change(*_: object, **__: object) -> Claims:
         claims = verify_any(*_, **__)  # type: ignore[arg-type]
@@ -219,7 +218,6 @@ def test_T277_trust_that_changes_while_evidence_is_verified(tmp_path: Path, monk
             house.service.distrust(tx, root["fingerprint"])
         with house.service.store.transaction() as tx:
             house.service.trust(tx, root)
-        house.service.follow()
         return claims
 
     with monkeypatch.context() as during:
@@ -243,9 +241,9 @@ def test_T277_a_root_that_is_distrusted_while_a_decision_waits(
 
     def waits(*words: object, **named: object) -> object:
         found = real(*words, **named)
+        root = house.service.trusted().anchors[0]["fingerprint"]
         with house.service.store.transaction() as tx:
-            house.service.distrust(tx, house.service.anchors[0]["fingerprint"])
-        house.service.follow()
+            house.service.distrust(tx, root)
         return found
 
     monkeypatch.setattr(broker, name, waits)

@@ -118,10 +118,11 @@ class AuditLog:
         Raises:
             IntegrityError: The state is older, or went another way since.
         """
-        newest, found = tx.execute(sa.select(audit_head)).one(), seen
+        last, found = tx.execute(sa.select(audit_head)).first(), seen
+        newest = AuditHead(seq=last.seq, chain=last.chain) if last else AuditHead(seq=0, chain=START)
         while found.seq < newest.seq and (links := AuditLog.links(tx, after=found.seq)):
             found = follow_links(found, links)
-        if (found.seq, found.chain) != (newest.seq, newest.chain):
+        if found != newest:
             raise damaged(
                 f"its log, of {newest.seq} records, does not go on from record {seen.seq}, which was seen: "
                 "an older database was restored"
@@ -141,7 +142,7 @@ class AuditLog:
         found: list[dict[str, object]] = []
         size = 0
         for row in rows:
-            record = row.record if row.owner == owner else None
+            record = str(row.record) if row.owner == owner else None
             size += len(record or "")
             if found and size > _MAX_PAGE_CHARS:
                 break
@@ -171,8 +172,8 @@ def _raw_hash(text: object) -> bytes:
         return bytes(_HASH_BYTES)
 
 
-def _owner_tag(owner: str, seq: int) -> str:
-    return labelled_hash("strongroom-audit-owner-v1", [owner.encode(), str(seq).encode()]).hex()
+def _owner_tag(owner: object, seq: int) -> str:  # the disk may have anything for an owner
+    return labelled_hash("strongroom-audit-owner-v1", [str(owner).encode(), str(seq).encode()]).hex()
 
 
 def _chain(previous: str, owner_tag: str, record_hash: str) -> str:

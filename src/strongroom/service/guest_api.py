@@ -157,8 +157,8 @@ class GuestAPI:
         if waiting is None or waiting.until < self._uptime() or waiting.nonce != request.nonce:
             raise DeniedError(_NO_NONCE, hint="begin again with /auth")
         key = request.tee_key()
-        changes, anchors = self._service.trust_changes, self._service.anchors
-        claims = verify_any(request.read_evidence(waiting.tee), self._choices(anchors), now=now)  # 2.
+        trust = self._service.trusted()
+        claims = verify_any(request.read_evidence(waiting.tee), self._choices(trust.anchors), now=now)  # 2.
         check_report_data(claims, request.report_data())  # 3.
         if request.init_data is None:
             raise DeniedError("the guest sent no init data")
@@ -173,10 +173,10 @@ class GuestAPI:
             public_key=key.key,
             tls_spki=key.tls_spki or "",
             run_id=secrets.token_hex(16),
-            expires_at=self._uptime() + self._service.lease_s,
+            expires_at=self._uptime() + trust.lease_s,
         )
         with self._lock:
-            self._guests[session] = guest, changes.get(claims.root_fingerprint, 0)
+            self._guests[session] = guest, trust.changes.get(claims.root_fingerprint, 0)
             self._held[session] = len(request.init_data)
             while len(self._guests) > MAX_SESSIONS:
                 self._held.pop(self._guests.popitem(last=False)[0])
@@ -184,9 +184,9 @@ class GuestAPI:
             while sum(self._held.values()) > MAX_HELD_CHARS:
                 largest = max(self._held, key=self._held.__getitem__)
                 del self._held[largest], self._guests[largest]
-        return {"token": self._result(claims, waiting.nonce, job, now)}
+        return {"token": self._result(claims, waiting.nonce, job, now, trust.lease_s)}
 
-    def _result(self, claims: Claims, nonce: str, job: str, now: datetime) -> str:
+    def _result(self, claims: Claims, nonce: str, job: str, now: datetime, lease_s: int) -> str:
         return issue_ear(
             claims,
             policy_id="verification-only",  # what a key's policy says is decided per key, at release
@@ -194,7 +194,7 @@ class GuestAPI:
             nonce=nonce,
             key=self._service.parts.identity,
             now=now,
-            lifetime=timedelta(seconds=self._service.lease_s),
+            lifetime=timedelta(seconds=lease_s),
             job_digest=job,
         )
 
@@ -212,10 +212,11 @@ class GuestAPI:
         """
         with self._lock:
             guest, change = self._guests.get(session, (None, 0))
-            if guest is not None and self._service.trust_changes.get(guest.claims.root_fingerprint, 0) != change:
-                guest = None  # what it has shown was judged by a trust that was taken back
-                self._held.pop(session)
-                del self._guests[session]
+        if guest is not None and self._service.trusted().changes.get(guest.claims.root_fingerprint, 0) != change:
+            guest = None  # what it has shown was judged by a trust that was taken back
+            with self._lock:
+                self._held.pop(session, None)
+                self._guests.pop(session, None)
         if guest is None:
             refusal = DeniedError("this session has not attested", hint="begin again with /auth")
             self._note("session", refusal, now)

@@ -75,17 +75,17 @@ class OwnerAPI:
 
     def status(self, call: Call) -> dict[str, object]:
         """Return what this service is, trusts and runs on."""
-        service = self._service
+        service, trust = self._service, self._service.trusted()
         return {
             "version": __version__,
             "locked": service.locked,
             "root_kind": service.root_kind,
             "identity": service.identity_pem,
-            "anchors": [dict(a) for a in service.anchors],
+            "anchors": [dict(a) for a in trust.anchors],
             "owner": call.owner,
             "admin": call.owner == service.admin,
             "attested": service.attester is not None,
-            "lease_s": service.lease_s,
+            "lease_s": trust.lease_s,
             "note": _OUTSIDE if service.attester is None else "it offers evidence: `strongroom service verify`",
         }
 
@@ -365,7 +365,6 @@ class OwnerAPI:
         with self._service.store.transaction() as tx:
             self._service.set_lease(tx, body.lease_s)
             self._append(tx, call, "set-lease", f"{body.lease_s} s")
-        self._service.follow()
         return {"lease_s": body.lease_s}
 
     def trust_root(self, call: Call) -> dict[str, object]:
@@ -379,7 +378,6 @@ class OwnerAPI:
         with self._service.store.transaction() as tx:
             self._service.trust(tx, anchor)
             self._append(tx, call, "trust-root", body.fingerprint, dict(anchor))
-        self._service.follow()
         return {**anchor}
 
     def distrust_root(self, call: Call) -> dict[str, object]:
@@ -388,7 +386,6 @@ class OwnerAPI:
         with self._service.store.transaction() as tx:
             self._service.distrust(tx, fingerprint)
             self._append(tx, call, "distrust-root", fingerprint)
-        self._service.follow()
         return {"fingerprint": fingerprint}
 
     def rotate_root(self, call: Call) -> dict[str, object]:
