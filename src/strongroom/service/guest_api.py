@@ -279,7 +279,7 @@ class GuestAPI:
         if (raw := x509.extension_of_csr(csr, ratls.EXTENSION)) is None:
             oid = ratls.EXTENSION.dotted_string
             raise EvidenceError(f"certificate request: expected the extension {oid}, got none")
-        choices = self._choices(self._service.anchors)
+        choices = self._choices(self._service.trusted().anchors)
         claims = ratls.verify_extension(
             raw,
             x509.public_key_of_csr(csr),
