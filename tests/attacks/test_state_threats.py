@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 from tests.fakes.attest_parts import FakeAttester, Platform, make_pki
-from tests.fakes.service_parts import House, document, make_house
+from tests.fakes.service_parts import Client, House, document, make_house
 
-from strongroom.errors import DeniedError, IntegrityError, StrongroomError
-from strongroom.kms.audit import AuditHead
+from strongroom.errors import DeniedError, InputError, IntegrityError, StrongroomError
+from strongroom.kms.audit import AuditHead, AuditLog, verify_records
 from strongroom.kms.stores import sql
 from strongroom.kms.stores.sql import SQLStore, get_meta
 from strongroom.service.state import TrustService
@@ -524,3 +524,52 @@ def _two(folder: Path) -> tuple[House, dict[str, object], dict[str, object], Hou
     second = TrustService(folder / "service", folder / "root")
     second.unlock([], now=datetime.now(UTC))
     return house, job, head, House(second, house.owner, house.platform, folder, [])
+
+
+def test_T354_a_locked_service_names_no_key_for_results(tmp_path: Path) -> None:
+    house = make_house(tmp_path, kind="passphrase", options={"passphrase": "a long enough one"})
+    with house.service.store.transaction() as tx:
+        assert get_meta(tx, "identity-certificate"), "it is there, and the disk's word"
+    asked = Client(house.guests)
+    assert asked("GET", "/.well-known/jwks.json").code == "unavailable"
+    house.service.unlock(["a long enough one"], now=datetime.now(UTC))
+    assert asked("GET", "/.well-known/jwks.json").status == 200
+    house.service.store.close()
+
+
+@pytest.mark.parametrize("value", ["NULL", "x'ff'", "5"])
+def test_T354_junk_in_the_log(tmp_path: Path, value: str) -> None:
+    """The log is no authentic table: its readers take whatever is there for a wrong record."""
+    house = make_house(tmp_path)
+    house.as_owner()("POST", "/v1/keys", {"name": "sales"})
+    first, disk = house.records()[0]["chain"], Disk(tmp_path)
+    (made,) = disk.rows("SELECT sql FROM sqlite_master WHERE name = 'audit'")
+    disk.schema("audit", str(made[0]).replace("owner TEXT NOT NULL", "owner TEXT"))
+    for column in ("owner", "record", "record_hash", "head") if value != "NULL" else ("owner",):
+        disk.run(f"UPDATE audit SET {column} = {value} WHERE seq = 2")
+    disk.schema("audit", str(made[0]))
+    with (
+        house.service.store.transaction() as tx,
+        pytest.raises(IntegrityError, match="does not go on from record 1"),
+    ):
+        AuditLog.check_extends(tx, AuditHead(seq=1, chain=first))
+    with pytest.raises(IntegrityError, match="record 2 "):
+        verify_records(house.records(), [house.service.parts.identity.public_key()], owner=house.owner, newest=None)
+    house.service.store.close()
+
+
+@pytest.mark.parametrize("where", ["unseal", "close"])
+def test_T354_a_crash_while_a_service_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    def crash(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr(SQLStore, where, crash)
+        with pytest.raises(KeyboardInterrupt):
+            make_house(tmp_path)
+    with pytest.raises(InputError, match="there is no trust service"):
+        TrustService(tmp_path / "service", tmp_path / "root")
+    house = make_house(tmp_path)
+    assert house.as_owner()("POST", "/v1/keys", {"name": "sales"}).status == 200
+    house.service.store.close()
+    assert [p.name for p in (tmp_path / "service").glob("*.db*")] == ["state.db"]

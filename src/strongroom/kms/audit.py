@@ -151,9 +151,9 @@ class AuditLog:
                     "seq": row.seq,
                     "record": record,
                     "owner_tag": _owner_tag(row.owner, row.seq),
-                    "record_hash": row.record_hash,
-                    "chain": row.chain,
-                    "head": row.head,
+                    "record_hash": str(row.record_hash),
+                    "chain": str(row.chain),
+                    "head": str(row.head),
                 }
             )
         rows.close()

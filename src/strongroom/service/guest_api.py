@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TypeGuard
 
-from cryptography.hazmat.primitives.asymmetric import ec
-
 from strongroom._encoding import canonical_json, check_bounds, parse_json
 from strongroom.attest import ratls
 from strongroom.attest.binding import JOB_FILE, MAX_JOB_BYTES, init_data_digest
@@ -199,9 +197,8 @@ class GuestAPI:
         )
 
     def jwks(self) -> dict[str, object]:
-        """Return the key that signs attestation results, as a JWK set (RFC 7517)."""
-        key = x509.certificate_from_pem(self._service.identity_pem).public_key()
-        assert isinstance(key, ec.EllipticCurvePublicKey)
+        """Return the key that signs attestation results, as a JWK set (RFC 7517); a locked service knows of none."""
+        key = self._service.parts.identity.public_key()
         return {"keys": [jose.jwk(key, alg="ES256", use="sig", kid=x509.spki_id(key))]}
 
     def guest(self, session: str, *, now: datetime) -> Guest:

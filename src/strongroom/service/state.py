@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from strongroom._secret import SecretBytes
-from strongroom._unix import write_whole
+from strongroom._unix import flush_folder, write_whole
 from strongroom.attest.attesters import Attester
 from strongroom.attest.endorsement_snp import AnyEndorsements
 from strongroom.attest.endorsements import TrustAnchor
@@ -135,8 +135,11 @@ class TrustService:
             raise InputError(f"there is a trust service in {folder}")
         _tighten(folder, root_folder)
         root, handout = RootFolder(root_folder, attester).create(kind, options)
-        os.close(os.open(folder / "state.db", os.O_WRONLY | os.O_CREAT, 0o600))  # what SQLite puts beside has its mode
-        store = SQLStore(folder / "state.db")
+        made = folder / "making.db"  # whole, or not there: what a crash leaves here is no service, and in nobody's way
+        for left in folder.glob(f"{made.name}*"):
+            left.unlink()
+        os.close(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))  # what SQLite puts beside has its mode
+        store = SQLStore(made)
         identity, ca, state = x509.new_key(), x509.new_key(), SecretBytes.random(_STATE_KEY_BYTES)
         store.unseal(state, fresh=True)
         certificate = x509.self_signed(identity, "Strongroom trust service", now=now, days=3650, ca=True)
@@ -155,7 +158,9 @@ class TrustService:
             AuditLog(identity).append(
                 tx, now=now, owner=owner, actor="setup", action="create-service", subject=kind, allowed=True
             )
-        store.close()
+        store.close()  # which leaves one file
+        made.rename(folder / "state.db")
+        flush_folder(folder)
         service = cls(folder, root_folder, attester)
         if service.needs_credentials:
             chain, key_pem = _new_leaf(identity, service.identity_pem, now)
