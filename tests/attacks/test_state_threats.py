@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from tests.fakes.attest_parts import FakeAttester, Platform, make_pki
-from tests.fakes.service_parts import Client, House, document, make_house
+from tests.fakes.service_parts import Answer, Client, House, document, make_house
 
 from strongroom.errors import DeniedError, InputError, IntegrityError, StrongroomError
 from strongroom.kms.audit import AuditHead, AuditLog, verify_records
@@ -573,3 +573,35 @@ def test_T354_a_crash_while_a_service_is_made(tmp_path: Path, monkeypatch: pytes
     assert house.as_owner()("POST", "/v1/keys", {"name": "sales"}).status == 200
     house.service.store.close()
     assert [p.name for p in (tmp_path / "service").glob("*.db*")] == ["state.db"]
+
+
+def test_T354_an_owner_who_stores_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state has to fit into an enclave, and no other owner could make it small again."""
+    house = make_house(tmp_path)
+    second = house.add_owner("second")
+    client, path = house.as_owner(second), "/v1/keys/k/policy"
+    assert client("POST", "/v1/keys", {"name": "k"}).status == 200
+
+    def approve(number: int, **more: object) -> Answer:
+        job = {"job": f"sha256:{number:064x}", "measurement": "0" * 64, "document": {"number": number, **more}}
+        body = {"policy": {"read": None, "write": None}, "revision": client("GET", path).json["revision"]}
+        return client("PUT", path, {**body, "approved": [job]})
+
+    assert "at most 262144 are allowed" in approve(0, more="x" * (1 << 20)).raw.decode()
+    monkeypatch.setattr("strongroom.kms.policies._MAX_CLOSED", 3)
+    for number in range(5):
+        assert approve(number).status == 200
+    kept = client("GET", "/v1/requests").json["requests"]
+    assert [one["job_document"]["number"] for one in kept] == [4, 3, 2], "the newest, of which refusals speak"
+    monkeypatch.setattr("strongroom.kms.owners._MAX_POLICY_CHARS", 10)
+    assert "release policies have at most 10 characters" in approve(9).raw.decode()
+    monkeypatch.setattr("strongroom.kms.owners._MAX_POLICY_CHARS", 1000)
+    monkeypatch.setattr("strongroom.kms.owners._MAX_ROWS", 2)
+    assert client("POST", "/v1/datasets", {"key": "k"}).status == 200
+    for request in (("/v1/keys", {"name": "l"}), ("/v1/keys/k/rotate", {}), ("/v1/datasets", {"key": "k"})):
+        assert "at most 2 versions of keys and data sets" in client("POST", *request).raw.decode()
+    assert house.as_owner()("POST", "/v1/keys", {"name": "sales"}).status == 200, "it does not concern others"
+    assert house.as_owner()("DELETE", f"/v1/owners/{second}").status == 200
+    for table in ("policies", "requests"):
+        assert Disk(tmp_path).rows(f"SELECT * FROM {table}") == [], "nobody may read them again"
+    house.service.store.close()
