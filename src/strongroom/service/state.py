@@ -33,7 +33,7 @@ from strongroom.kms.owners import add_owner, certificates
 from strongroom.kms.policies import PolicyStore
 from strongroom.kms.roots import RootKey
 from strongroom.kms.roots.registry import RootFolder
-from strongroom.kms.stores.sql import SQLStore, get_meta, set_meta
+from strongroom.kms.stores.sql import SQLStore, get_meta, meta, set_meta
 from strongroom.service import birth
 
 __all__ = ["Trust", "TrustService", "Unlocked"]
@@ -51,6 +51,7 @@ _ROOT_KIND = "root-kind"
 _LEASE = "lease-s"
 _SEEN = "endorsements-seen"
 _CHANGES = "trust-changes"
+_TRUST = sa.select(meta).where(sa.or_(*(meta.c.name == name for name in ("anchors", _CHANGES, _LEASE))))
 _LOCKED_LEAF = "locked-leaf.pem"
 _PEM_END = "-----END PRIVATE KEY-----"
 
@@ -239,12 +240,13 @@ class TrustService:
         """Return what is believed now, be it changed by another process on this state; nothing while locked."""
         if self.locked:
             return Trust()
-        with self.store.transaction() as tx:
-            return Trust(
-                anchors=json.loads(_text(tx, "anchors")),
-                changes=json.loads(get_meta(tx, _CHANGES) or b"{}"),
-                lease_s=int(get_meta(tx, _LEASE) or MAX_LEASE_S),
-            )
+        with self.store.transaction() as tx:  # each request asks: one statement
+            found = {row.name: row.value for row in tx.execute(_TRUST)}
+        return Trust(
+            anchors=json.loads(found["anchors"]),
+            changes=json.loads(found.get(_CHANGES, b"{}")),
+            lease_s=int(found.get(_LEASE, MAX_LEASE_S)),
+        )
 
     @staticmethod
     def set_lease(tx: sa.Connection, lease_s: int) -> None:
