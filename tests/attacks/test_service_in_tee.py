@@ -1,8 +1,10 @@
-"""One test per threat to a trust service whose state is sealed to the TEE that it runs in (T320 to T324)."""
+"""One test per threat to a trust service whose state is sealed to the TEE it runs in (T320 to T324, T355 to T359)."""
 
 from __future__ import annotations
 
 import shutil
+import threading
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from strongroom.attest.appraisal import AllOf, Measurement, UnsafeAcceptSimulate
 from strongroom.attest.simulated import process
 from strongroom.attest.simulated.process import simulated_platform
 from strongroom.cli.service_verify import judge_service
-from strongroom.client.evidence import ask
+from strongroom.client.evidence import Shown, ask
 from strongroom.crypto import x509
 from strongroom.errors import DeniedError, IntegrityError
 from strongroom.kms.roots.registry import RootFolder
@@ -97,13 +99,17 @@ def test_T321_a_sealed_root_key_altered_cut_swapped_or_of_a_retired_root(tmp_pat
     stolen.store.close()
 
 
-def _made_for(house: House, admin: str, identity: str = "") -> str:
+def _made_for(house: House, admin: str, identity: str = "", shown: Shown | None = None) -> str:
     """Return what speaks against the service in `house` at the first look of the owner `admin`."""
-    shown = ask(lambda method, path, body: house.as_owner()(method, path, body).json)
+    shown = shown or _shown(house)
     now = datetime.now(UTC)
     choices = [(house.platform.verifier, house.platform.pki.endorsements(now))]
     verdict = judge_service(shown, identity or _identity(house), SERVICE, choices, now=now, admin=admin)
     return "; ".join(str(check) for check in verdict.checks if not check.passed)
+
+
+def _shown(house: House, owner: str = "", **said: object) -> Shown:
+    return ask(lambda method, path, body: house.as_owner(owner or house.owner)(method, path, body).json | said)
 
 
 def _identity(house: House) -> str:
@@ -160,4 +166,31 @@ def test_T322_a_locked_service_is_nobodys(tmp_path: Path) -> None:
     house.service.store.close()
     service = TrustService(tmp_path / "service", tmp_path / "root", attester)
     locked = House(service, house.owner, house.platform, tmp_path, [])
-    assert "got nobody" in _made_for(locked, house.owner)
+    failing = _made_for(locked, house.owner)
+    assert "got nobody" in failing
+    assert "identity: expected" in failing
+
+
+def test_T355_genuine_evidence_for_another_identity_than_the_one_handed_over(tmp_path: Path) -> None:
+    attester, forged = FakeAttester(), x509.spki_id(x509.new_key().public_key())
+    house = make_house(tmp_path, kind="tee", options=SHARES, attester=attester)
+    second = house.add_owner("second")
+    # The host hands over an identity of its own, lets any owner ask for the nonce, and says that this one is locked.
+    for said in (True, False):
+        shown = _shown(house, second, locked=said)
+        assert f"identity: expected {forged}" in _made_for(house, house.owner, forged, shown)
+
+    # Unlocked between the look at what the service is and the turn at its attester.
+    house.service.store.close()
+    service = TrustService(tmp_path / "service", tmp_path / "root", attester)
+    house = House(service, house.owner, house.platform, tmp_path, house.handout)
+    answers: list[Shown] = []
+    with house.owner_api._quoting:
+        waiting = threading.Thread(target=lambda: answers.append(_shown(house)))
+        waiting.start()
+        time.sleep(0.3)
+        service.unlock(house.handout[:2], now=datetime.now(UTC))
+    waiting.join()
+    assert (answers[0].locked, answers[0].key) == (False, service.parts.identity.public_key())
+    assert f"identity: expected {forged}" in _made_for(house, house.owner, forged, answers[0])
+    assert _made_for(house, house.owner, "", answers[0]) == ""

@@ -82,6 +82,7 @@ class RATLSClaims:
         nonce: The challenge, None without one.
         root_kind: What a trust service says of its root key, None elsewhere.
         admin: For whom a trust service made its identity in this TEE: a certificate's fingerprint. None elsewhere.
+        locked: Whether a trust service says that it is locked, so that the key is not its identity.
     """
 
     algorithm: int
@@ -89,6 +90,7 @@ class RATLSClaims:
     nonce: bytes | None
     root_kind: bytes | None = None
     admin: bytes | None = None
+    locked: bool = False
 
 
 def make_certificate(
@@ -100,6 +102,7 @@ def make_certificate(
     nonce: bytes | None = None,
     root_kind: str = "",
     admin: str = "",
+    locked: bool = False,
     name: str = "RA-TLS",
 ) -> x509.Certificate:
     """Return a certificate of `key`, signed by it, with evidence of the enclave that holds it.
@@ -112,10 +115,12 @@ def make_certificate(
         nonce: The challenge of whoever will read it, if the protocol has one.
         root_kind: Of a trust service's root key: where it rests.
         admin: For whom a trust service made its identity in this TEE.
+        locked: Whether a trust service is locked: the key is for credentials alone.
         name: The subject.
     """
     entry = _head(_ARRAY, 2) + _head(_UINT, _SHA256) + _string(hashlib.sha256(_spki(key.public_key())).digest())
     of_service = {"strongroom-root": root_kind.encode() or None, "strongroom-admin": admin.encode() or None}
+    of_service["strongroom-locked"] = b"\1" if locked else None
     given = {"nonce": nonce, **of_service, "pubkey-hash": entry}
     said = {label: value for label, value in given.items() if value is not None}
     claims = _head(_MAP, len(said)) + b"".join(_text(label) + _string(value) for label, value in said.items())
@@ -252,7 +257,10 @@ def read_claims(raw: bytes) -> RATLSClaims:
     if algorithm not in _HASHES or len(digest) != _HASHES[algorithm]().digest_size:
         raise EvidenceError(f"RA-TLS: no hash of a key: algorithm {algorithm} with {len(digest)} bytes")
     nonce, root_kind, admin = (claims.get(name) for name in (b"nonce", b"strongroom-root", b"strongroom-admin"))
-    return RATLSClaims(algorithm=algorithm, digest=digest, nonce=nonce, root_kind=root_kind, admin=admin)
+    locked = b"strongroom-locked" in claims
+    return RATLSClaims(
+        algorithm=algorithm, digest=digest, nonce=nonce, root_kind=root_kind, admin=admin, locked=locked
+    )
 
 
 class _Reader:

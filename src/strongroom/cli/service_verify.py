@@ -26,7 +26,7 @@ _HINTS = {
     "root": "this is for trials alone: repeat with --unsafe-accept-simulated",
     "policy": "name the code: --measurement, or a policy that does in every branch",
     "administrator": "it was set up elsewhere, or for somebody else, who can do more there than you",
-    "identity": "the workspace was made for another trust service",
+    "identity": "the workspace was made for another trust service, or it is locked: a first look needs it unlocked",
     "root_key": "whoever owns the machine has its identity too: `strongroom service rotate-root --kind shares`, of a "
     "service that was set up on a machine of your own",
 }

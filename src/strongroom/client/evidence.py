@@ -47,7 +47,16 @@ class Shown:
 
     der: bytes
     nonce: bytes
-    locked: bool
+
+    @property
+    def said(self) -> ratls.RATLSClaims:
+        """The certificate's claims, which the evidence is for: what the answer says beside them counts for nothing."""
+        return ratls.read_claims(ratls.read_certificate(self.der)[1].claims or b"")
+
+    @property
+    def locked(self) -> bool:
+        """Whether the key is for credentials alone, and not the service's identity."""
+        return self.said.locked
 
     @property
     def evidence(self) -> Evidence:
@@ -76,14 +85,14 @@ class Shown:
             AttestationError: It is for another key or nonce.
         """
         ratls.verify_certificate(self.der, lambda _: claims, now=now, nonce=self.nonce)
-        statement = ratls.read_certificate(self.der)[1].claims
-        said = ratls.read_claims(statement or b"")
+        said = self.said
         kind = (said.root_kind or b"nothing").decode("ascii", "replace")
         made_for = (said.admin or b"nobody: it was not made in this TEE").decode("ascii", "replace")
         spki = x509.spki_id(self.key)
         found = Finding("identity", identity, spki, hmac.compare_digest(spki, identity))
         if self.locked:
-            found = Finding("identity", identity, "LOCKED: a key of this process, for credentials alone", passed=True)
+            got = "LOCKED: a key of this process, for credentials alone"
+            found = Finding("identity", identity, got, passed=not admin)
         asked = "this command's, and this key"
         roots = f"one that people or the TEE keep ({', '.join(_ROOTS)})"
         return [
@@ -111,7 +120,7 @@ def ask(call: Callable[[str, str, object], dict[str, object]]) -> Shown:
         der = ssl.PEM_cert_to_DER_cert(str(answer.get("certificate")))
     except ValueError as exc:
         raise VerificationError("the trust service's evidence is not a certificate") from exc
-    return Shown(der=der, nonce=nonce, locked=answer.get("locked") is True)
+    return Shown(der=der, nonce=nonce)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -94,8 +94,8 @@ class OwnerAPI:
         service, body = self._service, _body(call, messages.AskEvidence)
         if service.attester is None:
             raise DeniedError(_OUTSIDE, hint="its administrator: `strongroom service start --enclave KIND`")
-        locked = service.locked
         with self._quoting:
+            locked = service.locked  # one look for key and claims: it may be unlocked meanwhile
             certificate = ratls.make_certificate(
                 service.unlock_key if locked else service.parts.identity,
                 service.attester,
@@ -103,7 +103,8 @@ class OwnerAPI:
                 lifetime=_EVIDENCE_LIFETIME,
                 nonce=b64u_decode(body.nonce),
                 root_kind=service.root_kind,
-                admin=service.born_for,
+                admin="" if locked else service.born_for,
+                locked=locked,
             )
         return {"certificate": x509.certificate_pem(certificate), "locked": locked}
 
