@@ -258,9 +258,7 @@ def read_claims(raw: bytes) -> RATLSClaims:
         raise EvidenceError(f"RA-TLS: no hash of a key: algorithm {algorithm} with {len(digest)} bytes")
     nonce, root_kind, admin = (claims.get(name) for name in (b"nonce", b"strongroom-root", b"strongroom-admin"))
     locked = b"strongroom-locked" in claims
-    return RATLSClaims(
-        algorithm=algorithm, digest=digest, nonce=nonce, root_kind=root_kind, admin=admin, locked=locked
-    )
+    return RATLSClaims(algorithm=algorithm, digest=digest, nonce=nonce, root_kind=root_kind, admin=admin, locked=locked)
 
 
 class _Reader:

@@ -35,9 +35,9 @@ from strongroom.attest.verifiers.newest import Mark, newest
 from strongroom.crypto import x509
 from strongroom.errors import AppraisalError, EndorsementError, InputError, VerificationError
 
-__all__ = ["Pin", "Shown", "ask"]
+__all__ = ["PIN_FILE", "Pin", "Shown", "ask"]
 
-_FILE = "service-pin.json"
+PIN_FILE = "service-pin.json"
 _ROOTS = ("passphrase", "shares", "tee")
 
 
@@ -150,7 +150,7 @@ class Pin:
         Raises:
             InputError: It is not readable: who cannot say what was accepted accepts nothing.
         """
-        path = folder / _FILE
+        path = folder / PIN_FILE
         if not path.exists():
             return None
         try:
@@ -165,7 +165,7 @@ class Pin:
         """Pin it in the workspace in `folder`."""
         names = ("root", "kind", "endorsements", "settings", "seen")
         value = {"policy": policy_to_json(self.policy), **{name: getattr(self, name) for name in names}}
-        write_whole(folder / _FILE, json.dumps(value, indent=2) + "\n")
+        write_whole(folder / PIN_FILE, json.dumps(value, indent=2) + "\n")
 
     def check(self, shown: Shown, folder: Path, identity: str, *, now: datetime | None = None) -> None:
         """Return only if what was shown is what was accepted; the pin in `folder` then knows which endorsements it saw.
