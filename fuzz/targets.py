@@ -32,7 +32,7 @@ from strongroom.attest import appraisal, binding, handshake, kbs, patterns, ratl
 from strongroom.attest.appraisal import AppraisalContext, job_digest
 from strongroom.attest.endorsement_snp import read_endorsements
 from strongroom.attest.endorsements import TrustAnchor
-from strongroom.attest.evidence import Evidence
+from strongroom.attest.evidence import TEES, Evidence
 from strongroom.attest.mrenclave import measure_stream
 from strongroom.attest.quote import describe, parse_quote, trimmed
 from strongroom.attest.sigstruct import Sigstruct
@@ -338,6 +338,7 @@ def certificate(raw: bytes) -> None:
     """Certificates and requests for one, as PEM."""
     text = raw.decode("utf-8", "surrogateescape")
     with contextlib.suppress(errors.InputError):
+        x509.extension_of_csr(text, ratls.EXTENSION)
         assert x509.spki_id(x509.public_key_of_csr(text)).startswith("sha256:")
     found = x509.certificate_from_pem(text)
     assert x509.fingerprint(x509.certificate_from_pem(x509.certificate_pem(found))) == x509.fingerprint(found)
@@ -352,7 +353,9 @@ def ra_tls(raw: bytes) -> None:
         assert ratls.encode_extension(said.quote, said.claims) == raw, "two encodings of one statement"
     with contextlib.suppress(errors.EvidenceError):
         ratls.read_claims(raw)
-    claims = ratls.verify_certificate(raw, lambda e: verify_any(e, CHOICES, now=NOW), now=NOW)
+    with contextlib.suppress(errors.AttestationError):
+        assert ratls.shown(raw)["tee"] in TEES
+    claims = ratls.verify_certificate(raw, lambda e: verify_any(e, CHOICES, now=NOW), now=NOW, issued=True)
     assert claims.measurement == b"m" * 32
 
 

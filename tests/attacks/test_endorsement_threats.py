@@ -52,7 +52,7 @@ def _command(house: House, monkeypatch: pytest.MonkeyPatch, *words: str) -> str:
 def test_T261_a_bundle_does_not_choose_whom_the_service_believes(
     house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other, bundle, before = Platform().pki, tmp_path / "b.json", list(house.service.anchors)
+    other, bundle, before = Platform().pki, tmp_path / "b.json", list(house.service.trusted().anchors)
     own = TrustAnchor(kind="hardware", certificate_der=other.anchor().certificate_der)
     genuine = other.endorsements(datetime.now(UTC))
     for anchor, found, error, reason in (
@@ -67,7 +67,7 @@ def test_T261_a_bundle_does_not_choose_whom_the_service_believes(
             _command(house, monkeypatch, "trust", str(bundle), "--minimum-tcb", "unnamed=4.0.20.209")
     answer = house.as_owner()("PUT", "/v1/anchors", {"fingerprint": own.fingerprint})
     assert (answer.code, "own_root" in answer.json["detail"]) == ("input", True)
-    assert house.service.anchors == before
+    assert house.service.trusted().anchors == before
     # Whoever means another root says which one; a bundle under a third is still refused.
     certificate = tmp_path / "ark.pem"
     certificate.write_bytes(MILAN.ark.public_bytes(Encoding.PEM))
@@ -82,7 +82,7 @@ def test_T261_a_bundle_does_not_choose_whom_the_service_believes(
     said = _command(house, monkeypatch, *words)
     assert "is believed" in said
     assert "WARNING: whoever has a Milan chip" in said
-    assert house.service.anchors[-1]["fingerprint"] == MILAN.anchor.fingerprint
+    assert house.service.trusted().anchors[-1]["fingerprint"] == MILAN.anchor.fingerprint
 
 
 @pytest.mark.parametrize("later", [0, 1])
@@ -190,9 +190,9 @@ def test_T263_every_family_under_a_root_has_its_own_endorsements() -> None:
 
 def test_T264_trust_is_taken_back_at_once_and_only_as_one_step(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     job, _ = house.ready()
-    guest, root = house.guest(job).attested(), house.service.anchors[0]["fingerprint"]
+    guest, root = house.guest(job).attested(), house.service.trusted().anchors[0]["fingerprint"]
     assert guest.resource(house.owner).status == 200
-    before, lease = list(house.service.anchors), house.service.lease_s
+    before, lease = list(house.service.trusted().anchors), house.service.trusted().lease_s
     with monkeypatch.context() as broken:
         broken.setattr(house.service.parts.audit, "append", _full_disk)
         for method, path, body in (
@@ -201,7 +201,7 @@ def test_T264_trust_is_taken_back_at_once_and_only_as_one_step(house: House, mon
             ("PUT", "/v1/lease", {"lease_s": 121}),
         ):
             assert house.as_owner()(method, path, body).status >= 500
-    assert (house.service.anchors, house.service.lease_s) == (before, lease)
+    assert (house.service.trusted().anchors, house.service.trusted().lease_s) == (before, lease)
     house.as_owner()("PUT", "/v1/anchors", {"fingerprint": INTEL_ROOT.fingerprint})
     assert guest.resource(house.owner).status == 200, "trust in another root does not concern it"
     assert root[:16] in _command(house, monkeypatch, "distrust", root[:8])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from tests.fakes.attest_parts import MEASUREMENT
-from tests.fakes.service_parts import Answer, Client, House, document, make_house, new_manifest
+from cryptography.x509 import UnrecognizedExtension
+from tests.fakes.attest_parts import MEASUREMENT, Platform, make_pki
+from tests.fakes.service_parts import Answer, Client, House, document, make_house, new_manifest, ratls_extension
 
+from strongroom.attest import ratls
 from strongroom.attest.binding import config_id, init_data_digest, render_init_data
 from strongroom.crypto import jose, x509
 from strongroom.errors import VerificationError
@@ -337,3 +340,57 @@ def test_T62_many_jobs_are_counted_too(house: House, monkeypatch: pytest.MonkeyP
     house.service.parts.broker._limits[house.owner]._hour -= timedelta(hours=1)
     house.guest({**job, "name": "late"}).attested().resource(house.owner)
     assert house.decisions()[-1]["details"]["not_recorded"] == 3
+
+
+# --- T341: evidence in a guest's certificate
+
+
+def test_T341_a_certificate_is_given_for_evidence_of_its_key_and_this_session_alone(house: House) -> None:
+    job, _ = house.ready()
+    guest, other = house.guest(job).attested(), x509.new_key()
+    earlier = guest.certificate()
+    assert earlier.status == 200
+    replayed = _extension(earlier)
+    stranger = Platform(make_pki("two"))
+
+    def made(**changes: Any) -> bytes:
+        words = {"key": guest.tls_key, "job": job, "nonce": guest.nonce, "platform": house.platform}
+        return ratls_extension(**{**words, **changes})
+
+    guest.attested()  # a new session of the same guest, with the same TLS key
+    altered = bytearray(made())
+    altered[7 + 112] ^= 1  # the measurement
+    attacks: dict[str, tuple[bytes | None, str, str]] = {
+        "none": (None, "evidence", "expected the extension 2.23.133.5.4.9, got none"),
+        "no form": (b"\0", "evidence", "expected CBOR"),
+        "replayed": (replayed, "verification", "expected nonce .* got .*: the evidence is not fresh"),
+        "key": (made(key=other), "verification", "expected evidence for key"),
+        "job": (made(job={**job, "name": "x"}), "verification", "expected evidence for job"),
+        "enclave": (made(config_id=bytes(63) + b"x"), "verification", "init data: expected config id"),
+        "code": (made(measurement=b"\xee" * 32), "verification", "measurement: expected a1a1.* as attested, got eeee"),
+        "version": (made(isv_svn=2), "verification", "isv_svn: expected 3 as attested, got 2"),
+        "debug": (made(debug=True), "verification", "Debug mode"),
+        "root": (made(platform=stranger), "verification", "root"),
+        "altered": (bytes(altered), "verification", "signature"),
+        "bound": (made(report_data=bytes(64)), "verification", "report data: expected"),
+    }
+    for name, (extension, code, reason) in attacks.items():
+        answer = guest.ask(guest.tls_key, extension)
+        assert answer.code == code, name
+        record = house.decisions()[-1]
+        assert (record["action"], record["subject"], record["allowed"]) == ("certificate", "evidence", False), name
+        assert re.search(reason, record["details"]["reasons"][0]), (name, record)
+    before = len(house.records())
+    assert guest.client("POST", "/kbs/v0/strongroom/certificate", {"csr": "x"}).code == "input"
+    assert len(house.records()) == before + 1, "each request is one record"
+    assert guest.ask(other, made(key=other)).code == "denied", "not the key that the session's evidence names"
+    renewed = guest.certificate()
+    assert renewed.status == 200
+    assert _extension(renewed) != replayed, "fresh evidence each time"
+
+
+def _extension(answer: Answer) -> bytes:
+    certificate = x509.certificate_from_pem(answer.json["certificate"])
+    value = certificate.extensions.get_extension_for_oid(ratls.EXTENSION).value
+    assert isinstance(value, UnrecognizedExtension)
+    return value.value

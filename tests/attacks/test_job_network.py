@@ -1,31 +1,43 @@
-"""The private network of a job: who is no attested enclave of this very job gets no answer from it (T190 to T195)."""
+"""The private network of a job: who is no attested enclave of this very job gets no answer (T190 to T195, T340)."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import re
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from tests.fakes.attest_parts import FakeAttester, Platform
 
+from strongroom.attest import ratls
+from strongroom.attest.evidence import MAX_EVIDENCE_BYTES, Evidence
 from strongroom.crypto import tls, x509
 from strongroom.errors import DeniedError, StrongroomError, UnavailableError
 from strongroom.guest import peers as peers_module
-from strongroom.guest import tunnel
+from strongroom.guest import run, tunnel
 from strongroom.guest.peers import Peers
 from strongroom.guest.session import Certified
 from strongroom.kms.ca import WorkloadCA
 
-JOB = "sha256:" + "1" * 64
+DIGEST = sha256(b"job").digest()
+JOB = "sha256:" + DIGEST.hex()
+PLATFORM = Platform()
 OWNER = "ab" * 32
 NOW = datetime.now(UTC)
+KEY, OTHER = x509.new_key(), x509.new_key()
 
 
 class _Door:
@@ -70,9 +82,21 @@ def ca() -> WorkloadCA:
     return WorkloadCA(x509.new_key(), now=NOW)
 
 
-def _identity(ca: WorkloadCA, job: str = JOB, owner: str = OWNER, now: datetime = NOW) -> Certified:
-    key = x509.new_key()
-    certificate = ca.issue(x509.new_csr(key, "workload"), job=job, owner=owner, now=now, lifetime=timedelta(hours=1))
+def _evidence(key: ec.EllipticCurvePrivateKey, job: str = JOB, said: str | None = None, **quote: object) -> bytes:
+    """Return evidence for `key` from an enclave that has `job`, and says so or something else."""
+    config_id = bytes.fromhex(job.removeprefix("sha256:")).ljust(64, b"\0")
+    attester = FakeAttester(PLATFORM, **{"config_id": config_id, **quote})
+    texts = {"strongroom-job": job if said is None else said}
+    return ratls.make_extension(key.public_key(), attester, nonce=b"nonce", texts=texts)
+
+
+def _identity(
+    ca: WorkloadCA, job: str = JOB, owner: str = OWNER, now: datetime = NOW, evidence: bytes | None = None
+) -> Certified:
+    key = KEY if evidence is not None else x509.new_key()
+    found = _evidence(key, job) if evidence is None else evidence
+    csr = x509.new_csr(key, "workload")
+    certificate = ca.issue(csr, job=job, owner=owner, evidence=found, now=now, lifetime=timedelta(hours=1))
     return Certified(certificate_pem=certificate, key_pem=x509.private_key_pem(key), root_pem=ca.root_pem, ends_at=0)
 
 
@@ -162,6 +186,103 @@ def test_T190_a_stranger_is_not_admitted(ca: WorkloadCA, driver: tuple[str, list
     with pytest.raises(StrongroomError):
         _join(issuer, driver[0], **changed)
     assert _join(ca, driver[0]).number == 2, "nobody was admitted before"
+
+
+def _tdx() -> bytes:
+    class Attester:
+        tee = "tdx"
+
+        def attest(self, report_data: bytes) -> Evidence:
+            return Evidence(tee="tdx", quote=PLATFORM.quote_tdx(report_data=report_data))
+
+    return ratls.make_extension(KEY.public_key(), Attester(), nonce=b"nonce", texts={"strongroom-job": JOB})
+
+
+_ANOTHER = "sha256:" + "2" * 64
+_EVIDENCE: dict[str, tuple[Callable[[], bytes | None], str]] = {
+    "none": (lambda: None, "expected the extension 2.23.133.5.4.9, got none"),
+    "of no form": (lambda: b"\0", "RA-TLS: expected CBOR"),
+    "of another key, from its own certificate": (lambda: _evidence(OTHER), "expected evidence for key"),
+    "of another job": (lambda: _evidence(KEY, _ANOTHER), f"expected evidence for job {JOB}, got {_ANOTHER}"),
+    "of an enclave of another job": (lambda: _evidence(KEY, _ANOTHER, said=JOB), "config_id: expected .* as our own"),
+    "that names no job": (lambda: _evidence(KEY, said=""), f"expected evidence for job {JOB}, got none"),
+    "of other code": (lambda: _evidence(KEY, measurement=bytes(32)), "mr_enclave: expected a1a1.* as our own, got 00"),
+    "of another kind of TEE": (_tdx, "tee: expected sgx as our own, got tdx"),
+    "with other report data": (lambda: _evidence(KEY, report_data=bytes(64)), "report data: expected"),
+    "without claims": (lambda: ratls.encode_extension(PLATFORM.quote(), None), "the CBOR is cut off"),
+}
+
+
+@pytest.mark.parametrize("kind", _EVIDENCE)
+def test_T340_a_peer_whose_certificate_shows_other_evidence_is_none(
+    ca: WorkloadCA, driver: tuple[str, list[int]], kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    make, reason = _EVIDENCE[kind]
+    genuine, other = Peers(_identity(ca), _Door()), _shows(ca, make())  # type: ignore[arg-type]
+    # A worker that takes whatever the driver shows is refused by the driver, and one that looks refuses such a driver.
+    with caplog.at_level("WARNING"), pytest.raises(StrongroomError):
+        other.join(driver[0], patience_s=0)
+    _eventually(lambda: re.search(reason, caplog.text))
+    with pytest.raises(DeniedError, match=reason):
+        genuine.join(_lead(other), patience_s=0)
+    assert _join(ca, driver[0]).number == 2, "nobody was admitted before"
+
+
+def _shows(ca: WorkloadCA, evidence: bytes | None) -> Peers:
+    """Return an attacker's end: it has the right authority's certificate with `evidence`, and checks nothing."""
+    peers = Peers(_identity(ca), _Door())  # type: ignore[arg-type]
+    forged = _identity(ca, evidence=evidence or b"")
+    if evidence is None:
+        now, names = NOW, [f"strongroom://job/{DIGEST.hex()}", f"strongroom://owner/{OWNER}"]
+        issued = x509.issue(
+            ca._root,
+            ca._key,
+            KEY.public_key(),
+            "workload",
+            now=now,
+            lifetime=timedelta(hours=1),
+            uris=names,
+            client=True,
+        )
+        forged = replace(forged, certificate_pem=x509.certificate_pem(issued))
+    peers.renew(forged)
+    peers._check = lambda _sock: None  # type: ignore[method-assign]
+    return peers
+
+
+def test_the_newest_certificate_is_shown(ca: WorkloadCA, driver: tuple[str, list[int]]) -> None:
+    first = _identity(ca, evidence=_evidence(KEY))
+    peers = Peers(first, _Door())  # type: ignore[arg-type]
+    peers.renew(_identity(ca, evidence=_evidence(KEY, measurement=bytes(32))))
+    with pytest.raises(StrongroomError):
+        peers.join(driver[0], patience_s=0)
+    peers.renew(_identity(ca, evidence=_evidence(KEY)))
+    peers.join(driver[0], patience_s=0)
+
+
+def test_a_driver_whose_lease_is_renewed_shows_newer_evidence() -> None:
+    asked: list[str] = []
+    session = SimpleNamespace(
+        attest=lambda: asked.append("attest"),
+        key=lambda *_: SimpleNamespace(ends_at=5.0),
+        certificate=lambda: asked.append("certificate") or "newer",
+    )
+    shown: list[str] = []
+    grants: Any = {("owner", "key"): SimpleNamespace(ends_at=1.0)}
+    assert run._renew(session, grants, SimpleNamespace(renew=shown.append)) == 5.0  # type: ignore[arg-type]
+    assert (asked, shown) == (["attest", "certificate"], ["newer"])
+
+
+def test_evidence_of_the_largest_size_fits_a_handshake(ca: WorkloadCA) -> None:
+    near, far = socket.socketpair()
+    size = MAX_EVIDENCE_BYTES
+    one = _identity(ca, evidence=ratls.encode_extension(os.urandom(size), b""))
+    server, client = tls.peer_contexts(one.certificate_pem, one.key_pem, one.root_pem)
+    with ThreadPoolExecutor(1) as pool:
+        called = pool.submit(server.wrap_socket, near, server_side=True)
+        with client.wrap_socket(far) as sock, called.result(10) as accepted:
+            for end in (sock, accepted):
+                assert len(end.getpeercert(binary_form=True) or b"") > size
 
 
 def test_T191_a_worker_is_not_led_to_a_strangers_driver(ca: WorkloadCA, interfaces: _Interfaces) -> None:

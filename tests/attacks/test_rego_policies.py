@@ -275,12 +275,13 @@ def test_T286_the_child_has_nothing_of_the_parents(monkeypatch: pytest.MonkeyPat
 
 
 def test_T286_a_child_that_says_too_much_or_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = threading.active_count()
     monkeypatch.setattr(rego, "_CHILD", "import os\nwhile True: os.write(1, b'true' * 1000)")
     assert len(rego.evaluate("", {})) == 300
     monkeypatch.setattr(rego, "WALL_S", 0.3)
     monkeypatch.setattr(rego, "_CHILD", "import os, time; os.write(1, b'true'); time.sleep(60)")
     assert rego.evaluate("", {}) == "no answer within 0.3 s", "an answer counts when the child has ended"
-    assert threading.active_count() < 20
+    assert threading.active_count() <= before
 
 
 def test_without_the_library_nothing_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import threading
 import time
+import tomllib
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from tests.fakes.attest_parts import MEASUREMENT, FakeAttester, Platform, make_pki
+from tests.fakes.attest_parts import MEASUREMENT, FakeAttester, Platform, gramine_folder, make_pki
 from tests.fakes.service_parts import House, make_house
+from tests.unit.test_jobs_libos import FewFiles
 
 from strongroom.attest.appraisal import AllOf, Measurement, UnsafeAcceptSimulated
+from strongroom.attest.attesters.gramine import GramineAttester
 from strongroom.attest.simulated import process
 from strongroom.attest.simulated.process import simulated_platform
 from strongroom.cli.service_verify import judge_service
@@ -23,6 +27,7 @@ from strongroom.client.setup import accept_look, first_look, request_workspace
 from strongroom.client.workspace import Workspace
 from strongroom.crypto import x509
 from strongroom.errors import DeniedError, InputError, IntegrityError
+from strongroom.jobs.enclaves.gramine import build_service
 from strongroom.kms.audit import AuditHead
 from strongroom.kms.roots.registry import RootFolder
 from strongroom.kms.stores.sql import get_meta, set_meta
@@ -243,3 +248,36 @@ def test_T358_two_first_looks_at_once(tmp_path: Path) -> None:
     assert head is not None
     assert head.chain == good.identity
     assert not list(here.folder.glob(".look-*"))
+
+
+def test_T323_an_altered_image_of_the_service_gets_another_sealing_key(tmp_path: Path) -> None:
+    bundle = build_service(FewFiles(tmp_path / "runtimes"), tmp_path / "bundle").folder
+    template = bundle / "job.manifest.template"
+    text, count = template.read_text(), 0
+
+    def enclave(manifest: str) -> GramineAttester:
+        # As the processor does it: all of the manifest is measured, and the key follows from that.
+        nonlocal count
+        folder = tmp_path / f"attestation-{(count := count + 1)}"
+        folder.mkdir()
+        return GramineAttester(gramine_folder(folder, lambda _: b"", hashlib.sha256(manifest.encode()).digest()[:16]))
+
+    (roots := tmp_path / "root").mkdir()
+    root, _ = RootFolder(roots, enclave(text)).create("tee", SHARES)
+    assert RootFolder(roots, enclave(text)).unlock(root.id, []).id == root.id
+    digest = tomllib.loads(text)["sgx"]["trusted_files"][1]["sha256"]
+    for before, after in (
+        ("/launch/admin.pem", "/launch/other.pem"),
+        ('loader.env.TZ = "UTC"', 'loader.env.TZ = "UTC"\nloader.env.PYTHONPATH = "/launch"'),
+        ('  "file:launch/",', '  "file:launch/",\n  "file:root/opt/",'),
+        ("sgx.debug = false", "sgx.debug = true"),
+        (digest, "0" * 64),
+    ):
+        assert text.count(before) >= 1, before
+        with pytest.raises(DeniedError, match="other code or another machine"):
+            RootFolder(roots, enclave(text.replace(before, after))).unlock(root.id, [])
+    # What the host may write is the state and a certificate; neither is measured, nor believed.
+    (bundle / "service" / "state.db").write_bytes(b"x")
+    (bundle / "launch" / "admin.pem").write_text("x")
+    build_service(FewFiles(tmp_path / "again"), bundle)
+    assert template.read_text() == text

@@ -207,7 +207,7 @@ def test_T43_session_that_never_attested(house: House) -> None:
 def test_T44_stolen_session_cookie_opens_nothing(house: House) -> None:
     job, _ = house.ready()
     guest, thief = house.guest(job).attested(), house.guest(job)
-    thief.client.cookie = guest.client.cookie
+    thief.client.cookie, thief.nonce = guest.client.cookie, guest.nonce
     message = thief.resource(house.owner)
     with pytest.raises(VerificationError, match="does not open"):
         thief.open(message)

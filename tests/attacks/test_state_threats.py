@@ -1,4 +1,4 @@
-"""One test per threat to the trust service's state from whoever can write its disk (T310 to T318)."""
+"""One test per threat to the trust service's state from whoever can write its disk (T310 to T318, T350 to T354)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from tests.fakes.service_parts import House, document, make_house
+from tests.fakes.attest_parts import FakeAttester, Platform, make_pki
+from tests.fakes.service_parts import Answer, Client, House, document, make_house
 
-from strongroom.errors import IntegrityError
-from strongroom.kms.audit import AuditHead
+from strongroom.errors import DeniedError, InputError, IntegrityError, StrongroomError
+from strongroom.kms.audit import AuditHead, AuditLog, verify_records
+from strongroom.kms.stores import sql
 from strongroom.kms.stores.sql import SQLStore, get_meta
 from strongroom.service.state import TrustService
 
@@ -34,6 +36,18 @@ class Disk:
             db.execute("PRAGMA defer_foreign_keys=ON")
             for statement in script.split(";"):
                 db.execute(statement)
+
+    def whole(self, statement: str) -> None:
+        with contextlib.closing(sqlite3.connect(self.folder / "service" / "state.db")) as db, db:
+            db.execute(statement)
+
+    def schema(self, table: str, text: str) -> None:
+        """Write another text for `table` into the schema, and have everybody read it again."""
+        with contextlib.closing(sqlite3.connect(self.folder / "service" / "state.db", isolation_level=None)) as db:
+            version = db.execute("PRAGMA schema_version").fetchone()[0]
+            db.execute("PRAGMA writable_schema=ON")
+            db.execute("UPDATE sqlite_master SET sql = ? WHERE name = ? AND type = 'table'", (text, table))
+            db.execute(f"PRAGMA schema_version={version + 1}")
 
     def rows(self, statement: str) -> list[tuple[object, ...]]:
         with sqlite3.connect(self.folder / "service" / "state.db") as db:
@@ -83,7 +97,7 @@ def left(tmp_path_factory: pytest.TempPathFactory) -> Path:
     manifest = client("GET", "/v1/outputs").json["outputs"][0]["manifest"]
     decided = client("POST", f"/v1/outputs/{head['dataset']}", {"manifest": manifest, "state": "rejected"})
     assert decided.status == 200, decided.raw
-    root = house.service.anchors[0]["fingerprint"]
+    root = house.service.trusted().anchors[0]["fingerprint"]
     assert client("DELETE", f"/v1/anchors/{root}").status == 200
     house.service.store.close()
     return house.folder
@@ -107,7 +121,7 @@ def test_T310_what_the_service_left_is_believed(disk: Disk) -> None:
         service = disk.unlock()
         with service.store.transaction() as tx:
             assert tx.exec_driver_sql("SELECT count(*) FROM held").scalar() == held
-        assert len(service.anchors) == held
+        assert len(service.trusted().anchors) == held
         service.store.close()
         disk.back()
 
@@ -337,24 +351,55 @@ def test_T317_older_disk_under_a_running_service(disk: Disk) -> None:
     service.store.close()
 
 
-def test_T317_triggers_on_the_disk_reach_nothing(disk: Disk) -> None:
-    with sqlite3.connect(disk.folder / "service" / "state.db") as db:
-        db.execute("CREATE TRIGGER evil AFTER INSERT ON audit BEGIN UPDATE owners SET certificate = ''; END")
-        db.execute(
-            "CREATE TRIGGER more AFTER INSERT ON audit BEGIN SELECT strongroom_changed('owners', 'DELETE', 1); END"
-        )
-    db.close()
+# What a host puts into the schema of its disk, to be run with the service's own statements.
+SCHEMAS = {
+    "trigger": "CREATE TRIGGER evil AFTER INSERT ON audit BEGIN UPDATE owners SET certificate = ''; END",
+    "view": "CREATE VIEW evil AS SELECT * FROM policies",
+    "index": "CREATE INDEX evil ON audit (record)",
+    "index on an expression": "CREATE INDEX evil ON tags (length(tag))",
+}
+
+
+@pytest.mark.parametrize("what", SCHEMAS)
+def test_T350_another_schema_on_the_disk(disk: Disk, what: str) -> None:
     service = disk.unlock()
-    house = House(service, service.admin, None, disk.folder, [])  # type: ignore[arg-type]
-    client = house.as_owner()
-    assert client("POST", "/v1/keys", {"name": "third"}).code == "unavailable"  # unsafe use of the function
-    with sqlite3.connect(disk.folder / "service" / "state.db") as db:
-        db.execute("DROP TRIGGER more")
-    db.close()
-    assert client("POST", "/v1/keys", {"name": "third"}).status == 200
-    assert client("GET", "/v1/keys").status == 200, "its owner is registered, whatever the disk says"
+    client = House(service, service.admin, None, disk.folder, []).as_owner()  # type: ignore[arg-type]
+    disk.whole(SCHEMAS[what])
+    for method, path, body in (("GET", "/v1/keys", None), ("POST", "/v1/keys", {"name": "third"})):
+        answer = client(method, path, body)
+        assert (answer.code, "evil of its schema is not as the service" in answer.raw.decode()) == ("integrity", True)
     service.store.close()
-    disk.refused("of table owners was altered")
+    disk.refused("evil of its schema is not as the service made it")
+    assert not disk.rows("SELECT * FROM owners WHERE certificate = 'x'")
+    disk.whole(f"DROP {what.partition(' ')[0]} evil")
+    disk.unlock().store.close()
+
+
+@pytest.mark.parametrize("checked", [True, False])
+@pytest.mark.parametrize("table", ["audit", "tags", "policies", "seal"])
+def test_T350_a_constraint_of_the_disks_calls_what_notes_changes(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch, table: str, checked: bool
+) -> None:
+    """SQLite lets a CHECK call any function, be the schema trusted or not: none of ours may be there."""
+    if not checked:  # as if the host had put its schema there between our look and SQLite's own
+        monkeypatch.setattr(sql, "_check_schema", lambda _tx: None)
+    service = disk.unlock()
+    client = House(service, service.admin, None, disk.folder, []).as_owner()  # type: ignore[arg-type]
+    (row,) = disk.rows("SELECT owner, key, revision, document, updated FROM policies WHERE key = 'sales'")
+    (older,) = disk.rows("SELECT document FROM policies WHERE key = 'other'")
+    args = ", ".join(f"'{v}'" if isinstance(v, str) else str(v) for v in (*row, *row[:3], *older, row[4]))
+    (made,) = disk.rows(f"SELECT sql FROM sqlite_master WHERE name = '{table}' AND type = 'table'")
+    start, _, end = str(made[0]).rpartition(")")
+    disk.schema(table, f"{start}, CHECK (strongroom_changed('policies', 'UPDATE', {args}))){end}")
+    answers = [
+        client("POST", "/v1/keys", {"name": "third"}).status,
+        client("PUT", "/v1/keys/other/policy", {"policy": {"read": None, "write": None}, "revision": 1}).status,
+    ]
+    assert any(status != 200 for status in answers)
+    disk.schema(table, str(made[0]))
+    service.store.close()
+    disk.unlock().store.close()
+    assert disk.rows("SELECT document FROM policies WHERE key = 'sales'") == [(row[3],)]
 
 
 def test_T318_older_state_unlocked_by_an_owner_who_saw_more(tmp_path: Path) -> None:
@@ -380,3 +425,183 @@ def test_T318_older_state_unlocked_by_an_owner_who_saw_more(tmp_path: Path) -> N
         assert house.service.locked == bool(words)
         assert house.as_owner()("GET", "/v1/keys").code == ("unavailable" if words else "ok")
         house.service.store.close()
+
+
+def test_T351_what_another_process_on_the_same_file_changed(tmp_path: Path) -> None:
+    """The host runs two, and hands what the owner takes back to the one that no guest asks."""
+    asked, job, _, told = _two(tmp_path)
+    guest, root = asked.guest(job).attested(), asked.service.trusted().anchors[0]["fingerprint"]
+    assert guest.resource(asked.owner).status == 200
+    assert told.as_owner()("PUT", "/v1/lease", {"lease_s": 120}).status == 200
+    later = asked.guest(job).attested()
+    assert later.open(later.resource(asked.owner))["lease_s"] == 120
+    assert asked.as_owner()("GET", "/v1/status").json["lease_s"] == 120
+    assert told.as_owner()("DELETE", f"/v1/anchors/{root}").status == 200
+    for one in (guest, later):
+        assert one.resource(asked.owner).code == "denied"
+    assert asked.guest(job).attest().code == "endorsement"
+    assert asked.as_owner()("GET", "/v1/status").json["anchors"] == []
+    for house in (asked, told):
+        house.service.store.close()
+
+
+def test_T352_a_fork_of_the_state_under_a_running_service(tmp_path: Path) -> None:
+    """A second service went on from an older state, and has the later seal."""
+    house = make_house(tmp_path)
+    job, _ = house.ready()
+    house.service.store.close()
+    shutil.copytree(tmp_path / "service", tmp_path / "fork")
+    house = house.reopened()
+    _put(house, {"read": None, "write": None})
+    guest = house.guest(job).attested()
+    assert guest.resource(house.owner).code == "appraisal"
+    fork = TrustService(tmp_path / "fork", tmp_path / "root")
+    fork.unlock([], now=datetime.now(UTC))
+    other = House(fork, house.owner, house.platform, tmp_path, [])
+    for _ in range(6):
+        assert other.guest(job).attested().resource(house.owner).status == 200
+    fork.store.close()
+    with (
+        contextlib.closing(sqlite3.connect(tmp_path / "fork" / "state.db")) as source,
+        contextlib.closing(sqlite3.connect(tmp_path / "service" / "state.db")) as target,
+    ):
+        source.backup(target)
+    for _ in range(2):
+        answer = guest.resource(house.owner)
+        assert (answer.code, "does not go on from record" in answer.raw.decode()) == ("integrity", True)
+    house.service.store.close()
+
+
+TEE = {"threshold": "2", "shares": "3"}
+
+
+@pytest.mark.parametrize("kind", ["keyfile", "passphrase", "tee"])
+def test_T353_the_host_calls_the_root_key_another_kind(tmp_path: Path, kind: str) -> None:
+    """The shares that an owner brings must not be sealed to a TEE for whoever runs the machine."""
+    attester = FakeAttester()
+    house = make_house(tmp_path, kind="shares", options=TEE, attester=attester)
+    (path,) = (tmp_path / "root").glob("root-*.json")
+    text = path.read_text()
+    path.write_text(text.replace('"kind": "shares"', f'"kind": "{kind}"'))
+    words = "root kind: expected shares, which the state says, got tee" if kind == "tee" else "."
+    with pytest.raises(StrongroomError, match=words):
+        house.reopened(house.handout[:2], attester)
+    assert list((tmp_path / "root").iterdir()) == [path], "nothing was sealed"
+    path.write_text(text)
+    house = house.reopened(house.handout[:2], attester)
+    # A rotation says the new kind.
+    shares = house.service.rotate_root("tee", TEE, actor="x", now=datetime.now(UTC))
+    assert not house.reopened([], attester).service.locked
+    path = tmp_path / "root" / f"root-{house.service.root_name}.json"
+    path.write_text(path.read_text().replace('"kind": "tee"', '"kind": "shares"'))
+    with pytest.raises(IntegrityError, match="root kind: expected tee, which the state says, got shares"):
+        house.reopened(shares[:2], attester)
+
+
+def test_T353_an_unlock_that_is_refused_seals_nothing(tmp_path: Path) -> None:
+    house = make_house(tmp_path, kind="tee", options=TEE, attester=FakeAttester())
+    house.as_owner()("POST", "/v1/keys", {"name": "sales"})
+    (seen,) = house.records()[1:]
+    house.service.store.close()
+    moved = FakeAttester(Platform(make_pki("two")))
+    (sealed,) = (tmp_path / "root").glob("*.key")
+    before = sealed.read_bytes()
+    service = TrustService(tmp_path / "service", tmp_path / "root", moved)
+    for last in (AuditHead(seq=2, chain="0" * 64), AuditHead(seq=9, chain=seen["chain"])):
+        with pytest.raises(IntegrityError, match="does not go on from record"):
+            service.unlock(house.handout[:2], now=datetime.now(UTC), seen=last)
+        assert (service.locked, sealed.read_bytes()) == (True, before)
+        with pytest.raises(DeniedError, match="other code or another machine"):
+            service.unlock([], now=datetime.now(UTC))
+    service.unlock(house.handout[:2], now=datetime.now(UTC), seen=AuditHead(seq=2, chain=seen["chain"]))
+    assert sealed.read_bytes() != before
+    service.store.close()
+
+
+def _two(folder: Path) -> tuple[House, dict[str, object], dict[str, object], House]:
+    house = make_house(folder)
+    job, head = house.ready()
+    second = TrustService(folder / "service", folder / "root")
+    second.unlock([], now=datetime.now(UTC))
+    return house, job, head, House(second, house.owner, house.platform, folder, [])
+
+
+def test_T354_a_locked_service_names_no_key_for_results(tmp_path: Path) -> None:
+    house = make_house(tmp_path, kind="passphrase", options={"passphrase": "a long enough one"})
+    with house.service.store.transaction() as tx:
+        assert get_meta(tx, "identity-certificate"), "it is there, and the disk's word"
+    asked = Client(house.guests)
+    assert asked("GET", "/.well-known/jwks.json").code == "unavailable"
+    house.service.unlock(["a long enough one"], now=datetime.now(UTC))
+    assert asked("GET", "/.well-known/jwks.json").status == 200
+    house.service.store.close()
+
+
+@pytest.mark.parametrize("value", ["NULL", "x'ff'", "5"])
+def test_T354_junk_in_the_log(tmp_path: Path, value: str) -> None:
+    """The log is no authentic table: its readers take whatever is there for a wrong record."""
+    house = make_house(tmp_path)
+    house.as_owner()("POST", "/v1/keys", {"name": "sales"})
+    first, disk = house.records()[0]["chain"], Disk(tmp_path)
+    (made,) = disk.rows("SELECT sql FROM sqlite_master WHERE name = 'audit'")
+    disk.schema("audit", str(made[0]).replace("owner TEXT NOT NULL", "owner TEXT"))
+    for column in ("owner", "record", "record_hash", "head") if value != "NULL" else ("owner",):
+        disk.run(f"UPDATE audit SET {column} = {value} WHERE seq = 2")
+    disk.schema("audit", str(made[0]))
+    with (
+        house.service.store.transaction() as tx,
+        pytest.raises(IntegrityError, match="does not go on from record 1"),
+    ):
+        AuditLog.check_extends(tx, AuditHead(seq=1, chain=first))
+    with pytest.raises(IntegrityError, match="record 2 "):
+        verify_records(house.records(), [house.service.parts.identity.public_key()], owner=house.owner, newest=None)
+    house.service.store.close()
+
+
+@pytest.mark.parametrize("where", ["unseal", "close"])
+def test_T354_a_crash_while_a_service_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    def crash(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr(SQLStore, where, crash)
+        with pytest.raises(KeyboardInterrupt):
+            make_house(tmp_path)
+    with pytest.raises(InputError, match="there is no trust service"):
+        TrustService(tmp_path / "service", tmp_path / "root")
+    house = make_house(tmp_path)
+    assert house.as_owner()("POST", "/v1/keys", {"name": "sales"}).status == 200
+    house.service.store.close()
+    assert [p.name for p in (tmp_path / "service").glob("*.db*")] == ["state.db"]
+
+
+def test_T354_an_owner_who_stores_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state has to fit into an enclave, and no other owner could make it small again."""
+    house = make_house(tmp_path)
+    second = house.add_owner("second")
+    client, path = house.as_owner(second), "/v1/keys/k/policy"
+    assert client("POST", "/v1/keys", {"name": "k"}).status == 200
+
+    def approve(number: int, **more: object) -> Answer:
+        job = {"job": f"sha256:{number:064x}", "measurement": "0" * 64, "document": {"number": number, **more}}
+        body = {"policy": {"read": None, "write": None}, "revision": client("GET", path).json["revision"]}
+        return client("PUT", path, {**body, "approved": [job]})
+
+    assert "at most 262144 are allowed" in approve(0, more="x" * (1 << 20)).raw.decode()
+    monkeypatch.setattr("strongroom.kms.policies._MAX_CLOSED", 3)
+    for number in range(5):
+        assert approve(number).status == 200
+    kept = client("GET", "/v1/requests").json["requests"]
+    assert [one["job_document"]["number"] for one in kept] == [4, 3, 2], "the newest, of which refusals speak"
+    monkeypatch.setattr("strongroom.kms.owners._MAX_POLICY_CHARS", 10)
+    assert "release policies have at most 10 characters" in approve(9).raw.decode()
+    monkeypatch.setattr("strongroom.kms.owners._MAX_POLICY_CHARS", 1000)
+    monkeypatch.setattr("strongroom.kms.owners._MAX_ROWS", 2)
+    assert client("POST", "/v1/datasets", {"key": "k"}).status == 200
+    for request in (("/v1/keys", {"name": "l"}), ("/v1/keys/k/rotate", {}), ("/v1/datasets", {"key": "k"})):
+        assert "at most 2 versions of keys and data sets" in client("POST", *request).raw.decode()
+    assert house.as_owner()("POST", "/v1/keys", {"name": "sales"}).status == 200, "it does not concern others"
+    assert house.as_owner()("DELETE", f"/v1/owners/{second}").status == 200
+    for table in ("policies", "requests"):
+        assert Disk(tmp_path).rows(f"SELECT * FROM {table}") == [], "nobody may read them again"
+    house.service.store.close()

@@ -174,7 +174,6 @@ def _trusting(house: House, pki: SimulatedPKI, **settings: str) -> None:
     anchor = {"kind": "hardware", "fingerprint": pki.anchor().fingerprint, **settings}
     with house.service.store.transaction() as tx:
         house.service.trust(tx, anchor)
-    house.service.follow()
 
 
 def test_T277_a_root_distrusted_and_trusted_again_brings_nothing_back(
@@ -217,7 +216,7 @@ def test_T277_a_root_distrusted_and_trusted_again_brings_nothing_back(
 def test_T277_trust_that_changes_while_evidence_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     house = make_house(tmp_path)
     job, _ = house.ready()
-    root, pki = house.service.anchors[0], house.platform.pki
+    root, pki = house.service.trusted().anchors[0], house.platform.pki
 
     def change(*_: object, **__: object) -> Claims:
         claims = verify_any(*_, **__)  # type: ignore[arg-type]
@@ -225,7 +224,6 @@ def test_T277_trust_that_changes_while_evidence_is_verified(tmp_path: Path, monk
             house.service.distrust(tx, root["fingerprint"])
         with house.service.store.transaction() as tx:
             house.service.trust(tx, root)
-        house.service.follow()
         return claims
 
     with monkeypatch.context() as during:
@@ -249,9 +247,9 @@ def test_T277_a_root_that_is_distrusted_while_a_decision_waits(
 
     def waits(*words: object, **named: object) -> object:
         found = real(*words, **named)
+        root = house.service.trusted().anchors[0]["fingerprint"]
         with house.service.store.transaction() as tx:
-            house.service.distrust(tx, house.service.anchors[0]["fingerprint"])
-        house.service.follow()
+            house.service.distrust(tx, root)
         return found
 
     monkeypatch.setattr(broker, name, waits)
@@ -265,13 +263,14 @@ class _Wire:
     def __init__(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
         self.house, self.seen = house, list[tuple[str, Reply]]()
         self.asked: dict[str, dict[str, Any]] = {}
+        self.instead: dict[str, str] = {}  # of headers of requests
         self.change: Callable[[str, Reply], Reply] = lambda _, reply: reply
         monkeypatch.setattr(HTTPSConnection, "_exchange", lambda _, *request: self._exchange(*request))
 
     def _exchange(self, method: str, path: str, raw: bytes | None, headers: dict[str, str]) -> Reply:
         owner = path.startswith("/v1/")
         client = Client(self.house.owners, self.house.owner) if owner else Client(self.house.guests)
-        client.more = {name.lower(): value for name, value in headers.items()}
+        client.more = {name.lower(): value for name, value in headers.items()} | self.instead
         self.asked[path.rpartition("/")[2]] = json.loads(raw or b"{}")
         answer = client(method, path, raw=raw or b"")
         reply = self.change(path, Reply(status=answer.status, headers=answer.headers, body=answer.raw))
@@ -646,8 +645,13 @@ def test_T319_an_older_state_whose_log_has_grown_since(
         client.call("GET", "/v1/keys")
     for number in range(2 * grown + 3):
         house.as_owner()("POST", "/v1/keys", {"name": f"other{number}"})
-    with pytest.raises(IntegrityError, match=f"does not go on from record {grown + 2}, which was seen before"):
-        client.call("GET", "/v1/keys")
+    with pytest.raises(IntegrityError, match=f"does not go on from record {grown + 2}, which was seen"):
+        client.call("POST", "/v1/keys", {"name": "late"})
+    assert "late" not in house.as_owner()("GET", "/v1/keys").raw.decode(), "refused before anything was done"
+    for said in ("", f"{grown + 2}.{house.records()[grown + 1]['chain']}"):  # by who holds a TLS key of the service
+        wire.instead = {"strongroom-audit-seen": said}
+        with pytest.raises(IntegrityError, match=f"does not go on from record {grown + 2}, which was seen before"):
+            client.call("GET", "/v1/keys")
     assert client.seen.head == before, "what does not go on is not remembered"
 
 

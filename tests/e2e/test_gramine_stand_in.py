@@ -220,7 +220,7 @@ def test_a_python_job_whose_key_lies_at_a_stock_kbs(shop: Enclave) -> None:
 
 
 def _until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    limit = time.monotonic() + 60
+    limit = time.monotonic() + 120
     while not condition():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < limit

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from strongroom._secret import SecretBytes
 from strongroom.attest.binding import config_id, init_data_digest, job_init_data
@@ -95,7 +96,7 @@ class FakeAttester:
 
     tee = "sgx"
 
-    def __init__(self, platform: Platform | None = None, **changes: bytes) -> None:
+    def __init__(self, platform: Platform | None = None, **changes: Any) -> None:
         self._platform, self._changes = platform or Platform(), changes
 
     def attest(self, report_data: bytes) -> Evidence:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
-from tests.fakes.attest_parts import MEASUREMENT, Platform
+from tests.fakes.attest_parts import MEASUREMENT, FakeAttester, Platform
 
 from strongroom._encoding import b64u_decode, parse_json
+from strongroom.attest import ratls
 from strongroom.attest.appraisal import policy_to_json
 from strongroom.attest.attesters import Attester
 from strongroom.attest.binding import config_id, init_data_digest, job_init_data, rcar_report_data
@@ -125,6 +126,16 @@ def document(owner: str, dataset: str, **changes: object) -> dict[str, object]:
     return {**base, **changes}
 
 
+def ratls_extension(
+    key: ec.EllipticCurvePrivateKey, job: dict[str, object], nonce: str, platform: Platform, **quote: object
+) -> bytes:
+    """Return what a guest of `job` puts into its certificate request."""
+    digest = init_data_digest(job_init_data(job))
+    attester = FakeAttester(platform, **{"config_id": config_id(digest), **quote})
+    texts = {"strongroom-job": f"sha256:{digest.hex()}"}
+    return ratls.make_extension(key.public_key(), attester, nonce=nonce.encode(), texts=texts)
+
+
 @dataclass
 class FakeGuest:
     """A guest on `client`; `attest` says everything right unless told otherwise."""
@@ -135,12 +146,14 @@ class FakeGuest:
     measurement: bytes = MEASUREMENT
     key: ec.EllipticCurvePrivateKey = field(default_factory=x509.new_key)
     tls_key: ec.EllipticCurvePrivateKey = field(default_factory=x509.new_key)
+    nonce: str = ""
 
     def auth(self) -> str:
         answer = self.client("POST", "/kbs/v0/auth", {"version": "0.4.0", "tee": "sgx", "extra-params": {}})
         assert answer.status == 200, answer.raw
         self.client.cookie = answer.headers["set-cookie"].partition(";")[0]
-        return str(answer.json["nonce"])
+        self.nonce = str(answer.json["nonce"])
+        return self.nonce
 
     def request(self, nonce: str, **quote: object) -> dict[str, object]:
         init_data = job_init_data(self.job)
@@ -198,8 +211,15 @@ class FakeGuest:
         assert isinstance(found, list)
         return found
 
-    def certificate(self, key: ec.EllipticCurvePrivateKey | None = None) -> Answer:
-        csr = x509.new_csr(key or self.tls_key, "workload")
+    def certificate(self, key: ec.EllipticCurvePrivateKey | None = None, **quote: object) -> Answer:
+        key = key or self.tls_key
+        return self.ask(
+            key, ratls_extension(key, self.job, self.nonce, self.platform, measurement=self.measurement, **quote)
+        )
+
+    def ask(self, key: ec.EllipticCurvePrivateKey, extension: bytes | None) -> Answer:
+        asked = {} if extension is None else {ratls.EXTENSION: extension}
+        csr = x509.new_csr(key, "workload", asked)
         return self.client("POST", "/kbs/v0/strongroom/certificate", {"csr": csr})
 
 

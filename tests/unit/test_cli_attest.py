@@ -16,12 +16,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
-from tests.fakes.attest_parts import MEASUREMENT, FakeAttester, Platform
+from tests.fakes.attest_parts import JOB, MEASUREMENT, FakeAttester, Platform, make_pki
 from tests.fakes.quote_parts import PKI, case, tee
 from tests.fakes.second_verifier import STATUSES
+from tests.fakes.service_parts import ratls_extension
 from tests.fakes.snp_parts import Maker
 
 from strongroom.attest import ratls
+from strongroom.attest.binding import init_data_digest, job_init_data
 from strongroom.attest.endorsement_files import MAKERS, write_bundle
 from strongroom.attest.endorsements import INTEL_ROOT, Endorsements, TrustAnchor
 from strongroom.attest.quote import parse_quote, trimmed
@@ -29,7 +31,9 @@ from strongroom.cli.attest import command
 from strongroom.cli.service import command as service
 from strongroom.cli.verdicts import _known_roots
 from strongroom.client.workspace import Workspace
-from strongroom.errors import InputError
+from strongroom.crypto.x509 import issue, new_csr, new_key, self_signed
+from strongroom.errors import EvidenceError, InputError
+from strongroom.kms.ca import WorkloadCA
 
 
 def test_a_certificate_is_explained_and_its_key_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,3 +322,81 @@ def test_T279_roots_that_a_service_lists_do_not_count_where_it_is_judged(
     monkeypatch.setattr("strongroom.cli.verdicts.owner", Lists)
     assert ("ab" * 32, "hardware") in _known_roots(here, True)
     assert ("ab" * 32, "hardware") not in _known_roots(here, False)
+
+
+def test_T342_a_guests_certificate_is_judged_by_whoever_meets_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _workspace(tmp_path, monkeypatch)
+    now, platform, key, other = datetime.now(UTC), Platform(), new_key(), new_key()
+    ca = WorkloadCA(new_key(), now=now)
+    digest = "sha256:" + init_data_digest(job_init_data(JOB)).hex()
+    this = {"kind": "job_digest", "values": [digest]}
+    policy = {"kind": "all_of", "policies": [POLICIES["sgx"], this, WAIVER]}
+    another = {**JOB, "name": "x"}
+
+    def made(job: dict[str, object] = JOB, of: Any = key, platform: Platform = platform, **quote: Any) -> bytes:
+        return ratls_extension(of, job, "nonce", platform, **quote)
+
+    def judged(evidence: bytes, *more: str) -> tuple[int, dict[str, Any]]:
+        words = {"job": digest, "owner": "ab" * 32, "now": now, "lifetime": timedelta(hours=1)}
+        pem = ca.issue(new_csr(key, "workload"), evidence=evidence, **words).encode()
+        pki = platform.pki
+        status, _, found = _verify(tmp_path, pem, policy, pki.anchor(), [pki.endorsements(now)], *more)
+        return status, {c["check"]: c for c in found["checks"]}
+
+    status, checks = judged(made())
+    assert status == 0, checks
+    assert "names its key and its job, sha256:" in checks["certificate"]["got"]
+    assert judged(made(config_id=bytes(64)))[0] == 0, "Gramine's is zero: then the claims say the job"
+    attacks = {
+        "of another key, from its certificate": (made(of=other), "RA-TLS", "evidence for key"),
+        "of another job": (made(another), "RA-TLS", "evidence for job"),
+        "of another job's enclave": (made(config_id=bytes(63) + b"x"), "init data", "config id"),
+        "of other code": (made(measurement=b"\xee" * 32), "measurement", MEASUREMENT.hex()),
+        "bound to nothing": (made(report_data=bytes(64)), "report data", ""),
+        "of another root": (made(platform=Platform(make_pki("two"))), "root", ""),
+    }
+    for name, (evidence, check, expected) in attacks.items():
+        status, checks = judged(evidence)
+        assert status == 1, name
+        failed = [c for c in checks.values() if not c["passed"] and c["got"] != "no job document"]
+        assert [c["check"] for c in failed] == [check], (name, checks)
+        assert expected in failed[0]["expected"], (name, failed)
+        assert failed[0]["got"], name
+    status, checks = judged(made(), "--at", f"{now - timedelta(minutes=30):%Y-%m-%dT%H:%M}")
+    assert status == 1
+    assert any("the certificate holds from" in c["got"] for c in checks.values()), checks
+    names = [ratls.JOB_URI + "0" * 64]
+    bare = issue(ca._root, ca._key, key.public_key(), "workload", now=now, lifetime=timedelta(hours=1), uris=names)
+    pki = platform.pki
+    with pytest.raises(EvidenceError, match=r"expected the extension 2\.23\.133\.5\.4\.9, got none"):
+        _verify(tmp_path, bare.public_bytes(Encoding.PEM), policy, pki.anchor(), [pki.endorsements(now)])
+
+
+def test_T342_a_quote_in_a_strangers_certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is a quote believed in a self-signed certificate of another key, nor in one of any issuer without a job."""
+    _workspace(tmp_path, monkeypatch)
+    now, pki, key, other = datetime.now(UTC), Platform().pki, new_key(), new_key()
+    policy = {"kind": "all_of", "policies": [POLICIES["sgx"], WAIVER]}
+    genuine = ratls.make_certificate(key, FakeAttester(), now=now, lifetime=timedelta(days=1))
+    # A program that has the device can have any claims quoted, as any job's.
+    said = {"strongroom-job": "sha256:" + "0" * 64}
+    lying = ratls.make_extension(key.public_key(), FakeAttester(), nonce=None, texts=said)
+    another: dict[str, Any] = {"extensions": {ratls.EXTENSION: lying}, "uris": [ratls.JOB_URI + "0" * 64]}
+    evidence = genuine.extensions.get_extension_for_oid(ratls.EXTENSION).value.value
+    stolen = self_signed(other, "RA-TLS", now=now, days=1, ca=False)
+    words: dict[str, Any] = {"now": now, "lifetime": timedelta(days=1), "extensions": {ratls.EXTENSION: evidence}}
+    own = self_signed(key, "RA-TLS", now=now, days=1, ca=False)
+    cases = {
+        "genuine": (genuine, ""),
+        "another's job": (issue(own, key, key.public_key(), "RA-TLS", **{**words, **another}), "config id"),
+        "another key": (issue(stolen, other, other.public_key(), "RA-TLS", **words), "evidence for key"),
+        "no job": (issue(stolen, other, key.public_key(), "guest", **words), "signed by its own key, or another's"),
+    }
+    for name, (certificate, expected) in cases.items():
+        pem = certificate.public_bytes(Encoding.PEM)
+        status, _, found = _verify(tmp_path, pem, policy, pki.anchor(), [pki.endorsements(now)])
+        failed = [c["expected"] for c in found["checks"] if not c["passed"]]
+        assert (status, len(failed)) == ((1, 1) if expected else (0, 0)), (name, found["checks"])
+        assert not failed or expected in failed[0], (name, failed)

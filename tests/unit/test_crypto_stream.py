@@ -1,6 +1,7 @@
 """Sealed streams: layout, round trips, random access, and both directions against two other implementations."""
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -10,6 +11,7 @@ import threading
 import zlib
 from base64 import b64decode
 from pathlib import Path
+from typing import Any
 
 import cryptography_vectors
 import pytest
@@ -349,3 +351,29 @@ def test_ring_holds_what_it_was_given() -> None:
     for bad in ({}, {1: SecretBytes(b"short")}, {0: KEY}):
         with pytest.raises(InputError):
             StaticKeyRing("sales", bad)
+
+
+@pytest.mark.parametrize("last", ["write", "close"])
+def test_a_writer_that_failed_seals_nothing_more_under_the_same_numbers(last: str) -> None:
+    class Full(io.BytesIO):
+        room = 2_000_000
+
+        def write(self, data: Any, /) -> int:
+            taken = min(len(data), self.room)
+            self.room -= taken
+            if not taken:
+                raise OSError(errno.ENOSPC, "full")
+            return super().write(memoryview(data)[:taken])
+
+    raw = Full()
+    writer = Writer(raw, bytes(PREFIX_BYTES), FileSecret(key=bytes(32), base_nonce=bytes(12)))
+    if last == "close":
+        writer.write(bytes(1_999_000))
+    with pytest.raises(OSError, match="full"):
+        writer.close() if last == "close" else writer.write(bytes(3_000_000))
+    raw.room, before = 10_000_000, raw.getvalue()
+    if last == "write":
+        with pytest.raises(ValueError, match="closed"):
+            writer.write(b"\1" * 3_000_000)
+    writer.close()
+    assert raw.getvalue() == before

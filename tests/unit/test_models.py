@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import json
 import lzma
 import math
 import pickle
+import random
 import zipfile
 import zlib
 from pathlib import Path
@@ -264,6 +266,15 @@ def keras_config(class_name: str) -> bytes:
         ("m.joblib", b"x\x9c", "packed by zlib"),
         ("pytorch_model.bin", pickle.dumps(Evil(), 0), "calls something"),
         ("weights.npy", pickle.dumps(Evil(), 1), "calls something"),
+        ("weights.bin", b"(0" + pickle.dumps(Evil(), 0), "calls something"),  # a mark that is taken back
+        ("weights.bin", b"I0x1\n0" + pickle.dumps(Evil(), 0), "calls something"),  # pickletools reads no such number
+        ("weights.bin", b"L0x1L\n0" + pickle.dumps(Evil(), 0), "calls something"),
+        ("weights.bin", b"S'\xff'\n0" + pickle.dumps(Evil(), 0), "calls something"),  # Latin-1, if the loader says so
+        ("weights.bin", b"N.I1\n." + pickle.dumps(Evil(), 1), "calls something"),  # as PyTorch once wrote them
+        ("weights.bin", b"N" * 200_000, "calls something"),  # too long to be sure
+        ("weights.bin", pickle.dumps([1.0, "R", {"b": (2,)}], 1), ""),
+        ("notes.txt", b"I have not said\nRR", ""),
+        ("m.zip", archive("x", b"N0" * 40_000 + pickle.dumps(Evil(), 0)), "calls something"),
         ("m.bin", b"N0" + pickle.dumps(Evil(), 0), "calls something"),
         ("model.pkl.gz", gzip.compress(pickle.dumps([1])), "packed by gzip"),
         ("model.z", zlib.compress(pickle.dumps([1])), "packed by zlib"),
@@ -281,7 +292,7 @@ def keras_config(class_name: str) -> bytes:
         ("config.txt", b"config\nfoo\nbar: R.\n", ""),
         ("model.txt", b"tree\nversion=v4\nnum_class=1\n", ""),
         ("m.json", b"{}", ""),
-        ("m.npy", array(None).replace(b"{'descr'", b"{'descr': '<f8', 'descr'"), "Python objects"),  # the last one counts
+        ("m.npy", array(None).replace(b"{'descr'", b"{'descr': 'f8', 'descr'"), "Python objects"),  # the last counts
         ("m.npy", array([1.0]).replace(b"False, ", b"0, 'des''cr': '|O', "), "Python objects"),
         ("m.npy", array([1.0]).replace(b", }", b"}  "), ""),
         ("m.npy", array([1.0, 2.0]), ""),
@@ -303,3 +314,38 @@ def keras_config(class_name: str) -> bytes:
 def test_T200_files_that_run_code_are_told_by_content(name: str, raw: bytes, said: str) -> None:
     found = code_in(io.BytesIO(raw), name)
     assert said in found if said else found == ""
+
+
+class Called(pickle.Unpickler):
+    """The unpickler itself, which says whether something was called."""
+
+    def find_class(self, _module: str, _name: str) -> object:
+        def call(*_given: object, **_named: object) -> int:
+            self.called = True
+            return 1
+
+        return type("Any", (), {"__new__": call, "__setstate__": call})
+
+    called = False
+
+
+PIECES = [
+    *(b"(", b"0", b"1", b"2", b"N", b"t", b")", b"]", b"}", b"a", b"e", b"s", b"l", b"R", b"b", b"o", b".", b"\x81"),
+    *(b"I0x1\n", b"L0x1L\n", b"F1.5\n", b"S'\xff'\n", b"V\xe9\n", b"cos\nx\n", b"ios\nx\n", b"p1\n", b"g1\n", b"q\1"),
+    *(b"K\1", b"M\1\0", b"J\1\0\0\0", b"U\1a", b"X\1\0\0\0a", b"\x80\1", b"\x8a\1\1", b"\x95" + bytes(8), b"h\1"),
+]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_T200_no_pickle_that_calls_is_missed(seed: int) -> None:
+    chosen, called = random.Random(seed), 0
+    for _ in range(5_000):
+        raw = b"".join(chosen.choices(PIECES, k=chosen.randrange(1, 12))) + chosen.choice([b"", b"cos\nx\n(tR."])
+        unpickler = Called(io.BytesIO(raw), encoding="latin-1")
+        with contextlib.suppress(Exception):
+            while True:
+                unpickler.load()
+        if unpickler.called:
+            called += 1
+            assert code_in(io.BytesIO(raw), "m.bin"), raw
+    assert called > 50

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from strongroom.attest.binding import config_id, expected_register, init_data_digest, parse_init_data
 from strongroom.errors import VerificationError
 
-__all__ = ["Claims", "check_init_data", "check_report_data"]
+__all__ = ["Claims", "check_init_data", "check_job", "check_report_data"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,11 +106,7 @@ def check_report_data(claims: Claims, expected: bytes) -> None:
 
 
 def check_init_data(claims: Claims, text: str, said: str | None = None) -> dict[str, str]:
-    """Return the files of the init data `text`, which the evidence binds through its config id.
-
-    Where a TDX guest's MRCONFIGID is all zeros, since whoever launches it sets none, RTMR3 binds it: its digest is the
-    one thing that was measured there. Where an SGX enclave's config id is, its report data does: the code that was
-    measured says so, and it holds as far as a policy names that code (docs/decisions/0018).
+    """Return the files of the init data `text`, which the evidence binds (`check_job`).
 
     Args:
         claims: Verified, with report data compared.
@@ -124,16 +120,33 @@ def check_init_data(claims: Claims, text: str, said: str | None = None) -> dict[
     digest = init_data_digest(text)
     if said is not None and not hmac.compare_digest(said, f"sha256:{digest.hex()}"):
         raise VerificationError(f"init data: expected {said}, got sha256:{digest.hex()}")
-    if said is not None and claims.tee == "sgx" and not any(claims.config_id):
-        return parse_init_data(text)
+    check_job(claims, digest, said=said is not None)
+    return parse_init_data(text)
+
+
+def check_job(claims: Claims, digest: bytes, *, said: bool) -> None:
+    """Return only if the evidence binds the init data of this SHA-256, through its config id.
+
+    Where a TDX guest's MRCONFIGID is all zeros, since whoever launches it sets none, RTMR3 binds it: its digest is the
+    one thing that was measured there. Where an SGX enclave's config id is, its report data does: the code that was
+    measured says so, and it holds as far as a policy names that code (docs/decisions/0018).
+
+    Args:
+        claims: Verified, with report data compared.
+        digest: What the job is.
+        said: What is under the report data says it too.
+
+    Raises:
+        VerificationError: The evidence binds other init data.
+    """
+    if said and claims.tee == "sgx" and not any(claims.config_id):
+        return
     expected = config_id(digest, len(claims.config_id))
     if claims.tee == "tdx" and not any(claims.config_id):
         if not hmac.compare_digest(claims.rtmrs[3], expected_register(digest)):
             raise VerificationError("init data: MRCONFIGID is not set, and RTMR3 binds other init data")
-        return parse_init_data(text)
-    if not hmac.compare_digest(claims.config_id, expected):
+    elif not hmac.compare_digest(claims.config_id, expected):
         raise VerificationError(f"init data: expected config id {claims.config_id.hex()}, got {expected.hex()}")
-    return parse_init_data(text)
 
 
 def _shown(value: object) -> object:

@@ -27,10 +27,12 @@ class AppraisalContext:
     Attributes:
         claims: Verified.
         job: The job document whose digest the claims bind (`claims.check_init_data`), None if there is none.
+        digest: Of the job that the claims bind, where the document is not at hand; else empty.
     """
 
     claims: Claims
     job: Mapping[str, object] | None = None
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -296,8 +296,9 @@ class JobDigest:
 
     def judge(self, context: AppraisalContext, scope: Scope) -> list[Finding]:
         """Return every comparison that decides, passed or not."""
+        known = context.digest if not self.free else ""  # whose arguments are free, only the document says
         try:
-            got = "no job document" if context.job is None else job_digest(context.job, self.free)
+            got = known or "no job document" if context.job is None else job_digest(context.job, self.free)
         except InputError as exc:
             got = f"none: {exc}"
         return [*scope.findings(context.claims), one_of("job_digest", self.values, got)]

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import click
 
-from strongroom.attest import ratls
-from strongroom.attest.claims import Claims
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.findings import shown_flag
 from strongroom.attest.quote import FieldRow, Quote, describe, parse_quote, trimmed
@@ -18,7 +16,7 @@ from strongroom.attest.verifiers.chains import platform
 from strongroom.cli import output
 from strongroom.cli.common import epilog, json_option, workspace
 from strongroom.cli.endorsements import command as endorsements
-from strongroom.cli.verdicts import read_evidence, trusted_choices, verify
+from strongroom.cli.verdicts import bound, read_evidence, trusted_choices, verify
 from strongroom.errors import AttestationError
 
 __all__ = ["command"]
@@ -129,13 +127,6 @@ def _checks(raw: bytes, tee: str, certificate: bytes) -> list[tuple[str, bool, s
         ("debug", not claims.debug, "the enclave's memory is closed" if not claims.debug else "debug enclave")
     )
     if certificate:
-        checks.append(_bound(certificate, claims))
+        found = bound(certificate, claims, datetime.now(UTC))
+        checks.append(("certificate", found.passed, found.got if found.passed else str(found)))
     return checks
-
-
-def _bound(certificate: bytes, claims: Claims) -> tuple[str, bool, str]:
-    try:
-        ratls.verify_certificate(certificate, lambda _evidence: claims, now=datetime.now(UTC))
-    except AttestationError as exc:
-        return "certificate", False, str(exc)
-    return "certificate", True, "the evidence names its key; fresh only if its reader asked for the nonce"

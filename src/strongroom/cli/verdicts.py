@@ -37,7 +37,17 @@ from strongroom.errors import AttestationError, InputError
 if TYPE_CHECKING:
     from strongroom.client.workspace import Workspace
 
-__all__ = ["Choices", "Verdict", "failed", "judged", "read_evidence", "read_policy", "trusted_choices", "verify"]
+__all__ = [
+    "Choices",
+    "Verdict",
+    "bound",
+    "failed",
+    "judged",
+    "read_evidence",
+    "read_policy",
+    "trusted_choices",
+    "verify",
+]
 
 Choices = Sequence[tuple[AnchoredVerifier, AnyEndorsements]]
 _REASON = re.compile(r"(?P<check>[^:]+): (?P<about>.*?)expected (?P<expected>.*?), got (?P<got>.*)", re.DOTALL)
@@ -164,8 +174,12 @@ def judged(
     as_of: bool = False,
     init_data: str | None = None,
     job: dict[str, object] | None = None,
+    certificate: bytes = b"",
 ) -> Verdict:
-    """Return the verdict on `evidence` under `policy`; with `init_data` and `job` also on the job that it binds."""
+    """Return the verdict on `evidence` under `policy`; with `init_data` and `job` also on the job that it binds.
+
+    With `certificate`, in which the evidence was, also on whether it is for that certificate's key.
+    """
     try:
         claims = verify_any(evidence, choices, now=now)
     except AttestationError as exc:
@@ -177,14 +191,18 @@ def judged(
         Finding("endorsements", held, held, passed=True),
         _names_code(policy),
     ]
+    said = ""
+    if certificate:
+        checks.append(bound(certificate, claims, now))
+        said = ratls.job_of(ratls.read_certificate(certificate)[0]) if checks[-1].passed else ""
     if init_data is not None:
         try:
-            check_init_data(claims, init_data)
+            check_init_data(claims, init_data, said or None)
             checks.append(Finding("init_data", "the job's", "the job's", passed=True))
         except AttestationError as exc:
             job = None
             checks.append(failed(exc))
-    checks += findings(policy, AppraisalContext(claims=claims, job=job))
+    checks += findings(policy, AppraisalContext(claims=claims, job=job, digest=said if init_data is None else ""))
     wrong = [check.check.rpartition(": ")[2] for check in checks if not check.passed]
     hint = "; ".join(dict.fromkeys(_HINTS.get(name, _OTHER) for name in wrong))
     return Verdict(evidence=evidence, now=now, as_of=as_of, claims=claims, checks=tuple(checks), hint=hint)
@@ -197,6 +215,22 @@ def failed(exc: AttestationError) -> Finding:
         return Finding(found["check"], found["about"] + found["expected"], found["got"])
     check, colon, got = str(exc).partition(": ")
     return Finding(check if colon else exc.code, _WANTED.get(exc.code, "true evidence"), got or str(exc))
+
+
+def bound(certificate: bytes, claims: Claims, now: datetime) -> Finding:
+    """Return whether evidence that proves `claims` is for the key of the certificate, and for its job if it names one.
+
+    Who issued the certificate is not asked: only that may stand in it which the evidence proves.
+    """
+    wanted = "evidence that names its key, and its job if it names one"
+    try:
+        ratls.verify_certificate(certificate, lambda _: claims, now=now, issued=True)
+    except AttestationError as exc:
+        return failed(exc)
+    job = ratls.job_of(ratls.read_certificate(certificate)[0])
+    names = f"its key and its job, {job}" if job else "its key"
+    got = f"the evidence names {names}; fresh only if its reader asked for the nonce"
+    return Finding("certificate", wanted, got, passed=True)
 
 
 def _names_code(policy: Policy) -> Finding:
@@ -321,7 +355,7 @@ def verify(
     from strongroom.cli.job import plan_file
 
     policy = read_policy(policy_file)
-    tee, raw, _ = read_evidence(evidence)
+    tee, raw, certificate = read_evidence(evidence)
     plan = plan_file(job_file)[1] if job_file else None
     verdict = judged(
         Evidence(tee=tee, quote=raw),
@@ -331,6 +365,7 @@ def verify(
         as_of=at is not None,
         init_data=plan.init_data if plan else None,
         job=dict(plan.document) if plan else None,
+        certificate=certificate,
     )
     output.data(verdict.to_json(), as_json, verdict.page())
     return 0 if verdict.accepted else 1

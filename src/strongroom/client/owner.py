@@ -125,9 +125,10 @@ class OwnerClient:
 
     def send(self, method: str, path: str, body: object = None, *, known: bool = False) -> dict[str, object]:
         """Return the answer to one request, without a look at what the workspace pins; as `call` otherwise."""
-        seen = {SEEN: str(self.seen.head.seq)} if self.seen.head else {}
         try:
-            reply = self._connection.proven(method, path, body, seen, to=self.owner, key=self._identity, known=known)
+            reply = self._connection.proven(
+                method, path, body, _seen(self.seen.head), to=self.owner, key=self._identity, known=known
+            )
         except UnavailableError as exc:
             if not self.workspace.embedded and self.seen.head is None:
                 # A server that refuses a certificate may close the connection before its alert is read.
@@ -154,7 +155,7 @@ class OwnerClient:
                     hint="find the newest database; `strongroom doctor` names the workspace's files",
                 )
             if found.seq < head.seq:
-                reply = self._connection.request("GET", "/v1/status", None, {SEEN: str(found.seq)})
+                reply = self._connection.request("GET", "/v1/status", None, _seen(found))
         self.seen.see_head(head)
 
     def key_ring(self, name: str, purpose: Literal["data", "export"] = "data") -> StaticKeyRing:
@@ -238,3 +239,7 @@ class OwnerClient:
     def close(self) -> None:
         """Close the connection."""
         self._connection.close()
+
+
+def _seen(head: AuditHead | None) -> dict[str, str]:
+    return {SEEN: f"{head.seq}.{head.chain}"} if head else {}

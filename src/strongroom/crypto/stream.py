@@ -7,7 +7,8 @@ docs/formats/sealed-file.md and c2sp.org/chunked-encryption, instance Cobbleston
 Rules:
     1. The commitment is compared, in constant time, before a chunk is opened.
     2. The final chunk is opened before a size is believed.
-    3. A writer that fails writes no final chunk: half a plaintext never looks like a whole one.
+    3. A writer that fails writes nothing more, no final chunk either: half a plaintext never looks like a whole one,
+       and no chunk number is used for two contents.
     4. Plaintext of a chunk that does not open is overwritten, never returned.
 
 Objects are for one thread at a time.
@@ -154,7 +155,10 @@ class _Behind:
     def write(self, block: memoryview, cuts: list[memoryview]) -> tuple[memoryview, list[memoryview]]:
         """Have `block` written soon; return the buffer of the block before, which is written."""
         self._wait()
-        self._written = self._thread.submit(write_all, self._raw, block)
+        try:
+            self._written = self._thread.submit(write_all, self._raw, block)
+        except RuntimeError:  # the interpreter is ending, and starts no thread any more
+            write_all(self._raw, block)
         free, self._spare = self._spare, (block, cuts)
         return free
 
@@ -232,6 +236,12 @@ class Writer:
         """Write the final chunk; the sealed file is complete."""
         if self.closed:
             return
+        try:
+            self._close()
+        finally:
+            self.abort()
+
+    def _close(self) -> None:
         self._catch_up()
         full, rest = divmod(self._used, CHUNK_BYTES)
         sealed = self._sealed[: full * SEALED_CHUNK_BYTES + rest + TAG_BYTES]
@@ -239,7 +249,6 @@ class Writer:
         self._count(full + 1)
         self._chunks.seal(self._next, plain, _cut(sealed, SEALED_CHUNK_BYTES))
         write_all(self._raw, sealed)
-        self.abort()
 
     def abort(self) -> None:
         """Stop without a final chunk; what was written opens as truncated."""
@@ -265,12 +274,16 @@ class Writer:
 
     def _seal_block(self, plain: Sequence[memoryview]) -> None:
         self._count(BLOCK_CHUNKS)
-        self._chunks.seal(self._next, plain, self._sealed_cuts)
-        if self._behind is None:
-            write_all(self._raw, self._sealed)
-        else:
-            self._sealed, self._sealed_cuts = self._behind.write(self._sealed, self._sealed_cuts)
-        self._next += BLOCK_CHUNKS
+        try:
+            self._chunks.seal(self._next, plain, self._sealed_cuts)
+            self._next += BLOCK_CHUNKS
+            if self._behind is None:
+                write_all(self._raw, self._sealed)
+            else:
+                self._sealed, self._sealed_cuts = self._behind.write(self._sealed, self._sealed_cuts)
+        except BaseException:  # part of it may lie there: nothing else is ever sealed in its place
+            self.abort()
+            raise
 
     def _count(self, more: int) -> None:
         if self._next + more > MAX_CHUNKS:

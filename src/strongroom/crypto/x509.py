@@ -7,7 +7,7 @@ All keys are ECDSA P-256. Names carry no secret. A certificate is identified by 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
 from cryptography import x509
@@ -24,6 +24,7 @@ __all__ = [
     "certificate_pem",
     "check_self_signed",
     "common_name",
+    "extension_of_csr",
     "fingerprint",
     "issue",
     "new_csr",
@@ -157,8 +158,9 @@ def issue(
     uris: Sequence[str] = (),
     server: bool = True,
     client: bool = False,
+    extensions: Mapping[x509.ObjectIdentifier, bytes] | None = None,
 ) -> x509.Certificate:
-    """Return a leaf certificate for `key` signed by `issuer`."""
+    """Return a leaf certificate for `key` signed by `issuer`; `extensions` are not critical."""
     issuer_name = issuer.subject.rfc4514_string().removeprefix("CN=")
     builder = _builder(name, issuer_name, key, now, lifetime)
     names: list[x509.GeneralName] = [x509.DNSName(d) for d in dns]
@@ -172,12 +174,18 @@ def issue(
     builder = builder.add_extension(
         x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False
     )
+    for oid, value in (extensions or {}).items():
+        builder = builder.add_extension(x509.UnrecognizedExtension(oid, value), critical=False)
     return builder.sign(issuer_key, hashes.SHA256())
 
 
-def new_csr(key: ec.EllipticCurvePrivateKey, name: str) -> str:
-    """Return a PEM certificate request for `key`."""
+def new_csr(
+    key: ec.EllipticCurvePrivateKey, name: str, extensions: Mapping[x509.ObjectIdentifier, bytes] | None = None
+) -> str:
+    """Return a PEM certificate request for `key` that asks for `extensions`."""
     builder = x509.CertificateSigningRequestBuilder().subject_name(_name(name))
+    for oid, value in (extensions or {}).items():
+        builder = builder.add_extension(x509.UnrecognizedExtension(oid, value), critical=False)
     return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode("ascii")
 
 
@@ -198,6 +206,21 @@ def public_key_of_csr(text: str) -> ec.EllipticCurvePublicKey:
     if not isinstance(key.curve, ec.SECP256R1):
         raise InputError("the certificate request is not for a P-256 key")
     return key
+
+
+def extension_of_csr(text: str, oid: x509.ObjectIdentifier) -> bytes | None:
+    """Return the value of an extension that a certificate request asks for, unread; None without it.
+
+    Raises:
+        InputError: Not a readable request.
+    """
+    try:
+        value = x509.load_pem_x509_csr(text.encode("ascii")).extensions.get_extension_for_oid(oid).value
+    except x509.ExtensionNotFound:
+        return None
+    except UNREADABLE as exc:
+        raise InputError("the certificate request is not readable PEM") from exc
+    return value.value if isinstance(value, x509.UnrecognizedExtension) else None
 
 
 def _name(text: str) -> x509.Name:

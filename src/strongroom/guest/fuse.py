@@ -72,7 +72,7 @@ _WRITE_IN, _WRITE_OUT = struct.Struct("<QQI20x"), struct.Struct("<II")
 _NAME = struct.Struct("<QQII")
 _STATFS_OUT = struct.Struct("<QQQQQIIII24x")
 
-_MS_RDONLY, _MS_NOSUID, _MS_NODEV = 1, 2, 4
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_BIND = 1, 2, 4, 4096
 _libc = ctypes.CDLL(None, use_errno=True)
 _T = TypeVar("_T")
 
@@ -128,8 +128,8 @@ class WritableFiles(Files, Protocol):
     def promise(self, path: str, size: int) -> None:
         """Hear how long the file will be."""
 
-    def finish(self, path: str) -> None:
-        """Take the file as it is; not written to any more. Raises as `write`."""
+    def close(self, path: str) -> None:
+        """Take the file as it is from the next look at it, unless more is written before."""
 
     def rename(self, source: str, target: str) -> None:
         """Give a file a name that no other has."""
@@ -155,6 +155,12 @@ def mount(place: Path, *, writable: bool = False) -> int:
         os.close(descriptor)
         raise OSError(number, os.strerror(number), str(place))
     return descriptor
+
+
+def hold(place: Path) -> None:
+    """Make the folder `place` a mount of its own: nobody renames it, nor takes what is mounted in it elsewhere."""
+    if _libc.mount(os.fsencode(place), os.fsencode(place), None, _MS_BIND, None):
+        raise OSError(ctypes.get_errno(), f"{place} cannot be mounted")
 
 
 class FuseServer:
@@ -418,7 +424,7 @@ class WritingServer(FuseServer):
         self._answers |= {
             _CREATE: self._create,
             _WRITE: self._write,
-            _FLUSH: self._finish,
+            _FLUSH: self._close,
             _FSYNC: _nothing,  # of what no volume has yet
             _UNLINK: self._unlink,
             _SETATTR: self._setattr,
@@ -444,10 +450,15 @@ class WritingServer(FuseServer):
         _told(lambda: self._writable.write(self._paths[node], offset, body[_WRITE_IN.size : _WRITE_IN.size + size]))
         return _WRITE_OUT.pack(size, 0)
 
-    def _finish(self, node: int, body: memoryview) -> bytes:
-        # At the first close: the release comes later, when whoever closed it may have opened it again.
+    def _read(self, node: int, body: memoryview, out: memoryview) -> memoryview:
+        if self._handles[_READ_IN.unpack_from(body)[0]].writing:
+            raise _Refusal(errno.EBADF)
+        return super()._read(node, body, out)
+
+    def _close(self, node: int, body: memoryview) -> bytes:
+        # Not at the release, which comes later, when whoever closed it may have looked at it again.
         if self._handles[_HANDLE.unpack_from(body)[0]].writing:
-            _told(lambda: self._writable.finish(self._paths[node]))
+            _told(lambda: self._writable.close(self._paths[node]))
         return b""
 
     def _setattr(self, node: int, body: memoryview) -> bytes:

@@ -97,7 +97,7 @@ def _run(platform: socket.socket, tee: str, report: Report, started: float) -> N
     report.details["token"] = session.attest()
     worker = launch.get("role") == "worker"  # the host's choice: what either role runs is in the document
     grants = {} if worker else receive(session, document)
-    certified = session.certificate() if grants or worker else None
+    certified = session.certificate() if "workers" in document else None
     if certified is not None:
         certificate = x509.certificate_from_pem(certified.certificate_pem)
         report.details["certificate"] = x509.fingerprint(certificate)
@@ -108,7 +108,7 @@ def _run(platform: socket.socket, tee: str, report: Report, started: float) -> N
         grants |= receive_kbs(document, attester, init_data, dial)
     report.status = "failed"
     report.details["attested_ms"] = round((time.monotonic() - started) * 1000)
-    if "workers" in document and certified is not None:
+    if certified is not None:
         _run_among_peers(document, session, grants, certified, launch, report)
         return
     from strongroom.guest.run import run_job  # noqa: PLC0415  # see _import_ahead

@@ -1,8 +1,10 @@
 """The private network of one job: its enclaves, each attested, joined by mutual TLS 1.3 (docs/formats/job-network.md).
 
 A peer is whoever holds a certificate of the trust service for this very job: the service gave it to an attested guest
-that the policy of every key of the job accepts. The driver's guest admits the others, numbers them and answers for the
-job's files; every packet between two enclaves goes through a connection that both ends checked like this.
+that the policy of every key of the job accepts, and put the guest's evidence for its key inside. A guest has no
+verifier, but compares what that evidence shows with its own: a peer of other code is none (docs/decisions/0030). The
+driver's guest admits the others, numbers them and answers for the job's files; every packet between two enclaves goes
+through a connection that both ends checked like this.
 """
 
 from __future__ import annotations
@@ -21,8 +23,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from strongroom._encoding import parse_json
+from strongroom.attest import ratls
 from strongroom.crypto import tls, x509
-from strongroom.errors import DeniedError, InputError, IntegrityError, StrongroomError, UnavailableError
+from strongroom.errors import (
+    AttestationError,
+    DeniedError,
+    InputError,
+    IntegrityError,
+    StrongroomError,
+    UnavailableError,
+)
 from strongroom.guest import tunnel
 from strongroom.guest.door import Door
 from strongroom.guest.session import Certified
@@ -133,8 +143,8 @@ class Peers:
         limit: int = _LAST - 1,
     ) -> None:
         self._names = x509.uris(x509.certificate_from_pem(identity.certificate_pem))
-        arguments = (identity.certificate_pem, identity.key_pem, identity.root_pem)
-        self._server, self._client = tls.peer_contexts(*arguments)
+        self._shown = ratls.shown(ssl.PEM_cert_to_DER_cert(identity.certificate_pem))
+        self.renew(identity)
         self._door = door
         self._on_lost = on_lost
         self._serve_agent = serve_agent
@@ -203,6 +213,12 @@ class Peers:
                 self._lose(number)
         return self._at
 
+    def renew(self, identity: Certified) -> None:
+        """Show this certificate of the same key, with its newer evidence, on connections from now on."""
+        # Others than before: OpenSSL lets nobody change a context of which another thread makes a connection.
+        arguments = (identity.certificate_pem, identity.key_pem, identity.root_pem)
+        self._server, self._client = tls.peer_contexts(*arguments)
+
     def end(self, patience_s: float = 15.0) -> None:
         """End the network as its driver: admit nobody, and wait until the workers' enclaves are gone.
 
@@ -261,13 +277,20 @@ class Peers:
         return sock, answer
 
     def _check(self, sock: ssl.SSLSocket) -> None:
-        raw = sock.getpeercert(binary_form=True)
+        raw = sock.getpeercert(binary_form=True) or b""
         found = x509.uris(x509.certificate_from_pem(ssl.DER_cert_to_PEM_cert(raw))) if raw else frozenset()
         if found != self._names or not found:
             raise DeniedError(
                 f"a peer's certificate is for {', '.join(sorted(found)) or 'nothing'}: "
                 f"expected {', '.join(sorted(self._names))}"
             )
+        try:
+            shown = ratls.shown(raw)
+        except AttestationError as exc:
+            raise DeniedError(f"a peer's certificate: {exc}") from exc
+        for name, expected in self._shown.items():
+            if (got := shown.get(name, "none")) != expected:
+                raise DeniedError(f"a peer's evidence: {name}: expected {expected} as our own, got {got}")
 
     def _connect(self, number: int) -> bool:
         peer = self._peers.get(number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -78,11 +79,9 @@ def run_job(
     session.inputs = {str(v["name"]): volumes[str(v["name"])].released for v in service_volumes(document)}
     report.details["run"] = run_id.hex()
 
-    def renew() -> float:
-        session.attest()
-        return min(session.key(owner, name).ends_at for (owner, name), g in grants.items() if g.ends_at != math.inf)
-
-    lease = Lease(session.lock, renew, min((g.ends_at for g in grants.values()), default=None))
+    lease = Lease(
+        session.lock, lambda: _renew(session, grants, network), min((g.ends_at for g in grants.values()), default=None)
+    )
 
     def commit_batch(checkpoint: SealedVolume) -> None:
         # The checkpoint comes last: a batch that it does not name yet is repeated, one that it names is never lost.
@@ -116,7 +115,13 @@ def run_job(
         held.callback(_end, straight)
         held.callback(tell_committed, report, volumes)  # a job that fails may have committed checkpoints
         lease.check()
-        with _commits(document, plain, session, lambda: _may_go_on(lease, served, agent, workload), workload) as listen:
+        with _commits(
+            document,
+            (plain, straight),
+            session,
+            functools.partial(_may_go_on, lease, served, agent, workload),
+            workload,
+        ) as listen:
             exit_code = workload.run(listen)
         agent.stop("the job has ended")
         if network is not None:
@@ -131,6 +136,14 @@ def run_job(
                     held.enter_context(sealed.changing(session))
             _commit(plain, volumes, session)
     report.status = "completed"
+
+
+def _renew(session: ServiceSession, grants: Mapping[tuple[str, str], Grant], network: Peers | None) -> float:
+    session.attest()
+    ends = [session.key(owner, name).ends_at for (owner, name), g in grants.items() if g.ends_at != math.inf]
+    if network is not None:
+        network.renew(session.certificate())
+    return min(ends)
 
 
 def _commit(plain: Sequence[StagedVolume], volumes: Mapping[str, SealedVolume], session: ServiceSession) -> None:
@@ -210,19 +223,20 @@ def _open_places(
 @contextlib.contextmanager
 def _commits(
     document: Mapping[str, object],
-    plain: Sequence[StagedVolume],
+    volumes: tuple[Sequence[StagedVolume], Sequence[StraightFolder]],
     session: ServiceSession,
     check: Callable[[], None],
     workload: Workload,
 ) -> Iterator[Callable[[int], None] | None]:
     # While it runs: every so often, and when it asks by fsync.
+    plain, straight = volumes
     every_s = document.get("checkpoint_s")
     if not isinstance(every_s, int):
         yield None
         return
     checkpoints = Checkpoints(plain, session, every_s, check, workload.stop)
     written = [staged for staged in plain if staged.volume.mode == "rw" and not staged.volume.approval]
-    syncs = Syncs(written, session, check, workload.stop)
+    syncs = Syncs(written, session, check, workload.stop, [folder.place for folder in straight])
     checkpoints.start()
     try:
         yield syncs.listen if written else None

@@ -66,7 +66,7 @@ class Certified:
     """What the service gave for the guest's TLS key.
 
     Attributes:
-        certificate_pem: Names job and owner as URIs.
+        certificate_pem: Names job and owner as URIs, and carries the evidence for its key.
         key_pem: The TLS key.
         root_pem: The root of all workload certificates, which alone says nothing about the job.
         ends_at: End of the lease on CLOCK_BOOTTIME, counted from before the certificate was asked for.
@@ -117,6 +117,7 @@ class ServiceSession:
         self._connection = HTTPSConnection(address, tls.client_context(x509.certificate_pem(certificate)))
         self._key = x509.new_key()
         self._tls_key = x509.new_key()
+        self._nonce = ""
         self.lock = threading.RLock()
         self.inputs: Mapping[str, Head] = {}
         """What the job reads, by volume: commits say so."""
@@ -129,6 +130,7 @@ class ServiceSession:
         """
         reply = self._connection.request("POST", "/kbs/v0/auth", AuthRequest(tee=self._attester.tee).to_json())
         challenge = Challenge.from_json(reply.json())
+        self._nonce = challenge.nonce
         self._connection.headers["Cookie"] = reply.headers.get("set-cookie", "").partition(";")[0]
         pubkey = tee_pubkey(self._key.public_key(), self._tls_key.public_key(), self._said)
         evidence = self._attester.attest(rcar_report_data(challenge.nonce, pubkey))
@@ -183,14 +185,22 @@ class ServiceSession:
             raise VerificationError("the signed head is not a head") from exc
 
     def certificate(self) -> Certified:
-        """Return certificate, private key and root for this guest's TLS key.
+        """Return certificate, private key and root for this guest's TLS key, with fresh evidence for it.
 
         Raises:
             AppraisalError, DeniedError: The policy of a key of the job refuses this guest.
             VerificationError: The answer has no lease.
         """
+        from strongroom.attest import ratls  # noqa: PLC0415  # most jobs run alone, and need no certificate
+
         asked_at = boottime()
-        csr = x509.new_csr(self._tls_key, "workload")
+        evidence = ratls.make_extension(
+            self._tls_key.public_key(),
+            self._attester,
+            nonce=self._nonce.encode(),
+            texts={"strongroom-job": f"sha256:{init_data_digest(self._init_data).hex()}"},
+        )
+        csr = x509.new_csr(self._tls_key, "workload", {ratls.EXTENSION: evidence})
         found = self._proven("POST", "/kbs/v0/strongroom/certificate", {"csr": csr})
         lease_s = found.get("lease_s")
         if not isinstance(lease_s, int) or isinstance(lease_s, bool) or lease_s < 1:

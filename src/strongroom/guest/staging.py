@@ -23,7 +23,7 @@ from strongroom.crypto.keys import FileSecret
 from strongroom.crypto.stream import RawSource, Writer
 from strongroom.errors import DeniedError, InputError, StrongroomError, UnavailableError
 from strongroom.guest.session import ServiceSession
-from strongroom.guest.straight import StraightFile, walk
+from strongroom.guest.straight import Found, StraightFile, walk
 from strongroom.guest.volumes import SealedVolume, open_below
 from strongroom.keyagent.protocol import FOLDER
 from strongroom.storage.leftovers import KEPT_FOLDER
@@ -250,9 +250,7 @@ class StagedVolume:
             return _digest(raw) == digest
 
     def _folders(self) -> dict[str, int]:
-        return {str(self._place): self._place.lstat().st_ino} | {
-            entry.path: entry.inode() for entry in walk(self._place) if entry.is_dir(follow_symlinks=False)
-        }
+        return {"": self._place.lstat().st_ino} | {f.path: f.inode for f in self._walk() if f.is_folder}
 
     def _replaced(self, path: str, had: Mapping[str, int]) -> set[int]:
         # What the last commit has where a file is now: under its name, as a file where its folders are, or below it.
@@ -262,27 +260,39 @@ class StagedVolume:
         return {had[name] for name in names}
 
     def _inodes(self) -> dict[str, int]:
-        found, waiting = {}, [""]
-        while waiting:
-            at = waiting.pop()
-            with contextlib.suppress(OSError), os.scandir(self._place / at) as entries:
-                for entry in entries:
-                    if entry.is_dir(follow_symlinks=False):
-                        waiting.append(f"{at}{entry.name}/")
-                    else:
-                        found[f"{at}{entry.name}"] = entry.inode()
-        return found
+        return {f.path: f.inode for f in self._walk() if not f.is_folder}
 
     def _outputs(self) -> Iterator[str]:
-        for entry in walk(self._place):
-            if not entry.is_dir(follow_symlinks=False):
-                yield os.path.relpath(entry.path, self._place)
+        for found in self._walk():
+            if not found.is_folder:
+                yield found.path
+
+    def _walk(self) -> Iterator[Found]:
+        try:
+            yield from walk(self._place)
+        except OSError as exc:  # what is in there is not gone, so nothing can be said of the whole
+            raise UnavailableError(
+                f"a folder of volume {self.volume.name} cannot be listed: {exc.strerror}", hint="leave folders readable"
+            ) from exc
 
     def _seal_path(self, path: str, sealed: Sequence[_Sealed], *, running: bool, as_is: bool = False) -> _Sealed | None:
+        identity = self._identity(path)  # before it is read: another may take its place
         straight = self._straight(path)
-        if straight is None:
+        if straight is None or identity is None:
             return self._seal_one(path, running=running, as_is=as_is)
-        return self._place_straight(path, straight, copied=any(file.straight is straight for file in sealed))
+        copied = straight.placed or any(file.straight is straight for file in sealed)
+        try:
+            return self._place_straight(path, straight, (identity, straight.prefix), copied=copied)
+        except InputError:
+            if running:  # a name that no data set may hold: at the end it must be gone
+                return None
+            raise
+
+    def _identity(self, path: str) -> _Identity | None:
+        try:
+            return _identity((self._place / path).lstat())
+        except OSError:  # gone
+            return None
 
     def _seal_one(self, path: str, *, running: bool, as_is: bool = False) -> _Sealed | None:
         beside, what = self._new_beside(), self._shown(path)
@@ -319,9 +329,8 @@ class StagedVolume:
         except OSError:  # no link
             return None
 
-    def _place_straight(self, path: str, file: StraightFile, *, copied: bool) -> _Sealed:
-        known = (_identity((self._place / path).lstat()), file.prefix)
-        if file.volume is self.volume and not file.placed and not copied:
+    def _place_straight(self, path: str, file: StraightFile, known: _Source, *, copied: bool) -> _Sealed:
+        if file.volume is self.volume and not copied:
             self.volume.claim(path, file.prefix)
             return _Sealed(path=path, beside=file.beside, size=file.size, source=known, straight=file)
         beside = self._new_beside()

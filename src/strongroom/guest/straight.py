@@ -11,36 +11,74 @@ import contextlib
 import errno
 import fcntl
 import io
-import itertools
 import os
+import threading
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from strongroom.crypto.keys import FileSecret
 from strongroom.crypto.stream import Reader, Writer
 from strongroom.errors import DeniedError, StrongroomError
-from strongroom.guest.fuse import WritingServer, mount
+from strongroom.guest.fuse import WritingServer, hold, mount
 from strongroom.guest.volumes import SealedVolume, read_sealed
 from strongroom.storage.dataset import tampered
 from strongroom.storage.places import TEMPORARY
 
-__all__ = ["StraightFile", "StraightFolder", "walk"]
+__all__ = ["Found", "StraightFile", "StraightFolder", "walk"]
 
-_TEMPORARY = Path("/tmp")  # noqa: S108  # of the enclave
+_ELSEWHERE = (Path("/tmp"), Path("/dev/shm"))  # noqa: S108  # of the enclave: links may lie there for a while
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_MAX_FILES = 1000
+_NAME_BYTES = 256
+"""What a file's coming and going tells the host, as bytes of output."""
 
 
-def walk(place: str | os.PathLike[str], without: Collection[str] = ()) -> Iterator[os.DirEntry[str]]:
-    """Yield everything below `place`, never looking where a link leads, nor at these names in it.
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What `walk` found.
+
+    Attributes:
+        path: Below the folder it began in.
+        inode: Its number.
+        is_folder: Whether it is a folder.
+        link: Where it leads, if it is a link.
+    """
+
+    path: str
+    inode: int
+    is_folder: bool
+    link: str | None
+
+
+def walk(place: str | os.PathLike[str], without: Collection[str] = ()) -> Iterator[Found]:
+    """Yield everything below `place` that is still there, never looking where a link leads, nor at these names in it.
 
     That may be a view of this process: killed while it waits for itself, it would never end. `os.walk` looks.
+
+    Raises:
+        OSError: A folder cannot be listed: what is in it is not known to be gone.
     """
-    with contextlib.suppress(OSError), os.scandir(place) as entries:  # gone meanwhile
-        for entry in entries:
-            if entry.name in without:
-                continue
-            yield entry
-            if entry.is_dir(follow_symlinks=False):
-                yield from walk(entry.path)
+    yield from _walk(os.open(place, _FOLDER), "", without)
+
+
+def _walk(folder: int, at: str, without: Collection[str]) -> Iterator[Found]:
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not at and entry.name in without:
+                    continue
+                path = f"{at}{entry.name}"
+                if entry.is_dir(follow_symlinks=False):
+                    yield Found(path, entry.inode(), True, None)
+                    with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # gone, or a link now
+                        yield from _walk(os.open(entry.name, _FOLDER, dir_fd=folder), f"{path}/", without)
+                    continue
+                with contextlib.suppress(FileNotFoundError):
+                    link = os.readlink(entry.name, dir_fd=folder) if entry.is_symlink() else None
+                    yield Found(path, entry.inode(), False, link)
+    finally:
+        os.close(folder)
 
 
 class StraightFile:
@@ -50,20 +88,24 @@ class StraightFile:
         volume: Under whose key it is.
         beside: Where it was written.
         prefix: Its first bytes.
+        closing: Whether it was closed, by whoever writes it or by a child that had it open too.
         finished: Whether it is whole.
-        linked: Whether a volume has had a link to it.
+        missed: How often no link to it was found since there was one; None before.
         placed: Whether a volume has taken it.
     """
 
-    def __init__(self, volume: SealedVolume, name: str) -> None:
+    def __init__(self, volume: SealedVolume) -> None:
         self.volume = volume
-        self._name = name
         self.beside = volume.folder / f"{TEMPORARY}{os.urandom(8).hex()}"
-        self._raw = open(self.beside, "x+b", buffering=0)  # noqa: SIM115
         self._secret: FileSecret | None = None
-        self._promised = 0
+        self._writer: Writer | None = None
+        self._size = self._promised = 0
         self._failed: OSError | None = None
-        self.finished = self.linked = self.placed = False
+        self._turn = threading.Lock()
+        self.closing = self.finished = self.placed = False
+        self.missed: int | None = None
+        volume.spend(_NAME_BYTES)
+        self._raw = open(self.beside, "x+b", buffering=0)  # noqa: SIM115
         try:
             fcntl.flock(self._raw, fcntl.LOCK_EX | fcntl.LOCK_NB)  # whoever tidies up leaves it alone
             self.prefix, self._secret = volume.begin()
@@ -75,58 +117,68 @@ class StraightFile:
     @property
     def size(self) -> int:
         """Plaintext bytes so far."""
-        return self._writer.size if self.finished else max(self._writer.size, self._promised)
+        return max(self._size, self._promised)
 
     def promise(self, size: int) -> None:
         """Hear how long it will be: some programs say so first."""
-        if self.finished or size < self._writer.size:
+        if self.finished or size < self._size:
             raise OSError(errno.EPERM, "what is written stays")
         self._promised = size
 
     def write(self, offset: int, data: memoryview) -> None:
         """Take the bytes at `offset`, which follow those before; OSError if they do not, or there is no room."""
-        if self.finished or offset != self._writer.size:
-            raise OSError(errno.ESPIPE, "it is written from the first byte to the last")
-        if self._failed is None:
-            try:
-                self.volume.spend(len(data))
-                self._writer.write(data)
-            except DeniedError as exc:
-                self._failed = OSError(errno.EDQUOT, str(exc))
-            except OSError as exc:
-                self._failed = exc
-        if self._failed is not None:  # again: the kernel tells of the first time only how much was taken before
-            raise self._failed
+        with self._turn:
+            if self._writer is None or offset != self._size:
+                raise OSError(errno.ESPIPE, "it is written from the first byte to the last")
+            self.closing = False
+            if self._failed is None:
+                try:
+                    self.volume.spend(len(data))
+                    self._size += self._writer.write(data)
+                except DeniedError as exc:
+                    self._failed = OSError(errno.EDQUOT, str(exc))
+                except OSError as exc:
+                    self._failed = exc
+            if self._failed is not None:  # again: the kernel tells of the first time only how much was taken before
+                raise self._failed
 
     def finish(self) -> None:
-        """Take the file as it is; not written to any more."""
-        if not self.finished:
+        """Take the file as it is, if it was closed; not written to any more."""
+        with self._turn:
+            if self._writer is None or not self.closing:
+                return
             if self._failed is not None:
                 raise self._failed
-            if self._writer.size < self._promised:
+            if self._size < self._promised:
                 raise OSError(errno.EIO, "it is shorter than it was to be")
             self._writer.close()
             os.fsync(self._raw.fileno())
-            self.finished = True
+            self._writer, self.finished = None, True
 
     def reader(self) -> Reader:
         """Open it for reading."""
         assert self._secret is not None
-        secret, name = self._secret, f"{self.volume.name}/{self._name}"
+        secret, name = self._secret, f"{self.volume.name}/.sealed"  # no name of the program's choice
 
         def ask(prefix: bytes) -> tuple[FileSecret, int]:
             if prefix != self.prefix:
                 raise tampered("swapped or rolled back", name, "it does not begin as it was written")
             return secret, self.size
 
-        # Not `dup`: each reader has a place of its own.
-        return read_sealed(io.FileIO(f"/proc/self/fd/{self._raw.fileno()}"), name, ask)
+        with self._turn:
+            if self._raw.closed:
+                raise OSError(errno.ESTALE, "it was removed")
+            raw = io.FileIO(f"/proc/self/fd/{self._raw.fileno()}")  # not `dup`: each reader has a place of its own
+        return read_sealed(raw, name, ask)
 
     def drop(self) -> None:
         """Remove it, unless a volume has taken it, and give up what it holds."""
-        if not self.placed:
-            self.beside.unlink(missing_ok=True)
-        self._raw.close()
+        with self._turn:
+            if self._writer is not None:
+                self._writer.abort()
+            if not self.placed:
+                self.beside.unlink(missing_ok=True)
+            self._raw.close()
 
 
 class StraightFolder:
@@ -141,7 +193,10 @@ class StraightFolder:
     def __init__(self, name: str, top: Path, views: Collection[str]) -> None:
         self.name = name
         self.place = top / name
-        self.place.mkdir(parents=True)
+        if not top.exists():
+            top.mkdir()
+            hold(top)
+        self.place.mkdir()
         self._unlinkable = {top.name, *views}
         self._descriptor = mount(self.place, writable=True)
         self._files: dict[str, StraightFile] = {}
@@ -160,8 +215,11 @@ class StraightFolder:
     def find(self, link: str) -> StraightFile | None:
         """Return the whole file that a link with this text names, if it is one of these."""
         path = Path(link)
-        file = self._files.get(path.name) if path.parent == self.place else None
-        return file if file is not None and file.finished else None
+        if path.parent == self.place:
+            self._settle(path.name)
+            file = self._files.get(path.name)
+            return file if file is not None and file.finished else None
+        return None
 
     def end(self) -> None:
         """Drop what no volume has taken."""
@@ -172,6 +230,7 @@ class StraightFolder:
         """Return a file's size so far, -1 for the folder, None if nothing is there."""
         if not path:
             return -1
+        self._settle(path)
         file = self._files.get(path)
         return None if file is None else file.size
 
@@ -181,6 +240,7 @@ class StraightFolder:
 
     def open(self, path: str) -> Reader:
         """Open a whole file."""
+        self._settle(path)
         file = self._file(path)
         if not file.finished:
             raise OSError(errno.EBUSY, "it is being written")
@@ -188,8 +248,14 @@ class StraightFolder:
 
     def create(self, path: str) -> None:
         """Begin a file."""
-        self._drop_unlinked()
-        self._files[path] = StraightFile(self._volume, path)
+        with contextlib.suppress(OSError):  # not everything was looked at
+            self._drop_unlinked()
+        if len(self._files) >= _MAX_FILES:
+            raise OSError(errno.ENFILE, "too many files are written straight into their sealed form")
+        try:
+            self._files[path] = StraightFile(self._volume)
+        except DeniedError as exc:
+            raise OSError(errno.EDQUOT, str(exc)) from exc
 
     def _file(self, path: str) -> StraightFile:
         if path not in self._files:
@@ -197,29 +263,33 @@ class StraightFolder:
         return self._files[path]
 
     def _drop_unlinked(self) -> None:
-        # A program that saves a model after each epoch and keeps the last few must not fill the disk.
-        links: set[str] = set()
-        for entry in itertools.chain(walk(self.place.parent.parent, self._unlinkable), walk(_TEMPORARY)):
-            if entry.is_symlink():
-                with contextlib.suppress(OSError):  # gone meanwhile
-                    links.add(os.readlink(entry.path))
+        # A program that saves a model after each epoch and keeps the last few must not fill the disk. Twice, as a link
+        # that is renamed while one looks is seen nowhere.
+        places = ((self.place.parent.parent, self._unlinkable), *((place, ()) for place in _ELSEWHERE))
+        links = {Path(found.link) for place, without in places for found in walk(place, without) if found.link}
         for name, file in list(self._files.items()):
-            if str(self.place / name) in links:
-                file.linked = True
-            elif file.linked:
-                self.remove(name)
+            if self.place / name in links:
+                file.missed = 0
+            elif file.missed is not None:
+                file.missed += 1
+                if file.missed > 1:
+                    self.remove(name)
 
     def write(self, path: str, offset: int, data: memoryview) -> None:
         """Take the bytes that follow those before."""
         self._file(path).write(offset, data)
 
-    def finish(self, path: str) -> None:
-        """Take the file as it is."""
-        try:
-            self._file(path).finish()
-        except OSError:
-            self.remove(path)
-            raise
+    def close(self, path: str) -> None:
+        """Take the file as it is, unless more comes: a child that begins closes what it has open too."""
+        self._file(path).closing = True
+
+    def _settle(self, path: str) -> None:
+        file = self._files.get(path)
+        if file is not None:
+            try:
+                file.finish()
+            except OSError:
+                self.remove(path)
 
     def promise(self, path: str, size: int) -> None:
         """Hear how long the file will be."""

@@ -27,6 +27,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from strongroom._seccomp import SYNCS
 from strongroom.errors import StrongroomError, UnavailableError
@@ -59,6 +60,7 @@ class Syncs:
         session: Where heads are kept.
         check: Raises if the job has failed by now: nothing is committed any more.
         on_failure: Told why nothing more can be committed; what lies on the disk is then not sure.
+        straight: Where files are written straight into their sealed form: an fsync of one means all there is.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Syncs:
         session: ServiceSession,
         check: Callable[[], None],
         on_failure: Callable[[str], None],
+        straight: Iterable[Path] = (),
     ) -> None:
         self._volumes = volumes
         self._session = session
@@ -76,6 +79,7 @@ class Syncs:
         self._names = {numbers[column]: name for name, numbers in SYNCS.items()}
         self._mounts: set[int] = set()
         self._devices: set[int] = set()
+        self._straight = {_mount_of(place) for place in straight}
         for staged in volumes:
             place = os.open(staged.place, os.O_PATH | os.O_CLOEXEC)
             self._mounts.add(_mount(place))
@@ -142,9 +146,10 @@ class Syncs:
         # Without asking the file system, which could be a view that this process serves.
         file = os.open(f"/proc/{pid}/fd/{arguments[0] & 0xFFFFFFFF}", os.O_PATH | os.O_CLOEXEC)
         try:
-            if _mount(file) not in self._mounts:
+            mounted = _mount(file)
+            if mounted not in self._mounts | self._straight:
                 return None
-            if name == "syncfs":
+            if name == "syncfs" or mounted in self._straight:
                 return _Call(number, None)
             info, at = os.fstat(file), os.readlink(f"/proc/self/fd/{file}")
         finally:
@@ -213,6 +218,14 @@ class Syncs:
         answer = bytearray(_ANSWERED.pack(number, 0, -error, 0 if error else _CONTINUE))
         with contextlib.suppress(FileNotFoundError):  # it is dead
             fcntl.ioctl(self._listener, _ANSWER, answer)
+
+
+def _mount_of(place: Path) -> int:
+    file = os.open(place, os.O_PATH | os.O_CLOEXEC)
+    try:
+        return _mount(file)
+    finally:
+        os.close(file)
 
 
 def _mount(file: int) -> int:

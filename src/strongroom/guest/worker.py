@@ -64,7 +64,9 @@ def run_worker(
     def renew() -> float:
         # A worker holds no key, but whoever may not have a certificate any more may not go on either.
         session.attest()
-        return session.certificate().ends_at
+        renewed = session.certificate()
+        peers.renew(renewed)
+        return renewed.ends_at
 
     peers = Peers(identity, door, on_lost=on_lost)
     peers.join(driver)

@@ -77,7 +77,9 @@ class Workload:
         try:
             self._process = self._start(confined)
             if listen is not None and pair:
-                listen(socket.recv_fds(pair[0], 1, 1)[1][0])
+                (listener,) = socket.recv_fds(pair[0], 1, 1)[1]
+                os.set_inheritable(listener, False)
+                listen(listener)
         except (OSError, subprocess.SubprocessError) as exc:
             raise InputError(f"{self._argv[0]} could not be started: {exc}") from exc
         finally:

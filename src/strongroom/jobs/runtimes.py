@@ -55,10 +55,12 @@ _GUEST_PARTS = (
     "guest",
     "attest/__init__.py",
     "attest/binding.py",
+    "attest/claims.py",
     "attest/evidence.py",
     "attest/handshake.py",
     "attest/kbs.py",
     "attest/quote.py",
+    "attest/ratls.py",
     "attest/snp.py",
     "attest/attesters",
 )

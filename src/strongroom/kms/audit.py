@@ -29,7 +29,7 @@ __all__ = ["LINKS", "SEEN", "AuditHead", "AuditLog", "follow_links", "read_head"
 HEAD_TYPE = "strongroom-audit-head+jwt"
 START = "0" * 64
 SEEN = "strongroom-audit-seen"
-"""Request header of owners: the number of the newest record that they saw."""
+"""Request header of owners: number and chain value of the newest record that they saw, with a point between."""
 LINKS = "strongroom-audit-links"
 """Response header: owner tag and hash of each record since, 32 bytes each, base64url; no more than `MAX_LINKS`."""
 MAX_LINKS = 400
@@ -118,11 +118,15 @@ class AuditLog:
         Raises:
             IntegrityError: The state is older, or went another way since.
         """
-        newest, found = tx.execute(sa.select(audit_head)).one(), seen
+        last, found = tx.execute(sa.select(audit_head)).first(), seen
+        newest = AuditHead(seq=last.seq, chain=last.chain) if last else AuditHead(seq=0, chain=START)
         while found.seq < newest.seq and (links := AuditLog.links(tx, after=found.seq)):
             found = follow_links(found, links)
-        if (found.seq, found.chain) != (newest.seq, newest.chain):
-            raise damaged(f"its log, of {newest.seq} records, does not go on from record {seen.seq}, which was seen")
+        if found != newest:
+            raise damaged(
+                f"its log, of {newest.seq} records, does not go on from record {seen.seq}, which was seen: "
+                "an older database was restored"
+            )
 
     @staticmethod
     def links(tx: sa.Connection, *, after: int) -> bytes:
@@ -138,7 +142,7 @@ class AuditLog:
         found: list[dict[str, object]] = []
         size = 0
         for row in rows:
-            record = row.record if row.owner == owner else None
+            record = str(row.record) if row.owner == owner else None
             size += len(record or "")
             if found and size > _MAX_PAGE_CHARS:
                 break
@@ -147,9 +151,9 @@ class AuditLog:
                     "seq": row.seq,
                     "record": record,
                     "owner_tag": _owner_tag(row.owner, row.seq),
-                    "record_hash": row.record_hash,
-                    "chain": row.chain,
-                    "head": row.head,
+                    "record_hash": str(row.record_hash),
+                    "chain": str(row.chain),
+                    "head": str(row.head),
                 }
             )
         rows.close()
@@ -168,8 +172,8 @@ def _raw_hash(text: object) -> bytes:
         return bytes(_HASH_BYTES)
 
 
-def _owner_tag(owner: str, seq: int) -> str:
-    return labelled_hash("strongroom-audit-owner-v1", [owner.encode(), str(seq).encode()]).hex()
+def _owner_tag(owner: object, seq: int) -> str:  # the disk may have anything for an owner
+    return labelled_hash("strongroom-audit-owner-v1", [str(owner).encode(), str(seq).encode()]).hex()
 
 
 def _chain(previous: str, owner_tag: str, record_hash: str) -> str:

@@ -63,6 +63,7 @@ class Guest:
         claims: Proven by the quote.
         job: `sha256:<hex>` of the init-data that the quote binds.
         document: The job document in that init-data.
+        nonce: The session's challenge, which the evidence answered.
         public_key: The guest's fresh key, bound by the report data.
         tls_spki: SPKI id of the guest's TLS key, bound alike; "" if it has none.
         run_id: Of this session, 16 bytes in hex.
@@ -72,6 +73,7 @@ class Guest:
     claims: Claims
     job: str
     document: Mapping[str, object]
+    nonce: str
     public_key: jose.ReceiverKey
     tls_spki: str
     run_id: str
@@ -210,11 +212,11 @@ class Broker:
         return any(self._policies.outputs(tx, owner, key.name).approval for key in mine)
 
     @asking_apart
-    def certify(self, guest: Guest, csr: str, *, now: datetime, uptime_s: float) -> dict[str, object]:
+    def certify(self, guest: Guest, csr: str, *, evidence: bytes, now: datetime, uptime_s: float) -> dict[str, object]:
         """Return a certificate for the guest's TLS key, the root that its peers trust, and the lease.
 
         The certificate lives as long as the job may run. A guest that has it goes on after the lease only if it gets
-        another one.
+        another one. In it is `evidence`, made by this guest for this key, as the caller has verified.
 
         Peers take whoever has the job's certificate for one of them and give it what they were given. The job document
         is the host's choice, so the policies of all its keys have to accept the guest, as for a release.
@@ -238,7 +240,9 @@ class Broker:
                 for wanted in names:
                     self._decide(tx, guest, wanted, uptime_s)
                 lease_s = _lease_s(guest, uptime_s)
-                pem = self._ca.issue(csr, job=guest.job, owner=names[0].owner, now=now, lifetime=lifetime)
+                pem = self._ca.issue(
+                    csr, job=guest.job, owner=names[0].owner, evidence=evidence, now=now, lifetime=lifetime
+                )
                 for wanted in names:
                     self._append(tx, guest, wanted, "certificate", now, allowed=True, details={"spki": spki})
         except Exception as refusal:  # also the unforeseen: nothing is refused without a record

@@ -1,7 +1,8 @@
 """The certificate authority for workloads: short-lived certificates, given only to attested guests.
 
 The certificate carries the job digest and the owner as URIs, `strongroom://job/<hex>` and `strongroom://owner/<hex>`;
-peers compare them, since one root serves every job.
+peers compare them, since one root serves every job. It also carries the guest's evidence for its key, which the caller
+has verified, so that whoever meets the guest can judge it too (`attest.ratls`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from datetime import datetime, timedelta
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from strongroom.attest.ratls import EXTENSION, JOB_URI
 from strongroom.crypto import x509
 
 __all__ = ["WorkloadCA"]
@@ -27,11 +29,18 @@ class WorkloadCA:
         """The root that peers of a job trust."""
         return x509.certificate_pem(self._root)
 
-    def issue(self, csr: str, *, job: str, owner: str, now: datetime, lifetime: timedelta) -> str:
-        """Return a certificate for the key in `csr`, bound to the job digest and owner."""
+    def issue(self, csr: str, *, job: str, owner: str, evidence: bytes, now: datetime, lifetime: timedelta) -> str:
+        """Return a certificate for the key in `csr`, bound to job digest and owner, with `evidence` for that key."""
         key = x509.public_key_of_csr(csr)
-        uris = [f"strongroom://job/{job.removeprefix('sha256:')}", f"strongroom://owner/{owner}"]
         certificate = x509.issue(
-            self._root, self._key, key, "workload", now=now, lifetime=lifetime, uris=uris, client=True
+            self._root,
+            self._key,
+            key,
+            "workload",
+            now=now,
+            lifetime=lifetime,
+            uris=[JOB_URI + job.removeprefix("sha256:"), f"strongroom://owner/{owner}"],
+            client=True,
+            extensions={EXTENSION: evidence},
         )
         return x509.certificate_pem(certificate)

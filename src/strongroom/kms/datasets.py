@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from strongroom.crypto import jose
 from strongroom.errors import DeniedError, InputError, IntegrityError
+from strongroom.kms.owners import check_room
 from strongroom.kms.stores.sql import datasets, held, key_versions
 
 __all__ = ["HEAD_TYPE", "DatasetStore"]
@@ -40,6 +41,7 @@ class DatasetStore:
             "updated": now.isoformat(),
         }
         tx.execute(sa.insert(datasets).values(**row))
+        check_room(tx, owner)
         return self.head(tx, owner, str(row["id"]))
 
     def head(self, tx: sa.Connection, owner: str, dataset: str) -> dict[str, object]:

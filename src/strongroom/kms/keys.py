@@ -18,6 +18,7 @@ from strongroom._encoding import canonical_json
 from strongroom._secret import SecretBytes
 from strongroom.crypto.header import check_key_name
 from strongroom.errors import DeniedError, InputError, UnavailableError
+from strongroom.kms.owners import check_room
 from strongroom.kms.roots import RootKey
 from strongroom.kms.stores.sql import datasets, get_meta, held, key_versions, keys
 
@@ -87,6 +88,7 @@ class KeyStore:
                 owner=owner, name=name, version=version, state="enabled", wrapped=wrapped, created=now.isoformat()
             )
         )
+        check_room(tx, owner)
 
     def names(self, tx: sa.Connection, owner: str) -> list[str]:
         """Return the owner's key names."""

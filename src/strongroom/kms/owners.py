@@ -12,11 +12,13 @@ import sqlalchemy as sa
 
 from strongroom.crypto import x509
 from strongroom.errors import InputError
-from strongroom.kms.stores.sql import owners
+from strongroom.kms.stores.sql import datasets, held, key_versions, owners, policies, requests
 
-__all__ = ["add_owner", "certificates", "is_registered", "list_owners", "revoke_owner"]
+__all__ = ["add_owner", "certificates", "check_room", "is_registered", "list_owners", "revoke_owner"]
 
 _REVOKED = ""
+_MAX_ROWS = 10_000
+_MAX_POLICY_CHARS = 8 << 20
 
 
 def add_owner(tx: sa.Connection, name: str, pem: str, *, now: datetime) -> str:
@@ -51,7 +53,24 @@ def revoke_owner(tx: sa.Connection, owner: str) -> str:
     if row is None or row.certificate == _REVOKED:
         raise InputError(f"there is no owner {owner:.64} to revoke", hint="`strongroom owner list` shows them")
     tx.execute(sa.update(owners).where(owners.c.id == owner).values(certificate=_REVOKED))
+    for table in (policies, requests, held):  # nobody may read them again; keys and data sets stay, which are small
+        tx.execute(sa.delete(table).where(table.c.owner == owner))
     return str(row.name)
+
+
+def check_room(tx: sa.Connection, owner: str) -> None:
+    """Return only if what the owner keeps leaves room for others: the state lies in the service's memory.
+
+    Raises:
+        InputError: Too many versions of keys and data sets, or policies that are too long.
+    """
+    counts = (sa.select(sa.func.count()).select_from(t).where(t.c.owner == owner) for t in (key_versions, datasets))
+    rows = sum(tx.execute(count).scalar_one() for count in counts)
+    if rows > _MAX_ROWS:
+        raise InputError(f"an owner has at most {_MAX_ROWS} versions of keys and data sets")
+    length = sa.select(sa.func.sum(sa.func.length(policies.c.document))).where(policies.c.owner == owner)
+    if (tx.execute(length).scalar() or 0) > _MAX_POLICY_CHARS:
+        raise InputError(f"an owner's release policies have at most {_MAX_POLICY_CHARS} characters in all")
 
 
 def is_registered(tx: sa.Connection, owner: str) -> bool:

@@ -15,7 +15,9 @@ import sqlalchemy as sa
 
 from strongroom._encoding import canonical_json, parse_json
 from strongroom.attest.appraisal import Policy, check_pins_code, policy_from_json
+from strongroom.attest.binding import MAX_JOB_BYTES
 from strongroom.errors import InputError
+from strongroom.kms.owners import check_room
 from strongroom.kms.stores.sql import policies, requests
 
 __all__ = ["USES", "OutputRule", "PolicyStore", "difference"]
@@ -23,6 +25,8 @@ __all__ = ["USES", "OutputRule", "PolicyStore", "difference"]
 USES = ("read", "write")
 _MAX_PENDING = 200
 """Of one owner; they lie in memory, each with its job document."""
+_MAX_CLOSED = 200
+_MAX_APPROVED_BYTES = 2 * MAX_JOB_BYTES  # the job document, and claims
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +111,7 @@ class PolicyStore:
                 updated=now.isoformat(),
             )
         )
+        check_room(tx, owner)
         return revision + 1
 
     def record_refusal(
@@ -169,6 +174,10 @@ class PolicyStore:
         """Mark a request `approved` or `dismissed`."""
         self.request(tx, owner, number)
         tx.execute(sa.update(requests).where(requests.c.id == number).values(state=state))
+        closed = sa.and_(requests.c.owner == owner, requests.c.state != "pending", requests.c.id != number)
+        newest = (requests.c.state == "approved").desc(), requests.c.last_seen.desc()
+        rest = sa.select(requests.c.id).where(closed).order_by(*newest).offset(_MAX_CLOSED - 1)
+        tx.execute(sa.delete(requests).where(closed, requests.c.id.in_(rest)))
 
     def last_approved(self, tx: sa.Connection, owner: str, key: str) -> object:
         """Return the document of the job approved last for the key, or None."""
@@ -183,7 +192,13 @@ class PolicyStore:
     def record_approval(
         self, tx: sa.Connection, owner: str, key: str, *, job: str, measurement: str, document: object, now: datetime
     ) -> None:
-        """Remember a job that the owner allowed, so that a later refusal can say what differs from it."""
+        """Remember a job that the owner allowed, so that a later refusal can say what differs from it.
+
+        Raises:
+            InputError: The document is longer than a job's can be.
+        """
+        if (size := len(canonical_json(document))) > _MAX_APPROVED_BYTES:
+            raise InputError(f"approved: the document has {size} bytes, at most {_MAX_APPROVED_BYTES} are allowed")
         number = self.record_refusal(tx, owner, key, job=job, measurement=measurement, document=document, now=now)
         self.close_request(tx, owner, number, "approved")
 

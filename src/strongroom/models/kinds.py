@@ -39,10 +39,6 @@ class Kind(Protocol):
         """Return whether `model` is of this kind."""
         ...
 
-    def sequential_bytes(self, model: Any) -> int:
-        """Return how many bytes `save` writes at least, from the first to the last; 0 if it may go back and forth."""
-        return 0
-
     def save(self, model: Any, path: Path) -> None:
         """Write `model` to `path`."""
         ...
@@ -63,10 +59,6 @@ class SafeTensors(Kind):
         if isinstance(model, dict):
             return bool(model) and all(_is_of(v, "torch") or _is_of(v, "numpy") for v in model.values())
         return _is_of(model, "torch") and hasattr(model, "state_dict")
-
-    def sequential_bytes(self, model: Any) -> int:
-        tensors = model.values() if isinstance(model, dict) else model.parameters()
-        return sum(tensor.nbytes for tensor in tensors)
 
     def save(self, model: Any, path: Path) -> None:
         if not isinstance(model, dict):

@@ -14,7 +14,7 @@ from strongroom.errors import InputError
 from strongroom.models.kinds import KINDS, Kind, kind_of
 from strongroom.models.on_spark import reading, writing
 from strongroom.models.record import RECORD_FILE, ModelRecord
-from strongroom.models.straight import LARGE_BYTES, save_straight
+from strongroom.models.straight import save_straight
 
 __all__ = ["load", "save"]
 
@@ -29,6 +29,7 @@ def save(
     parameters: Mapping[str, object] | None = None,
     metrics: Mapping[str, object] | None = None,
     kind: str | None = None,
+    straight: bool = False,
     unsafe_pickle: bool = False,
 ) -> ModelRecord:
     """Save `model` and its record into `folder`, which is made if it is not there; return the record.
@@ -40,6 +41,9 @@ def save(
         parameters: What it was made with: JSON values.
         metrics: How good it is: JSON values.
         kind: Of `KINDS`; by default the one that takes the model.
+        straight: In an enclave, seal it as it is saved, with no plain copy in enclave memory: for large models of
+            formats that are written from the first byte to the last (safetensors, ONNX). Until the job ends a link
+            stands for the file, which an archive would not hold.
         unsafe_pickle: Allow kind "pickle", which runs code when it is loaded.
 
     Raises:
@@ -60,9 +64,7 @@ def save(
         try:
             if chosen.in_place:
                 chosen.save(model, Path(folder) / chosen.file)
-            elif chosen.sequential_bytes(model) < LARGE_BYTES or not save_straight(
-                lambda path: chosen.save(model, path), target / chosen.file
-            ):
+            elif not (straight and save_straight(lambda path: chosen.save(model, path), target / chosen.file)):
                 chosen.save(model, beside)
                 beside.replace(target / chosen.file)
             beside.write_bytes(raw)

@@ -38,6 +38,7 @@ _MAX_CONFIG = 64 << 20
 _OF_NUMBERS = re.compile(
     r"\{'descr': '[<>|=]?[biufcSUmM?]\d*(\[\w+\])?', 'fortran_order': (True|False), 'shape': \([\d, ]*\),? ?\}\s*"
 )
+_OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
 _CALLS = {"BUILD", "INST", "NEWOBJ", "NEWOBJ_EX", "OBJ", "REDUCE"}
 
 
@@ -92,28 +93,58 @@ def _holds_objects(head: bytes) -> bool:
     return len(header) < size or _OF_NUMBERS.fullmatch(header) is None
 
 
-def _calls(file: IO[bytes]) -> bool:
-    """Return whether `file` reads as a pickle that comes to call something, of a protocol without a mark of its own."""
+def _calls(file: IO[bytes], *, cut: bool = False) -> bool:
+    """Return whether `file` reads as a pickle that comes to call something, of a protocol without a mark of its own.
+
+    Args:
+        file: Looked at from its beginning; pickles may follow each other.
+        cut: Whether it goes on where it ends: what was not seen may call.
+    """
     file.seek(0)
-    depth, marks = 0, list[int]()
-    try:
-        for number, (opcode, _, _) in enumerate(pickletools.genops(file)):
-            before, after = list(opcode.stack_before), list(opcode.stack_after)
-            if pickletools.markobject in before or opcode.name == "POP_MARK":
-                depth = marks.pop()
-                before = before[: before.index(pickletools.markobject)] if pickletools.markobject in before else []
-            depth -= len(before)
-            if depth < 0 or number > _MAX_OPCODES:
-                return number > _MAX_OPCODES
-            if opcode.name in _CALLS:
-                return True
-            if opcode.name == "MARK":
-                marks.append(depth)
-                continue
-            depth += len(after)
-    except (ValueError, IndexError, EOFError, UnicodeError):
+    depth, marks = 0, list[int]()  # as the unpickler's own stack
+    for _ in range(_MAX_OPCODES):
+        code = file.read(1)
+        opcode = _OPCODES.get(code)
+        if opcode is None or not _skip_argument(file, opcode):
+            return cut and not code
+        before = list(opcode.stack_before)
+        if opcode.name == "POP" and marks and marks[-1] == depth:
+            marks.pop()
+            continue
+        if pickletools.markobject in before or opcode.name == "POP_MARK":
+            if not marks:
+                return False
+            depth = marks.pop()
+            before = before[: before.index(pickletools.markobject)] if pickletools.markobject in before else []
+        depth -= len(before)
+        if depth < 0 or opcode.name in _CALLS:
+            return depth >= 0
+        if opcode.name == "STOP":
+            depth, marks = 0, []
+        elif opcode.name == "MARK":
+            marks.append(depth)
+        else:
+            depth += len(opcode.stack_after)
+    return True  # too long to be sure
+
+
+def _skip_argument(file: IO[bytes], opcode: pickletools.OpcodeInfo) -> bool:
+    # Not read: the unpickler takes numbers and texts that pickletools refuses.
+    if opcode.arg is None:
+        return True
+    if opcode.arg.n == pickletools.UP_TO_NEWLINE:
+        lines = 2 if opcode.name in ("GLOBAL", "INST") else 1
+        return all(file.readline().endswith(b"\n") for _ in range(lines))
+    width = {
+        pickletools.TAKEN_FROM_ARGUMENT1: 1, pickletools.TAKEN_FROM_ARGUMENT4: 4, pickletools.TAKEN_FROM_ARGUMENT4U: 4,
+        pickletools.TAKEN_FROM_ARGUMENT8U: 8,
+    }.get(opcode.arg.n, 0)  # fmt: skip
+    raw = file.read(width)
+    size = int.from_bytes(raw, "little", signed=opcode.arg.n == pickletools.TAKEN_FROM_ARGUMENT4)
+    if len(raw) < width or not 0 <= size < 1 << 62:
         return False
-    return False
+    file.seek(size if width else opcode.arg.n, os.SEEK_CUR)
+    return True
 
 
 def _in_archive(file: IO[bytes]) -> str:
@@ -124,7 +155,9 @@ def _in_archive(file: IO[bytes]) -> str:
                     return f"an archive with the pickle {info.filename}"
                 with archive.open(info) as member:
                     head = member.read(_HEAD)
-                found = _in_head(head) or ("a pickle that calls something" if _calls(io.BytesIO(head)) else "")
+                found = _in_head(head) or (
+                    "a pickle that calls something" if _calls(io.BytesIO(head), cut=info.file_size > _HEAD) else ""
+                )
                 if found and not found.startswith("an HDF5"):  # .keras holds its weights so, beside the layers
                     return f"an archive with {info.filename}: {found}"
                 if os.path.basename(info.filename) == "config.json" and (found := _in_config(archive, info)):

@@ -5,15 +5,11 @@ A link stands for it in the volume: it is read, moved and replaced like the file
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["LARGE_BYTES", "save_straight"]
-
-LARGE_BYTES = 64 << 20
-"""Less is not worth a link."""
+__all__ = ["save_straight"]
 
 _WORK, _PLACE = Path("/work"), Path("/work/.sealed")
 
@@ -30,7 +26,6 @@ def save_straight(write: Callable[[Path], None], target: Path) -> bool:
         return False
     sealed = folder / f"{secrets.token_hex(6)}{target.suffix}"
     beside = at.with_name(f".{sealed.name}")
-    before = os.readlink(at) if at.is_symlink() else ""
     try:
         write(sealed)
         sealed.stat()  # gone if it could not be finished, which closing a file tells few programs
@@ -40,6 +35,4 @@ def save_straight(write: Callable[[Path], None], target: Path) -> bool:
         beside.unlink(missing_ok=True)
         sealed.unlink(missing_ok=True)
         return False
-    if Path(before).parent == folder:
-        Path(before).unlink(missing_ok=True)
     return True

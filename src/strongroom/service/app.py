@@ -32,7 +32,7 @@ from strongroom.errors import (
     UnavailableError,
 )
 from strongroom.kms import messages
-from strongroom.kms.audit import LINKS, SEEN, AuditLog
+from strongroom.kms.audit import LINKS, SEEN, AuditHead, AuditLog
 from strongroom.service.guest_api import GuestAPI
 from strongroom.service.openapi import openapi
 from strongroom.service.owner_api import Call, OwnerAPI
@@ -52,7 +52,7 @@ MAX_DEPTH = 32
 GUEST_RATE_PER_S = 500.0
 SESSION_COOKIE = "kbs-session-id"
 _NONCE = re.compile(r"[A-Za-z0-9_-]{32}")
-_SEQ = re.compile(r"[0-9]{1,15}")
+_SEEN = re.compile(r"([0-9]{1,15})\.([0-9a-f]{64})")
 _PROBLEM = "https://strongroom.invalid/errors/"
 
 _Handler = Callable[[Request], Awaitable[Response]]
@@ -68,7 +68,7 @@ def owner_app(service: TrustService, api: OwnerAPI) -> Starlette:
             owner = request.scope.get(PEER)
             if not isinstance(owner, str):
                 raise DeniedError("no client certificate")
-            await run_in_threadpool(api.check_owner, owner)
+            await run_in_threadpool(api.check_owner, owner, _seen(request))
             call = Call(
                 owner=owner,
                 path=dict(request.path_params),
@@ -231,11 +231,11 @@ def _parse(raw: bytes, kind: type[messages.Body]) -> messages.Body:
 
 
 async def _with_head(service: TrustService, request: Request, response: Response) -> Response:
-    seen = request.headers.get(SEEN, "")
+    seen = _seen(request)
 
     def read() -> tuple[str | None, bytes]:
         with service.store.transaction() as tx:
-            return AuditLog.head(tx), AuditLog.links(tx, after=int(seen)) if _SEQ.fullmatch(seen) else b""
+            return AuditLog.head(tx), b"" if seen is None else AuditLog.links(tx, after=seen.seq)
 
     try:
         head, links = await run_in_threadpool(read)
@@ -246,6 +246,11 @@ async def _with_head(service: TrustService, request: Request, response: Response
         response.headers[HEAD] = head
         response.headers[LINKS] = b64u(links)
     return response
+
+
+def _seen(request: Request) -> AuditHead | None:
+    found = _SEEN.fullmatch(request.headers.get(SEEN, ""))
+    return found and AuditHead(seq=int(found[1]), chain=found[2])
 
 
 def _proven(service: TrustService, request: Request, response: Response, to: str) -> Response:

@@ -6,20 +6,20 @@ accept. Nonces are used once; sessions live in memory and end with the lease or 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TypeGuard
 
-from cryptography.hazmat.primitives.asymmetric import ec
-
 from strongroom._encoding import canonical_json, check_bounds, parse_json
+from strongroom.attest import ratls
 from strongroom.attest.binding import JOB_FILE, MAX_JOB_BYTES, init_data_digest
 from strongroom.attest.claims import Claims, check_init_data, check_report_data
 from strongroom.attest.endorsement_files import read_folder, stamp_of
@@ -34,6 +34,7 @@ from strongroom.errors import (
     AttestationError,
     DeniedError,
     EndorsementError,
+    EvidenceError,
     InputError,
     StrongroomError,
     UnavailableError,
@@ -55,6 +56,8 @@ MAX_SESSIONS = 65_536
 MAX_JOB_DEPTH = 32
 MAX_HELD_CHARS = 16 << 20
 """Of init data, over all sessions: what is parsed from it takes some twenty times as much memory."""
+_STATUS = {"report_data", "tcb_status", "advisory_ids", "tcb_date", "tcb_age_days", "tcb_eval_number", "tcb", "limits"}
+"""Claims that two quotes of one enclave may differ in: what was bound, and what endorsements of the moment say."""
 _NO_NONCE = "the nonce is unknown, used or too old"
 STRANGERS_RECORDED = 60
 """Refused strangers that are logged and recorded per hour; of the rest only the number is."""
@@ -123,15 +126,20 @@ class GuestAPI:
         Raises:
             AttestationError, InputError: What failed; the caller tells strangers only the code.
         """
-        try:
+        with self._noted("attest", now, AttestationError, DeniedError):
             return self._attest(session, body, now=now)
-        except (AttestationError, DeniedError) as refusal:
-            self._note("attest", refusal, now)
+
+    @contextlib.contextmanager
+    def _noted(self, action: str, now: datetime, *refusals: type[StrongroomError]) -> Iterator[None]:
+        try:
+            yield
+        except refusals as refusal:
+            self._note(action, refusal, now)
             raise
         except StrongroomError:
             raise
         except Exception as exc:  # also the unforeseen: nothing is refused without a record
-            self._note("attest", DeniedError(f"unexpected error: {type(exc).__name__}"), now)
+            self._note(action, DeniedError(f"unexpected error: {type(exc).__name__}"), now)
             raise
 
     def _attest(self, session: str, body: object, *, now: datetime) -> dict[str, object]:
@@ -147,8 +155,8 @@ class GuestAPI:
         if waiting is None or waiting.until < self._uptime() or waiting.nonce != request.nonce:
             raise DeniedError(_NO_NONCE, hint="begin again with /auth")
         key = request.tee_key()
-        changes, anchors = self._service.trust_changes, self._service.anchors
-        claims = verify_any(request.read_evidence(waiting.tee), self._choices(anchors), now=now)  # 2.
+        trust = self._service.trusted()
+        claims = verify_any(request.read_evidence(waiting.tee), self._choices(trust.anchors), now=now)  # 2.
         check_report_data(claims, request.report_data())  # 3.
         if request.init_data is None:
             raise DeniedError("the guest sent no init data")
@@ -159,13 +167,14 @@ class GuestAPI:
             claims=claims,
             job=job,
             document=document,
+            nonce=waiting.nonce,
             public_key=key.key,
             tls_spki=key.tls_spki or "",
             run_id=secrets.token_hex(16),
-            expires_at=self._uptime() + self._service.lease_s,
+            expires_at=self._uptime() + trust.lease_s,
         )
         with self._lock:
-            self._guests[session] = guest, changes.get(claims.root_fingerprint, 0)
+            self._guests[session] = guest, trust.changes.get(claims.root_fingerprint, 0)
             self._held[session] = len(request.init_data)
             while len(self._guests) > MAX_SESSIONS:
                 self._held.pop(self._guests.popitem(last=False)[0])
@@ -173,9 +182,9 @@ class GuestAPI:
             while sum(self._held.values()) > MAX_HELD_CHARS:
                 largest = max(self._held, key=self._held.__getitem__)
                 del self._held[largest], self._guests[largest]
-        return {"token": self._result(claims, waiting.nonce, job, now)}
+        return {"token": self._result(claims, waiting.nonce, job, now, trust.lease_s)}
 
-    def _result(self, claims: Claims, nonce: str, job: str, now: datetime) -> str:
+    def _result(self, claims: Claims, nonce: str, job: str, now: datetime, lease_s: int) -> str:
         return issue_ear(
             claims,
             policy_id="verification-only",  # what a key's policy says is decided per key, at release
@@ -183,14 +192,13 @@ class GuestAPI:
             nonce=nonce,
             key=self._service.parts.identity,
             now=now,
-            lifetime=timedelta(seconds=self._service.lease_s),
+            lifetime=timedelta(seconds=lease_s),
             job_digest=job,
         )
 
     def jwks(self) -> dict[str, object]:
-        """Return the key that signs attestation results, as a JWK set (RFC 7517)."""
-        key = x509.certificate_from_pem(self._service.identity_pem).public_key()
-        assert isinstance(key, ec.EllipticCurvePublicKey)
+        """Return the key that signs attestation results, as a JWK set (RFC 7517); a locked service knows of none."""
+        key = self._service.parts.identity.public_key()
         return {"keys": [jose.jwk(key, alg="ES256", use="sig", kid=x509.spki_id(key))]}
 
     def guest(self, session: str, *, now: datetime) -> Guest:
@@ -201,10 +209,11 @@ class GuestAPI:
         """
         with self._lock:
             guest, change = self._guests.get(session, (None, 0))
-            if guest is not None and self._service.trust_changes.get(guest.claims.root_fingerprint, 0) != change:
-                guest = None  # what it has shown was judged by a trust that was taken back
-                self._held.pop(session)
-                del self._guests[session]
+        if guest is not None and self._service.trusted().changes.get(guest.claims.root_fingerprint, 0) != change:
+            guest = None  # what it has shown was judged by a trust that was taken back
+            with self._lock:
+                self._held.pop(session, None)
+                self._guests.pop(session, None)
         if guest is None:
             refusal = DeniedError("this session has not attested", hint="begin again with /auth")
             self._note("session", refusal, now)
@@ -219,6 +228,7 @@ class GuestAPI:
             return
         reason = str(refusal)[:2000].encode("utf-8", "replace").decode()
         _log.warning("refused a stranger action=%s code=%s reason=%.1000r", action, refusal.code, reason)
+        subjects = {"attest": "evidence", "certificate": "evidence", "commit": "signature"}
         details: dict[str, object] = {"code": refusal.code, "reasons": [reason], "not_recorded": missed}
         try:
             with self._service.store.transaction() as tx:
@@ -228,7 +238,7 @@ class GuestAPI:
                     owner=self._service.admin,
                     actor="stranger",
                     action=action,
-                    subject={"attest": "evidence", "commit": "signature"}.get(action, "no session"),
+                    subject=subjects.get(action, "no session"),
                     allowed=False,
                     details=details,
                 )
@@ -246,14 +256,41 @@ class GuestAPI:
         return released
 
     def certificate(self, session: str, body: object, *, now: datetime) -> dict[str, object]:
-        """Return a certificate for the guest's TLS key."""
+        """Return a certificate for the guest's TLS key, with the evidence for that key that the request carries."""
         guest = self.guest(session, now=now)
         csr = _fields(body, {"csr"})["csr"]
         if not isinstance(csr, str):
             raise InputError("csr is PEM text")
-        certified = self._service.parts.broker.certify(guest, csr, now=now, uptime_s=self._uptime())
+        with self._noted("certificate", now, StrongroomError):
+            evidence = self._shown(guest, csr, now)
+        certified = self._service.parts.broker.certify(guest, csr, evidence=evidence, now=now, uptime_s=self._uptime())
         self.guest(session, now=now)
         return certified
+
+    def _shown(self, guest: Guest, csr: str, now: datetime) -> bytes:
+        """Return the evidence in a certificate request: for its key, in answer to this session's nonce, for its job.
+
+        It proves what the session's evidence proved, which is what policies are asked about. How good the platform is
+        was judged then, for one lease.
+        """
+        if (raw := x509.extension_of_csr(csr, ratls.EXTENSION)) is None:
+            oid = ratls.EXTENSION.dotted_string
+            raise EvidenceError(f"certificate request: expected the extension {oid}, got none")
+        choices = self._choices(self._service.trusted().anchors)
+        claims = ratls.verify_extension(
+            raw,
+            x509.public_key_of_csr(csr),
+            lambda one: verify_any(one, choices, now=now),
+            nonce=guest.nonce.encode(),
+            job=guest.job,
+        )
+        found = claims.to_json()
+        for name, expected in guest.claims.to_json().items():
+            if name not in _STATUS and found[name] != expected:
+                raise VerificationError(
+                    f"certificate request: {name}: expected {expected} as attested, got {found[name]}"
+                )
+        return raw
 
     def commit(self, session: str, body: object, *, now: datetime) -> dict[str, object]:
         """Advance a data set's head for the guest's job."""

@@ -23,7 +23,7 @@ from strongroom.attest.verifiers.choose import snp_rules
 from strongroom.crypto import jose, x509
 from strongroom.errors import DeniedError, InputError
 from strongroom.kms import messages
-from strongroom.kms.audit import AuditHead
+from strongroom.kms.audit import AuditHead, AuditLog
 from strongroom.kms.broker import KeyWanted, OwnerReceiver
 from strongroom.kms.owners import add_owner, is_registered, list_owners, revoke_owner
 from strongroom.service.state import TrustService
@@ -76,17 +76,17 @@ class OwnerAPI:
 
     def status(self, call: Call) -> dict[str, object]:
         """Return what this service is, trusts and runs on."""
-        service = self._service
+        service, trust = self._service, self._service.trusted()
         return {
             "version": __version__,
             "locked": service.locked,
             "root_kind": service.root_kind,
             "identity": service.identity_pem,
-            "anchors": [dict(a) for a in service.anchors],
+            "anchors": [dict(a) for a in trust.anchors],
             "owner": call.owner,
             "admin": call.owner == service.admin,
             "attested": service.attester is not None,
-            "lease_s": service.lease_s,
+            "lease_s": trust.lease_s,
             "seal_to": jose.jwk(service.unlock_key.public_key()),
             "note": _OUTSIDE if service.attester is None else "it offers evidence: `strongroom service verify`",
         }
@@ -367,7 +367,6 @@ class OwnerAPI:
         with self._service.store.transaction() as tx:
             self._service.set_lease(tx, body.lease_s)
             self._append(tx, call, "set-lease", f"{body.lease_s} s")
-        self._service.follow()
         return {"lease_s": body.lease_s}
 
     def trust_root(self, call: Call) -> dict[str, object]:
@@ -381,7 +380,6 @@ class OwnerAPI:
         with self._service.store.transaction() as tx:
             self._service.trust(tx, anchor)
             self._append(tx, call, "trust-root", body.fingerprint, dict(anchor))
-        self._service.follow()
         return {**anchor}
 
     def distrust_root(self, call: Call) -> dict[str, object]:
@@ -390,7 +388,6 @@ class OwnerAPI:
         with self._service.store.transaction() as tx:
             self._service.distrust(tx, fingerprint)
             self._append(tx, call, "distrust-root", fingerprint)
-        self._service.follow()
         return {"fingerprint": fingerprint}
 
     def rotate_root(self, call: Call) -> dict[str, object]:
@@ -434,17 +431,20 @@ class OwnerAPI:
             details=details,
         )
 
-    def check_owner(self, fingerprint: str) -> None:
-        """Refuse certificates that TLS accepts but that no owner has.
+    def check_owner(self, fingerprint: str, seen: AuditHead | None = None) -> None:
+        """Refuse certificates that TLS accepts but that no owner has, and owners who saw a newer state than this.
 
         Such as one that an owner's certificate signed, or a revoked owner's while the service has not restarted.
 
         Raises:
             DeniedError: Not a registered owner's certificate.
+            IntegrityError: The audit log does not go on from what was `seen`.
         """
         with self._service.store.transaction() as tx:
             if not is_registered(tx, fingerprint):
                 raise DeniedError("this client certificate is not a registered owner's, or was revoked")
+            if seen is not None and not self._service.locked:
+                AuditLog.check_extends(tx, seen)
 
     def check_admin(self, call: Call) -> None:
         """Refuse owners that do not administer this service.

@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from strongroom._secret import SecretBytes
-from strongroom._unix import write_whole
+from strongroom._unix import flush_folder, write_whole
 from strongroom.attest.attesters import Attester
 from strongroom.attest.endorsement_snp import AnyEndorsements
 from strongroom.attest.endorsements import TrustAnchor
@@ -36,7 +36,7 @@ from strongroom.kms.roots.registry import RootFolder
 from strongroom.kms.stores.sql import SQLStore, get_meta, set_meta
 from strongroom.service import birth
 
-__all__ = ["TrustService", "Unlocked"]
+__all__ = ["Trust", "TrustService", "Unlocked"]
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +47,7 @@ _BORN = "born"
 _STATE_CONTEXT = b"strongroom-state-key-v1"
 _STATE_KEY = "state-key"
 _STATE_KEY_BYTES = 32
+_ROOT_KIND = "root-kind"
 _LEASE = "lease-s"
 _SEEN = "endorsements-seen"
 _CHANGES = "trust-changes"
@@ -65,6 +66,21 @@ class Unlocked:
     datasets: DatasetStore
     audit: AuditLog
     broker: Broker
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trust:
+    """What the service believes at one moment.
+
+    Attributes:
+        anchors: The roots of evidence, each with its settings.
+        changes: How often trust in a root changed, by fingerprint: so what attested before does not come back with it.
+        lease_s: Of guests that attest now.
+    """
+
+    anchors: Sequence[Mapping[str, str]] = ()
+    changes: Mapping[str, int] = field(default_factory=dict)
+    lease_s: int = MAX_LEASE_S
 
 
 class TrustService:
@@ -89,9 +105,6 @@ class TrustService:
         self._unlocked: Unlocked | None = None
         self._prepared: tuple[str, RootKey] | None = None
         self._lock = threading.Lock()
-        self.anchors: list[dict[str, str]] = []
-        self.trust_changes: dict[str, int] = {}
-        self.lease_s = MAX_LEASE_S
         with self.store.transaction() as tx:
             self._read_facts(tx)
 
@@ -122,13 +135,17 @@ class TrustService:
             raise InputError(f"there is a trust service in {folder}")
         _tighten(folder, root_folder)
         root, handout = RootFolder(root_folder, attester).create(kind, options)
-        os.close(os.open(folder / "state.db", os.O_WRONLY | os.O_CREAT, 0o600))  # what SQLite puts beside has its mode
-        store = SQLStore(folder / "state.db")
+        made = folder / "making.db"  # whole, or not there: what a crash leaves here is no service, and in nobody's way
+        for left in folder.glob(f"{made.name}*"):
+            left.unlink()
+        os.close(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))  # what SQLite puts beside has its mode
+        store = SQLStore(made)
         identity, ca, state = x509.new_key(), x509.new_key(), SecretBytes.random(_STATE_KEY_BYTES)
         store.unseal(state, fresh=True)
         certificate = x509.self_signed(identity, "Strongroom trust service", now=now, days=3650, ca=True)
         with store.transaction() as tx:
             set_meta(tx, "root", root.id.encode())
+            set_meta(tx, _ROOT_KIND, kind.encode())
             set_meta(tx, _STATE_KEY, root.wrap(state, _STATE_CONTEXT))
             set_meta(tx, "identity-key", root.wrap(_pem(identity), _IDENTITY_CONTEXT))
             set_meta(tx, "ca-key", root.wrap(_pem(ca), _CA_CONTEXT))
@@ -141,7 +158,9 @@ class TrustService:
             AuditLog(identity).append(
                 tx, now=now, owner=owner, actor="setup", action="create-service", subject=kind, allowed=True
             )
-        store.close()
+        store.close()  # which leaves one file
+        made.rename(folder / "state.db")
+        flush_folder(folder)
         service = cls(folder, root_folder, attester)
         if service.needs_credentials:
             chain, key_pem = _new_leaf(identity, service.identity_pem, now)
@@ -182,8 +201,7 @@ class TrustService:
             IntegrityError: Root key and database do not belong together, or the database was altered.
         """
         with self._lock:
-            root = self.roots.unlock(self.root_name, credentials)
-            self._build(root, now, seen)
+            self.roots.unlock(self.root_name, credentials, lambda root: self._build(root, now, seen))
             self._forget_retired()
             with self.store.transaction() as tx:
                 born = get_meta(tx, _BORN)
@@ -195,7 +213,11 @@ class TrustService:
         self.store.unseal(state)
         with self.store.transaction() as tx:
             self._read_facts(tx)
-            self._follow(tx)
+            if (kind := _text(tx, _ROOT_KIND)) != root.kind:  # the descriptor is its disk's word
+                raise IntegrityError(
+                    f"root kind: expected {kind}, which the state says, got {root.kind}: the descriptor was altered",
+                    hint=f"restore root-{root.id}.json from your backup, and do not trust this machine",
+                )
             identity = _private(tx, root, "identity-key", _IDENTITY_CONTEXT)
             ca = _private(tx, root, "ca-key", _CA_CONTEXT)
             AuditLog.check_end(tx)
@@ -213,16 +235,16 @@ class TrustService:
             broker=Broker(self.store, keys, policies, datasets, audit, WorkloadCA(ca, now=now)),
         )
 
-    def follow(self) -> None:
-        """Follow what is on disk of anchors and lease; whoever changed them calls it once the change is."""
-        with self._lock, self.store.transaction() as tx:
-            self._follow(tx)
-
-    def _follow(self, tx: sa.Connection) -> None:
-        # In this order: whoever reads the counts first has none that is newer than its anchors.
-        self.anchors = json.loads(_text(tx, "anchors"))
-        self.trust_changes = json.loads(get_meta(tx, _CHANGES) or b"{}")
-        self.lease_s = int(get_meta(tx, _LEASE) or MAX_LEASE_S)
+    def trusted(self) -> Trust:
+        """Return what is believed now, be it changed by another process on this state; nothing while locked."""
+        if self.locked:
+            return Trust()
+        with self.store.transaction() as tx:
+            return Trust(
+                anchors=json.loads(_text(tx, "anchors")),
+                changes=json.loads(get_meta(tx, _CHANGES) or b"{}"),
+                lease_s=int(get_meta(tx, _LEASE) or MAX_LEASE_S),
+            )
 
     @staticmethod
     def set_lease(tx: sa.Connection, lease_s: int) -> None:
@@ -312,6 +334,7 @@ class TrustService:
                 self.born_for = ""
             set_meta(tx, "retired-root", parts.root.id.encode())
             set_meta(tx, "root", root.id.encode())
+            set_meta(tx, _ROOT_KIND, kind.encode())
             parts.audit.append(
                 tx,
                 now=now,

@@ -55,7 +55,7 @@ class RootKind(Protocol):
         """Store `secret`; return the descriptor and what must be handed to people, once."""
 
     def unlock(self, descriptor: Mapping[str, object], path: Path, credentials: Sequence[str]) -> SecretBytes:
-        """Return the secret, or raise DeniedError if the credentials are not enough."""
+        """Return the secret, or raise DeniedError if the credentials are not enough. Writes nothing."""
 
 
 def root_id(secret: SecretBytes) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from strongroom._encoding import parse_json
@@ -67,8 +67,12 @@ class RootFolder:
         """Return the kind's name of root key `name`."""
         return str(self._descriptor(name)["kind"])
 
-    def unlock(self, name: str, credentials: Sequence[str]) -> AESRootKey:
-        """Return root key `name`, the one the database names.
+    def unlock(
+        self, name: str, credentials: Sequence[str], accept: Callable[[AESRootKey], None] = lambda _root: None
+    ) -> AESRootKey:
+        """Return root key `name`, the one the database names, if `accept` takes it.
+
+        Nothing is written before `accept` returned: what it refuses leaves nothing that opens without credentials.
 
         Raises:
             DeniedError: The credentials are not enough.
@@ -76,10 +80,15 @@ class RootFolder:
         """
         descriptor = self._descriptor(name)
         kind = str(descriptor["kind"])
-        secret = self._kinds[kind].unlock(descriptor, self._key_path(name), credentials)
+        by, path = self._kinds[kind], self._key_path(name)
+        secret = by.unlock(descriptor, path, credentials)
         if root_id(secret) != name:
             raise IntegrityError(f"the root key in {self.folder} is {root_id(secret)}, expected {name}")
-        return AESRootKey(secret, kind)
+        root = AESRootKey(secret, kind)
+        accept(root)
+        if credentials and isinstance(by, TeeRoot):
+            by.keep(secret, path)
+        return root
 
     def forget(self, name: str) -> None:
         """Remove root key `name`, which the database has retired.

@@ -56,16 +56,16 @@ class TeeRoot:
         return {**descriptor, "kind": "tee"}, handout
 
     def unlock(self, descriptor: Mapping[str, object], path: Path, credentials: Sequence[str]) -> SecretBytes:
-        """Return the secret: what is sealed to this TEE, or what the shares give, which is then sealed to it."""
-        if not credentials:
-            return self._open(descriptor, path)
-        secret = self._people.unlock(descriptor, path, credentials)
+        """Return the secret: what is sealed to this TEE, or what the shares give."""
+        return self._people.unlock(descriptor, path, credentials) if credentials else self._open(descriptor, path)
+
+    def keep(self, secret: SecretBytes, path: Path) -> None:
+        """Seal the secret to this TEE."""
         if self._attester is not None:
             try:
                 self._seal(self._attester, secret, path)
             except (OSError, StrongroomError) as exc:  # the next start needs shares too
                 _log.warning("the root key is not sealed to this TEE reason=%s", exc)
-        return secret
 
     def _open(self, descriptor: Mapping[str, object], path: Path) -> SecretBytes:
         needed = f"it needs {descriptor.get('threshold')} shares"

@@ -4,8 +4,10 @@ Trusts this process's memory and the state key, which rests under the root key. 
 alter, move, add, remove or bring back rows at any time. docs/formats/service-state.md; the rules:
 
 1. Every row is read from the disk once and checked before it is used; then each question is answered from memory.
-2. Triggers see each change, by whatever statement. It goes to the disk in the same transaction, with the row's tag and
-   a seal over all rows and a counter.
+2. Triggers note each change, by whatever statement, in a table in memory. It goes to the disk in the same transaction,
+   with the row's tag and a seal over all rows and a counter. No function of ours is known to SQLite: whatever a schema
+   on the disk can name, its host can have called (SQLite lets a CHECK there call any), and no schema names another
+   database's tables.
 3. Nothing is taken from a disk whose seal is not the one left there, unless it is a later one that proves itself anew:
    a commit that failed only seemingly, or another process.
 """
@@ -33,6 +35,7 @@ _Value = str | int | float | bytes | None
 _Row = tuple[_Value, ...]
 _Seal = tuple[int, bytes]
 _MODULUS = 1 << 256
+_CHANGES = "strongroom_changes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,6 @@ class Mirror:
         self._tables = {table.name: table for table in tables}
         with key as raw:
             self._state = self._pending = _State(raw, dict.fromkeys(self._tables, 0), None)
-        self._changes: list[tuple[str, _Row | None, _Row | None]] = []
 
     def open(self, tx: sa.Connection, *, fresh: bool) -> None:
         """Fill the memory from the disk; leave it empty if `fresh`, for a disk on which there is nothing.
@@ -57,40 +59,43 @@ class Mirror:
         Raises:
             IntegrityError: Names the first row or table that does not hold.
         """
-        _driver(tx).create_function("strongroom_changed", -1, self._changed)
+        widest = max(len(table.c) for table in self._tables.values())
+        columns = ", ".join(f"c{at}" for at in range(2 * widest))
+        _driver(tx).execute(f"CREATE TABLE main.{_CHANGES} (tbl, event, {columns})")
         for name, table in self._tables.items():
             tx.execute(CreateTable(table))
             for event, rows in (("INSERT", ["NEW"]), ("UPDATE", ["OLD", "NEW"]), ("DELETE", ["OLD"])):
                 values = ", ".join(f'{row}."{column.name}"' for row in rows for column in table.c)
+                nulls = ", NULL" * (2 * widest - len(rows) * len(table.c))
                 _driver(tx).execute(
                     f'CREATE TEMP TRIGGER "{name}_{event}" AFTER {event} ON main."{name}" '
-                    f"BEGIN SELECT strongroom_changed('{name}', '{event}', {values}); END"
+                    f"BEGIN INSERT INTO {_CHANGES} VALUES ('{name}', '{event}', {values}{nulls}); END"
                 )
         if not fresh:
-            self._load(tx)
+            self.load(tx)
 
-    def begin(self, tx: sa.Connection) -> None:
-        """Begin a transaction, in which the memory is what the disk's seal is of.
+    def begin(self, tx: sa.Connection) -> bool:
+        """Begin a transaction, in which the memory is what the disk's seal is of; return False if it has to be read.
 
         Raises:
             IntegrityError: The disk has an earlier seal, or another.
         """
-        self._changes.clear()
         self._pending = state = self._state
         shown = _shown(tx)
         if shown == state.seal:
-            return
+            return True
         if shown is None or state.seal is None or shown[0] <= state.seal[0]:
             raise damaged("its seal is not the one that this process left there")
-        self._load(tx)
+        return False
 
     def save(self, tx: sa.Connection) -> None:
         """Write what changed, and the seal, to the disk."""
-        if not self._changes and self._pending.key == self._state.key:
+        changes = self._taken(tx)
+        if not changes and self._pending.key == self._state.key:
             return
         key, sums = self._pending.key, dict(self._pending.sums)
         final: dict[tuple[str, _Row], _Row | None] = {}
-        for name, old, new in self._changes:
+        for name, old, new in changes:
             for row, sign in ((old, -1), (new, 1)):
                 if row is not None:
                     sums[name] = (sums[name] + sign * _secret_value(key, name, row)) % _MODULUS
@@ -124,7 +129,12 @@ class Mirror:
         with key as raw:
             self._pending = replace(self._pending, key=raw)
 
-    def _load(self, tx: sa.Connection) -> None:
+    def load(self, tx: sa.Connection) -> None:
+        """Read all from the disk, and check it.
+
+        Raises:
+            IntegrityError: Names the first row or table that does not hold.
+        """
         key, sums, seal = self._state.key, dict.fromkeys(self._tables, 0), _shown(tx)
         if seal is None:
             raise damaged("it has no seal")
@@ -151,7 +161,7 @@ class Mirror:
         for name, rows in found.items():
             for row in rows:
                 _driver(tx).execute(f'INSERT INTO main."{name}" VALUES ({", ".join("?" * len(row))})', row)
-        self._changes.clear()  # what was read is no change
+        _driver(tx).execute(f"DELETE FROM main.{_CHANGES}")  # what was read is no change
         self._pending = _State(key, sums, seal)
 
     def _rows(self, tx: sa.Connection, schema: str, name: str) -> list[_Row]:
@@ -161,15 +171,19 @@ class Mirror:
     def _primary(self, name: str, row: _Row) -> _Row:
         return tuple(value for value, column in zip(row, self._tables[name].c, strict=True) if column.primary_key)
 
-    def _changed(self, name: str, event: str, *values: _Value) -> None:
-        half = len(values) // 2
-        old, new = {
-            "INSERT": (None, values),
-            "UPDATE": (values[:half], values[half:]),
-            "DELETE": (values, None),
-        }[event]
-        if old != new:
-            self._changes.append((name, old, new))
+    def _taken(self, tx: sa.Connection) -> list[tuple[str, _Row | None, _Row | None]]:
+        # What changed since it was asked last, oldest first: table, row before, row after.
+        rows = _read(tx, f"SELECT * FROM main.{_CHANGES} ORDER BY rowid")
+        found: list[tuple[str, _Row | None, _Row | None]] = []
+        for name, event, *values in rows:
+            size = len(self._tables[str(name)].c)
+            first, second = tuple(values[:size]), tuple(values[size : 2 * size])
+            old, new = {"INSERT": (None, first), "UPDATE": (first, second), "DELETE": (first, None)}[str(event)]
+            if old != new:
+                found.append((str(name), old, new))
+        if rows:
+            _driver(tx).execute(f"DELETE FROM main.{_CHANGES}")
+        return found
 
 
 def damaged(what: str) -> IntegrityError:

@@ -7,9 +7,10 @@ only, and the memory's once it is not; the audit log, which its readers check, i
 
 from __future__ import annotations
 
+import functools
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -18,7 +19,7 @@ import sqlalchemy as sa
 
 from strongroom._secret import SecretBytes
 from strongroom.errors import InputError, IntegrityError, UnavailableError
-from strongroom.kms.stores.mirror import Mirror
+from strongroom.kms.stores.mirror import Mirror, damaged
 
 __all__ = [
     "SQLStore",
@@ -199,6 +200,7 @@ class SQLStore:
                 )
             if missing:  # never write into what is not ours or not whole
                 raise self._corrupt(f"it has no table {min(missing)}")
+            _check_schema(connection)
 
     def unseal(self, key: SecretBytes, *, fresh: bool = False) -> None:
         """Believe what is on the disk, once all of it is authentic under `key`; then changes are possible.
@@ -216,6 +218,7 @@ class SQLStore:
             self._mirror = Mirror([table for table in _tables.sorted_tables if table not in _OPEN], key)
             try:
                 with self._wrapped(), self._engine.begin() as tx:
+                    _check_schema(tx)
                     self._mirror.open(tx, fresh=fresh)
                     if fresh:
                         set_meta(tx, "schema", SCHEMA_VERSION.encode())
@@ -236,8 +239,9 @@ class SQLStore:
         with self._in_turn():
             mirror = self._mirror
             with self._wrapped(), self._engine.begin() as connection:
-                if mirror is not None:
-                    mirror.begin(connection)
+                _check_schema(connection)
+                if mirror is not None and not mirror.begin(connection):
+                    _reload(mirror, connection)
                 yield connection
                 if mirror is not None:
                     mirror.save(connection)
@@ -281,7 +285,13 @@ class SQLStore:
         if self._mirror is not None:  # in a new connection the memory's names would mean the disk's tables
             raise UnavailableError("the database was closed", hint="start the trust service again")
         connection.isolation_level = None  # we begin transactions ourselves
-        for pragma in ("trusted_schema=OFF", "cell_size_check=ON", "foreign_keys=ON", "secure_delete=ON"):
+        for pragma in (
+            "trusted_schema=OFF",
+            "cell_size_check=ON",
+            "foreign_keys=ON",
+            "secure_delete=ON",
+            "temp_store=MEMORY",
+        ):
             connection.execute(f"PRAGMA {pragma}")
         connection.execute("ATTACH DATABASE ? AS disk", (str(self._path),))
         for pragma in ("disk.journal_mode=WAL", "disk.synchronous=FULL"):
@@ -291,6 +301,41 @@ class SQLStore:
         sealed = self._mirror is None
         connection.exec_driver_sql(f"PRAGMA query_only={int(sealed)}")
         connection.exec_driver_sql("BEGIN" if sealed else "BEGIN IMMEDIATE")
+
+
+_SCHEMA = "SELECT type, name, tbl_name, sql FROM {}.sqlite_master"
+
+
+def _check_schema(tx: sa.Connection) -> None:
+    # Triggers, constraints and expressions of the disk's schema run with our statements: it may have ours alone.
+    raw = tx.connection.driver_connection
+    assert isinstance(raw, sqlite3.Connection)
+    if other := _not_ours(frozenset(raw.execute(_SCHEMA.format("disk")).fetchall())):
+        raise damaged(f"{other} of its schema is not as the service made it")
+
+
+@functools.lru_cache(maxsize=1)
+def _not_ours(shown: frozenset[tuple[str | None, ...]]) -> str:
+    engine = sa.create_engine("sqlite://")
+    with engine.begin() as connection:
+        _tables.create_all(connection)
+        ours = {_spaced(row) for row in connection.exec_driver_sql(_SCHEMA.format("main"))}
+    engine.dispose()
+    return min((f"{row[0]} {row[1]}" for row in ours ^ {_spaced(row) for row in shown}), default="")
+
+
+def _spaced(row: Iterable[object]) -> tuple[str | None, ...]:
+    return tuple(None if value is None else " ".join(str(value).split()) for value in row)
+
+
+def _reload(mirror: Mirror, tx: sa.Connection) -> None:
+    # Another process went on from here, or from an older state: that one is no later state of this.
+    from strongroom.kms.audit import AuditHead, AuditLog  # noqa: PLC0415  # which stands on this module
+
+    last = tx.execute(sa.select(audit_head.c.seq, audit_head.c.chain)).first()
+    mirror.load(tx)
+    if last is not None:
+        AuditLog.check_extends(tx, AuditHead(seq=last.seq, chain=last.chain))
 
 
 def _original(exc: Exception) -> object:
