@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import shutil
 import socket
@@ -84,14 +85,18 @@ def test_T153_audit_chain_recomputed_without_the_key(shell: Shell) -> None:
 
 def test_T163_release_hidden_from_its_owner(shell: Shell) -> None:
     _audited(shell)
+    exported = shell.folder / "audit.jsonl"
+    shell.run("audit", "export", str(exported))
     stop_service(shell.workspace)
     _sql(shell, "UPDATE audit SET owner = '0', record = 'gone' WHERE seq = 3")
     _verify_fails(shell, "record 3 ")
-    exported = shell.folder / "audit.jsonl"
-    shell.run("audit", "export", str(exported))
-    done = shell.run("audit", "verify", str(exported), check=False)
-    assert done.returncode == 1
-    assert "record 3 " in done.stderr
+    lines = exported.read_text().splitlines()
+    lines[2] = json.dumps({**json.loads(lines[2]), "record": None, "owner_tag": "0" * 64})
+    exported.write_text("\n".join(lines))
+    for words in (("verify", str(exported)), ("show",), ("export", str(shell.folder / "late.jsonl"))):
+        done = shell.run("audit", *words, check=False)
+        assert done.returncode == 1
+        assert "record 3 " in done.stderr
 
 
 def test_T154_older_database_restored(shell: Shell) -> None:

@@ -1,9 +1,11 @@
-"""One test per threat to a trust service whose state is sealed to the TEE that it runs in (T320 to T324)."""
+"""One test per threat to a trust service whose state is sealed to the TEE it runs in (T320 to T324, T355 to T359)."""
 
 from __future__ import annotations
 
 import hashlib
 import shutil
+import threading
+import time
 import tomllib
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,10 +20,15 @@ from strongroom.attest.attesters.gramine import GramineAttester
 from strongroom.attest.simulated import process
 from strongroom.attest.simulated.process import simulated_platform
 from strongroom.cli.service_verify import judge_service
-from strongroom.client.evidence import ask
+from strongroom.client.evidence import Shown, ask
+from strongroom.client.owner import OwnerClient
+from strongroom.client.seen import Seen
+from strongroom.client.setup import accept_look, first_look, request_workspace
+from strongroom.client.workspace import Workspace
 from strongroom.crypto import x509
-from strongroom.errors import DeniedError, IntegrityError
+from strongroom.errors import DeniedError, InputError, IntegrityError
 from strongroom.jobs.enclaves.gramine import build_service
+from strongroom.kms.audit import AuditHead
 from strongroom.kms.roots.registry import RootFolder
 from strongroom.kms.stores.sql import get_meta, set_meta
 from strongroom.service.state import TrustService
@@ -102,13 +109,17 @@ def test_T321_a_sealed_root_key_altered_cut_swapped_or_of_a_retired_root(tmp_pat
     stolen.store.close()
 
 
-def _made_for(house: House, admin: str, identity: str = "") -> str:
+def _made_for(house: House, admin: str, identity: str = "", shown: Shown | None = None) -> str:
     """Return what speaks against the service in `house` at the first look of the owner `admin`."""
-    shown = ask(lambda method, path, body: house.as_owner()(method, path, body).json)
+    shown = shown or _shown(house)
     now = datetime.now(UTC)
     choices = [(house.platform.verifier, house.platform.pki.endorsements(now))]
     verdict = judge_service(shown, identity or _identity(house), SERVICE, choices, now=now, admin=admin)
     return "; ".join(str(check) for check in verdict.checks if not check.passed)
+
+
+def _shown(house: House, owner: str = "", **said: object) -> Shown:
+    return ask(lambda method, path, body: house.as_owner(owner or house.owner)(method, path, body).json | said)
 
 
 def _identity(house: House) -> str:
@@ -165,7 +176,78 @@ def test_T322_a_locked_service_is_nobodys(tmp_path: Path) -> None:
     house.service.store.close()
     service = TrustService(tmp_path / "service", tmp_path / "root", attester)
     locked = House(service, house.owner, house.platform, tmp_path, [])
-    assert "got nobody" in _made_for(locked, house.owner)
+    failing = _made_for(locked, house.owner)
+    assert "got nobody" in failing
+    assert "identity: expected" in failing
+
+
+def test_T355_genuine_evidence_for_another_identity_than_the_one_handed_over(tmp_path: Path) -> None:
+    attester, forged = FakeAttester(), x509.spki_id(x509.new_key().public_key())
+    house = make_house(tmp_path, kind="tee", options=SHARES, attester=attester)
+    second = house.add_owner("second")
+    # The host hands over an identity of its own, lets any owner ask for the nonce, and says that this one is locked.
+    for said in (True, False):
+        shown = _shown(house, second, locked=said)
+        assert f"identity: expected {forged}" in _made_for(house, house.owner, forged, shown)
+
+    # Unlocked between the look at what the service is and the turn at its attester.
+    house.service.store.close()
+    service = TrustService(tmp_path / "service", tmp_path / "root", attester)
+    house = House(service, house.owner, house.platform, tmp_path, house.handout)
+    answers: list[Shown] = []
+    with house.owner_api._quoting:
+        waiting = threading.Thread(target=lambda: answers.append(_shown(house)))
+        waiting.start()
+        time.sleep(0.3)
+        service.unlock(house.handout[:2], now=datetime.now(UTC))
+    waiting.join()
+    assert (answers[0].locked, answers[0].key) == (False, service.parts.identity.public_key())
+    assert f"identity: expected {forged}" in _made_for(house, house.owner, forged, answers[0])
+    assert _made_for(house, house.owner, "", answers[0]) == ""
+
+
+def test_T357_a_root_key_that_the_host_could_have_ends_the_claim_of_birth(tmp_path: Path) -> None:
+    attester = FakeAttester()
+    house = make_house(tmp_path, kind="tee", options=SHARES, attester=attester)
+    roots = {path.name for path in (tmp_path / "root").iterdir()}
+    for prepare in (False, True):
+        answer = house.as_owner()("POST", "/v1/root/rotate", {"kind": "keyfile", "prepare": prepare})
+        assert (answer.code, "kind keyfile: expected" in answer.json["detail"]) == ("input", True)
+    assert {path.name for path in (tmp_path / "root").iterdir()} == roots, "never on the host's disk"
+    for kind, options in (("passphrase", {"passphrase": "correct horse battery"}), ("tee", SHARES)):
+        answer = house.as_owner()("POST", "/v1/root/rotate", {"kind": kind, "options": options})
+        assert answer.status == 200, answer.raw
+        assert "got nobody: it was not made in this TEE" in _made_for(house, house.owner)
+    house = house.reopened([], attester)
+    assert "got nobody: it was not made in this TEE" in _made_for(house, house.owner)
+
+
+def test_T358_two_first_looks_at_once(tmp_path: Path) -> None:
+    here, _ = request_workspace(tmp_path, name="shop", service="127.0.0.1:1", first=True)
+    before = {path.name for path in here.folder.iterdir()}
+    identities = []
+    for name in ("evil.pem", "good.pem", "late.pem"):
+        key = x509.self_signed(x509.new_key(), name, now=datetime.now(UTC), days=9, ca=True)
+        identities.append(tmp_path / name)
+        identities[-1].write_text(x509.certificate_pem(key))
+    with first_look(here, identities[0]) as evil:
+        assert {path.name for path in here.folder.iterdir()} == before | {evil.folder.name}
+        OwnerClient(evil).close()
+        with first_look(here, identities[1]) as good, first_look(here, identities[2]) as late:
+            for looked in (good, evil, late):
+                (looked.folder / "service-pin.json").write_text(looked.identity)
+                Seen.load(looked.folder / "seen.json").see_head(AuditHead(seq=1, chain=looked.identity))
+            accept_look(here, good)
+            with pytest.raises(InputError, match="another look was accepted meanwhile"):
+                accept_look(here, late)
+    found = Workspace.find(here.folder)
+    assert found.identity == good.identity
+    OwnerClient(found).close()
+    assert (here.folder / "service-pin.json").read_text() == good.identity
+    head = Seen.load(here.folder / "seen.json").head
+    assert head is not None
+    assert head.chain == good.identity
+    assert not list(here.folder.glob(".look-*"))
 
 
 def test_T323_an_altered_image_of_the_service_gets_another_sealing_key(tmp_path: Path) -> None:

@@ -1,15 +1,19 @@
-"""One test per threat to what owners, guests and the trust service believe of each other (T276 to T281)."""
+"""One test per threat to what owners, guests and the service believe of each other (T276 to T281, T319, T355 f.)."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
+import socket
+import sqlite3
 import ssl
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,6 +34,8 @@ from strongroom.attest.simulated.pki import SimulatedPKI
 from strongroom.attest.verifiers import verify_any
 from strongroom.cli import policy as policy_commands
 from strongroom.cli import requests as request_commands
+from strongroom.cli.audit import command as audit
+from strongroom.cli.service import command as service
 from strongroom.cli.service_verify import judge_service
 from strongroom.client.evidence import Pin, Shown, ask
 from strongroom.client.owner import OwnerClient
@@ -51,7 +57,7 @@ from strongroom.errors import (
     VerificationError,
 )
 from strongroom.guest.session import ServiceSession
-from strongroom.kms.audit import AuditHead
+from strongroom.kms.audit import AuditHead, AuditLog
 from strongroom.kms.policies import OutputRule
 from strongroom.service import guest_api
 
@@ -470,7 +476,7 @@ def test_T279_a_trust_service_that_is_not_the_code_its_owner_looked_at(
     house.service.attester = FakeAttester(house.platform, report_data=bytes(64))
     assert "report data: expected" in _failing(house, ask(client.send))
     house.service.attester = FakeAttester(house.platform)
-    client.call("POST", "/v1/root/rotate", {"kind": "keyfile"})
+    house.service.rotate_root("keyfile", {}, actor="x", now=datetime.now(UTC))  # which a service in a TEE refuses
     assert "root_key: expected one that people or the TEE keep (passphrase, shares, tee), got keyfile" in _failing(
         house, ask(client.send)
     )
@@ -534,7 +540,8 @@ def test_T280_a_pinned_workspace_gives_nothing_to_anything_else(
     # Who holds the service's TLS key may show a genuine, locked service of their own: it can still answer nothing.
     pin.save(own)
     house.service.attester = FakeAttester(house.platform)
-    locked = replace(ask(_unproven(other.reopened(), FakeAttester(other.platform))), locked=True)
+    locked = ask(_unproven(other.reopened(), FakeAttester(other.platform)))
+    assert locked.locked
     pin.check(locked, own, _identity(house))
     assert locked.key != other.service.unlock_key.public_key()
     # Or pass a genuine, locked service's on, beside one that is unlocked outside of its TEE.
@@ -543,8 +550,6 @@ def test_T280_a_pinned_workspace_gives_nothing_to_anything_else(
     with pytest.raises(UnavailableError, match="is locked"):
         client().call("POST", "/v1/keys", {"name": "sales"})
     assert wire.seen == []
-    with pytest.raises(AppraisalError, match="identity: expected"):
-        pin.check(replace(locked, locked=False), own, _identity(house))
 
 
 def test_T281_credentials_go_to_no_locked_service_but_the_accepted_code(
@@ -566,6 +571,20 @@ def test_T281_credentials_go_to_no_locked_service_but_the_accepted_code(
             client.unlock(shares)
         assert "unlock" not in wire.asked
     house.service.attester = FakeAttester(house.platform)
+    # T355: a service of the host's, whose identity key it made outside: unlocked, and said to be locked.
+    theirs = _attesting_house(tmp_path / "theirs")
+
+    def said(path: str, reply: Reply) -> Reply:
+        if path != "/v1/evidence":
+            return reply
+        answer = _unproven(theirs, FakeAttester(house.platform))("POST", path, wire.asked["evidence"])
+        return replace(reply, body=canonical_json(answer | {"locked": True}))
+
+    wire.change = said
+    with pytest.raises(AppraisalError, match=f"identity: expected {_identity(house)}, got {_identity(theirs)}"):
+        client.unlock(shares)
+    assert "unlock" not in wire.asked
+    wire.change = lambda _, reply: reply
     with pytest.raises(DeniedError, match="share"):
         client.unlock(shares[:1])
     seen = client.seen.head
@@ -583,8 +602,8 @@ def test_T281_credentials_go_to_no_locked_service_but_the_accepted_code(
     again = house.reopened()
     answer = again.as_owner()("POST", "/v1/unlock", wire.asked["unlock"])
     assert (answer.code, again.service.locked) == ("verification", True)
-    for said in (shares, {"credentials": [1]}, {"credentials": shares, "more": 1}, {}, "x"):
-        sealed = jose.jwe_seal(canonical_json(said), again.service.unlock_key.public_key())
+    for bad in (shares, {"credentials": [1]}, {"credentials": shares, "more": 1}, {}, "x"):
+        sealed = jose.jwe_seal(canonical_json(bad), again.service.unlock_key.public_key())
         assert again.as_owner()("POST", "/v1/unlock", {"sealed": sealed}).code == "input"
 
 
@@ -654,3 +673,74 @@ def test_T319_the_newest_head_is_part_of_what_the_service_signs(
     wire.change = lambda _, reply: replace(reply, headers={**reply.headers, "strongroom-audit-links": ""})
     with pytest.raises(IntegrityError, match="does not go on from record 2"):
         client.call("GET", "/v1/keys")
+    # Nor beside a proven answer of a service that could not read its log: an older one would not show.
+    wire.change = lambda _, reply: reply
+    monkeypatch.setattr(AuditLog, "head", lambda _: None)
+    with pytest.raises(IntegrityError, match="audit head: expected the newest beside the answer, got none"):
+        client.call("GET", "/v1/keys")
+
+
+@pytest.mark.parametrize("words", [["show"], ["export", "audit.jsonl"], ["verify"]])
+def test_T359_audit_records_that_the_host_rewrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    house = make_house(tmp_path)
+    _Wire(house, monkeypatch)
+    client = _owner_client(house, tmp_path, monkeypatch)
+    client.call("POST", "/v1/keys", {"name": "sales"})
+    monkeypatch.setattr("strongroom.cli.audit.owner", lambda: client)
+    monkeypatch.chdir(tmp_path)
+    assert CliRunner().invoke(audit, words, standalone_mode=False).exception is None
+    with contextlib.closing(sqlite3.connect(tmp_path / "service" / "state.db")) as disk, disk:
+        disk.execute("UPDATE audit SET record = replace(record, 'create-key', 'forged-by-host')")
+    Path("audit.jsonl").unlink(missing_ok=True)
+    found = CliRunner().invoke(audit, words, standalone_mode=False)
+    assert isinstance(found.exception, IntegrityError)
+    assert "forged" not in found.output
+    assert not Path("audit.jsonl").exists()
+
+
+def test_T356_a_new_passphrase_goes_to_the_service_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    house, secret = _attesting_house(tmp_path), "correct horse battery"
+    wire = _Wire(house, monkeypatch)
+    client = _owner_client(house, tmp_path, monkeypatch)
+    monkeypatch.setattr("strongroom.cli.service.owner", lambda: client)
+    words = ["rotate-root", "--kind", "passphrase"]
+    done = CliRunner().invoke(service, words, input=f"{secret}\n{secret}\n", standalone_mode=False)
+    assert done.exception is None
+    assert house.service.root_kind == "passphrase"
+    assert secret not in json.dumps(wire.asked)
+    assert not house.reopened([secret]).service.locked
+    # Who holds a TLS key says that it is locked, which needs no proof, and names a key of their own; or without that.
+    mine = jose.jwk(x509.new_key().public_key())
+    for locked, error, reason in ((True, UnavailableError, "is locked"), (False, VerificationError, "proof")):
+        body = canonical_json({"locked": locked, "seal_to": mine})
+        wire.change = lambda _, reply, body=body: Reply(status=200, headers={}, body=body)  # type: ignore[misc]
+        with pytest.raises(error, match=reason):
+            client.sealed({"passphrase": secret})
+
+
+def test_T356_what_a_service_showed_counts_for_that_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    house = _attesting_house(tmp_path)
+    wire = _Wire(house, monkeypatch)
+    client = _owner_client(house, tmp_path, monkeypatch)
+    root, endorsements = house.platform.pki.anchor(), str(tmp_path / "service" / "endorsements")
+    pin = Pin(policy=SERVICE, root=root.fingerprint, kind=root.kind, endorsements=endorsements, settings={})
+    pin.save(tmp_path / ".strongroom")
+    client.call("GET", "/v1/keys")
+    # Its host passes the evidence on, ends the connection and takes the next one itself, with a TLS key of 30 days.
+    here, there = socket.socketpair()
+    client._connection._connection = SimpleNamespace(sock=here, close=here.close)  # type: ignore[assignment]
+    assert client._connection.is_known()
+    there.close()
+    wire.seen.clear()
+    client.call("POST", "/v1/keys", {"name": "sales"})
+    assert [path for path, _ in wire.seen] == ["/v1/evidence", "/v1/keys"]
+    # Ended between the look at it and the request: nothing goes out.
+    client._connection.close()
+    wire.seen.clear()
+    monkeypatch.setattr("strongroom.client.owner.ask", lambda _: SimpleNamespace(locked=False))
+    monkeypatch.setattr(Pin, "check", lambda *_: None)
+    with pytest.raises(UnavailableError, match="ended the connection"):
+        client.call("POST", "/v1/keys", {"name": "more"})
+    assert wire.seen == []

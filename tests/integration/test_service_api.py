@@ -93,7 +93,7 @@ BODIES: dict[str, Callable[[], dict[str, Any]]] = {
     "revoke_owner": dict,
     "trust_root": lambda: {"fingerprint": "ab" * 32, "settings": {"minimum_tcb": FLOOR}, "own_root": True},
     "set_lease": lambda: {"lease_s": 120},
-    "rotate_root": lambda: {"kind": "keyfile"},
+    "rotate_root": lambda: {"kind": "passphrase", "options": {"passphrase": "correct horse battery"}},
 }
 
 CHECKS: dict[str, Callable[[dict[str, Any]], bool]] = {

@@ -207,8 +207,9 @@ def test_sealing_key(
     device.touch()
     with attester.sealing_key() as key:
         assert key == b"d" * 32
-    # linux/sev-guest.h: _IOWR('S', 1, 32 bytes); version 1; VCEK, guest policy and measurement, VMPL 0.
-    assert asked == [(3 << 30 | 32 << 16 | ord("S") << 8 | 1, 1, 0, 0, 1 | 1 << 3, 0, 0, 0)]
+    # linux/sev-guest.h: _IOWR('S', 1, 32 bytes); version 1; root key VCEK by ROOT_KEY_SELECT 0 (bit 0) and KEY_SEL 1
+    # (bits 2:1; 0 would be a VLEK that the host loaded), guest policy and measurement, VMPL 0.
+    assert asked == [(3 << 30 | 32 << 16 | ord("S") << 8 | 1, 1, 1 << 1, 0, 1 | 1 << 3, 0, 0, 0)]
     failed = b"\x16" + bytes(31) + b"d" * 32
     for refused, said in ((failed, "status 0, got 16"), (bytes(64), "got 0000"), (b"", "0x16")):
         answer = refused

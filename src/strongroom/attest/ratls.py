@@ -104,6 +104,7 @@ class RATLSClaims:
         nonce: The challenge, None without one.
         root_kind: What a trust service says of its root key, None elsewhere.
         admin: For whom a trust service made its identity in this TEE: a certificate's fingerprint. None elsewhere.
+        locked: Whether a trust service says that it is locked, so that the key is not its identity.
         job: What a guest says of its job, `sha256:<hex>`, None elsewhere.
     """
 
@@ -112,6 +113,7 @@ class RATLSClaims:
     nonce: bytes | None
     root_kind: bytes | None = None
     admin: bytes | None = None
+    locked: bool = False
     job: bytes | None = None
 
 
@@ -124,6 +126,7 @@ def make_certificate(
     nonce: bytes | None = None,
     root_kind: str = "",
     admin: str = "",
+    locked: bool = False,
     name: str = "RA-TLS",
 ) -> x509.Certificate:
     """Return a certificate of `key`, signed by it, with evidence of the enclave that holds it.
@@ -136,9 +139,10 @@ def make_certificate(
         nonce: The challenge of whoever will read it, if the protocol has one.
         root_kind: Of a trust service's root key: where it rests.
         admin: For whom a trust service made its identity in this TEE.
+        locked: Whether a trust service is locked: the key is for credentials alone.
         name: The subject.
     """
-    texts = {"strongroom-root": root_kind, "strongroom-admin": admin}
+    texts = {"strongroom-root": root_kind, "strongroom-admin": admin, "strongroom-locked": "1" if locked else ""}
     extension = make_extension(key.public_key(), attester, nonce=nonce, texts=texts)
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
     builder = (
@@ -362,7 +366,15 @@ def read_claims(raw: bytes) -> RATLSClaims:
         raise EvidenceError(f"RA-TLS: no hash of a key: algorithm {algorithm} with {len(digest)} bytes")
     names = ("nonce", "strongroom-root", "strongroom-admin", "strongroom-job")
     nonce, root_kind, admin, job = (claims.get(name.encode()) for name in names)
-    return RATLSClaims(algorithm=algorithm, digest=digest, nonce=nonce, root_kind=root_kind, admin=admin, job=job)
+    return RATLSClaims(
+        algorithm=algorithm,
+        digest=digest,
+        nonce=nonce,
+        root_kind=root_kind,
+        admin=admin,
+        locked=b"strongroom-locked" in claims,
+        job=job,
+    )
 
 
 class _Reader:

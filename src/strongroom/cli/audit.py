@@ -28,8 +28,8 @@ def command() -> None:
 @click.option("--last", type=click.IntRange(min=1), default=None, help="Only the newest N.")
 @json_option
 def show(subject: str | None, last: int | None, as_json: bool) -> None:
-    """Show your records, or those about SUBJECT (a key's name)."""
-    found = [r for r in owner().audit_records() if r["record"] is not None]
+    """Show your records, or those about SUBJECT (a key's name), of a log that `verify` would accept."""
+    found = [r for r in owner().verified_audit()[1] if r["record"] is not None]
     records: list[dict[str, Any]] = [json.loads(str(r["record"])) for r in found]
     if subject:
         records = [r for r in records if subject in r["subject"].split()]
@@ -70,8 +70,8 @@ def _why(record: dict[str, Any]) -> str:
 @command.command("export", epilog=epilog("strongroom audit export audit.jsonl"))
 @click.argument("target", type=click.Path(path_type=Path))
 def export(target: Path) -> None:
-    """Write the log as JSON lines, for a check elsewhere or another system."""
-    records = owner().audit_records()
+    """Write the log, once it is verified, as JSON lines, for a check elsewhere or another system."""
+    records = owner().verified_audit()[1]
     write_whole(target, "".join(json.dumps(r, sort_keys=True) + "\n" for r in records))
     output.say(f"wrote {len(records)} records")
 

@@ -165,24 +165,29 @@ def unlock() -> None:
     epilog=epilog("strongroom service rotate-root", "strongroom service rotate-root --kind tee"),
 )
 @click.option(
-    "--kind", type=click.Choice(["keyfile", "passphrase", "shares", "tee"]), default="keyfile", show_default=True
+    "--kind",
+    type=click.Choice(["keyfile", "passphrase", "shares", "tee"]),
+    help="Where the root key rests; default: keyfile, and none in a TEE, which refuses that.",
 )
 @click.option("--threshold", type=int, default=3, show_default=True)
 @click.option("--shares", type=int, default=5, show_default=True)
 @click.option("--yes", is_flag=True, help="Do not ask whether the shares were handed out.")
 @json_option
-def rotate_root(kind: str, threshold: int, shares: int, yes: bool, as_json: bool) -> None:
+def rotate_root(kind: str | None, threshold: int, shares: int, yes: bool, as_json: bool) -> None:
     """Wrap every key under a new root key, in one transaction.
 
     Kind `tee` is sealed to the code and the machine that the service runs in, which unlock it at each start; its shares
     unlock it on another machine, or in a new version of the service.
     """
+    client = owner()
+    if kind is None and client.call("GET", "/v1/status")["attested"]:
+        raise InputError("say where the root key is to rest: the trust service runs in a TEE", hint="--kind tee")
+    kind = kind or "keyfile"
     split = kind in ("shares", "tee")
     options = {"threshold": str(threshold), "shares": str(shares)} if split else {}
     if kind == "passphrase":
         options = {"passphrase": click.prompt("passphrase", hide_input=True, confirmation_prompt=True, err=True)}
-    client = owner()
-    body: dict[str, object] = {"kind": kind, "options": options}
+    body: dict[str, object] = {"kind": kind, "sealed": client.sealed(options)}
     if split:
         # Shares first, rotation second: if anything fails in between, the old root key is still in force.
         prepared = client.call("POST", "/v1/root/rotate", {**body, "prepare": True})

@@ -26,7 +26,7 @@ _HINTS = {
     "root": "this is for trials alone: repeat with --unsafe-accept-simulated",
     "policy": "name the code: --measurement, or a policy that does in every branch",
     "administrator": "it was set up elsewhere, or for somebody else, who can do more there than you",
-    "identity": "the workspace was made for another trust service",
+    "identity": "the workspace was made for another trust service, or it is locked: a first look needs it unlocked",
     "root_key": "whoever owns the machine has its identity too: `strongroom service rotate-root --kind shares`, of a "
     "service that was set up on a machine of your own",
 }
@@ -85,7 +85,7 @@ def verify(
     """
     from strongroom.client.evidence import Pin, ask
     from strongroom.client.owner import OwnerClient
-    from strongroom.client.setup import first_look
+    from strongroom.client.setup import accept_look, first_look
 
     here = workspace()
     if bool(identity) == bool(here.identity):
@@ -95,16 +95,16 @@ def verify(
         )
     policy = _policy(measurement, policy_file, unsafe_accept_simulated)
     choices = trusted_choices(bundle, settings, of_service=False)
-    with first_look(here, identity) if identity else nullcontext(here) as here:
-        shown = ask(OwnerClient(here).send)
+    with first_look(here, identity) if identity else nullcontext(here) as looked:
+        shown = ask(OwnerClient(looked).send)
         admin = here.owner if identity else ""
-        verdict = judge_service(shown, here.identity, policy, choices, now=datetime.now(UTC), admin=admin)
+        verdict = judge_service(shown, looked.identity, policy, choices, now=datetime.now(UTC), admin=admin)
+        if pin and verdict.accepted and verdict.claims is not None:
+            where = bundle.resolve() if bundle else here.service_folder / "endorsements"
+            root, kind = verdict.claims.root_fingerprint, verdict.claims.root
+            Pin(policy=policy, root=root, kind=kind, endorsements=str(where), settings=settings).save(looked.folder)
         if identity and verdict.accepted:
-            here.written()
-    if pin and verdict.accepted and verdict.claims is not None:
-        where = bundle.resolve() if bundle else here.service_folder / "endorsements"
-        root, kind = verdict.claims.root_fingerprint, verdict.claims.root
-        Pin(policy=policy, root=root, kind=kind, endorsements=str(where), settings=settings).save(here.folder)
+            accept_look(here, looked)
     output.data({**verdict.to_json(), "locked": shown.locked}, as_json, verdict.page())
     if identity and verdict.accepted:
         output.hint(

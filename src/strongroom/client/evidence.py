@@ -35,9 +35,9 @@ from strongroom.attest.verifiers.newest import Mark, newest
 from strongroom.crypto import x509
 from strongroom.errors import AppraisalError, EndorsementError, InputError, VerificationError
 
-__all__ = ["Pin", "Shown", "ask"]
+__all__ = ["PIN_FILE", "Pin", "Shown", "ask"]
 
-_FILE = "service-pin.json"
+PIN_FILE = "service-pin.json"
 _ROOTS = ("passphrase", "shares", "tee")
 
 
@@ -47,7 +47,16 @@ class Shown:
 
     der: bytes
     nonce: bytes
-    locked: bool
+
+    @property
+    def said(self) -> ratls.RATLSClaims:
+        """The certificate's claims, which the evidence is for: what the answer says beside them counts for nothing."""
+        return ratls.read_claims(ratls.read_certificate(self.der)[1].claims or b"")
+
+    @property
+    def locked(self) -> bool:
+        """Whether the key is for credentials alone, and not the service's identity."""
+        return self.said.locked
 
     @property
     def evidence(self) -> Evidence:
@@ -76,14 +85,14 @@ class Shown:
             AttestationError: It is for another key or nonce.
         """
         ratls.verify_certificate(self.der, lambda _: claims, now=now, nonce=self.nonce)
-        statement = ratls.read_certificate(self.der)[1].claims
-        said = ratls.read_claims(statement or b"")
+        said = self.said
         kind = (said.root_kind or b"nothing").decode("ascii", "replace")
         made_for = (said.admin or b"nobody: it was not made in this TEE").decode("ascii", "replace")
         spki = x509.spki_id(self.key)
         found = Finding("identity", identity, spki, hmac.compare_digest(spki, identity))
         if self.locked:
-            found = Finding("identity", identity, "LOCKED: a key of this process, for credentials alone", passed=True)
+            got = "LOCKED: a key of this process, for credentials alone"
+            found = Finding("identity", identity, got, passed=not admin)
         asked = "this command's, and this key"
         roots = f"one that people or the TEE keep ({', '.join(_ROOTS)})"
         return [
@@ -111,7 +120,7 @@ def ask(call: Callable[[str, str, object], dict[str, object]]) -> Shown:
         der = ssl.PEM_cert_to_DER_cert(str(answer.get("certificate")))
     except ValueError as exc:
         raise VerificationError("the trust service's evidence is not a certificate") from exc
-    return Shown(der=der, nonce=nonce, locked=answer.get("locked") is True)
+    return Shown(der=der, nonce=nonce)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +150,7 @@ class Pin:
         Raises:
             InputError: It is not readable: who cannot say what was accepted accepts nothing.
         """
-        path = folder / _FILE
+        path = folder / PIN_FILE
         if not path.exists():
             return None
         try:
@@ -156,7 +165,7 @@ class Pin:
         """Pin it in the workspace in `folder`."""
         names = ("root", "kind", "endorsements", "settings", "seen")
         value = {"policy": policy_to_json(self.policy), **{name: getattr(self, name) for name in names}}
-        write_whole(folder / _FILE, json.dumps(value, indent=2) + "\n")
+        write_whole(folder / PIN_FILE, json.dumps(value, indent=2) + "\n")
 
     def check(self, shown: Shown, folder: Path, identity: str, *, now: datetime | None = None) -> None:
         """Return only if what was shown is what was accepted; the pin in `folder` then knows which endorsements it saw.

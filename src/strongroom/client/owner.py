@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import time
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -17,7 +17,7 @@ from strongroom.client.workspace import Workspace
 from strongroom.crypto import jose, tls, x509
 from strongroom.crypto.https import HTTPSConnection, Reply
 from strongroom.crypto.keys import StaticKeyRing
-from strongroom.crypto.proof import HEAD
+from strongroom.crypto.proof import HEAD, PROOF
 from strongroom.errors import InputError, IntegrityError, UnavailableError, VerificationError
 from strongroom.kms.audit import LINKS, SEEN, AuditHead, follow_links, read_head, verify_records
 from strongroom.kms.datasets import HEAD_TYPE
@@ -30,7 +30,7 @@ _BEFORE = ("/v1/status", "/v1/evidence")
 """What is asked before the evidence is judged, and given nothing."""
 _EMPTY_PAGES = 5
 _PROVEN_S = 300.0
-"""So long a client believes what the service showed; a notebook's lives for days."""
+"""So long a client believes, over one connection, what the service showed; a notebook's lives for days."""
 
 
 def pinned_identity(workspace: Workspace) -> ec.EllipticCurvePublicKey:
@@ -87,14 +87,25 @@ class OwnerClient:
                 pins what the service is, and it is something else.
             IntegrityError: The service shows an older state than this owner saw.
         """
-        if path not in _BEFORE and time.monotonic() >= self._proven_until:
-            if pin := Pin.load(self.workspace.folder):
-                shown = ask(self.send)
-                if shown.locked:  # its evidence names no identity: what is unlocked elsewhere could show it
-                    raise UnavailableError("the trust service is locked", hint="unlock it: `strongroom service unlock`")
-                pin.check(shown, self.workspace.folder, self.workspace.identity)
+        pin = None if path in _BEFORE else Pin.load(self.workspace.folder)
+        if pin and not (self._connection.is_known() and time.monotonic() < self._proven_until):
+            shown = ask(self.send)
+            if shown.locked:  # its evidence names no identity: what is unlocked elsewhere could show it
+                raise UnavailableError("the trust service is locked", hint="unlock it: `strongroom service unlock`")
+            pin.check(shown, self.workspace.folder, self.workspace.identity)
             self._proven_until = time.monotonic() + _PROVEN_S
-        return self.send(method, path, body)
+        return self.send(method, path, body, known=pin is not None)
+
+    def sealed(self, value: object) -> dict[str, str]:
+        """Return `value` sealed to the service's process: whoever holds a TLS key of the service takes requests.
+
+        Raises:
+            UnavailableError: It is locked, so that its identity cannot say which key that is.
+        """
+        found = self.call("GET", "/v1/status")
+        if found.get("locked") is not False:
+            raise UnavailableError("the trust service is locked", hint="unlock it: `strongroom service unlock`")
+        return jose.jwe_seal(canonical_json(value), jose.jwk_public_key(cast(dict[str, object], found["seal_to"])))
 
     def unlock(self, credentials: Sequence[str]) -> None:
         """Send the credentials and what this owner saw; with a pin, sealed to a key that the accepted code made.
@@ -112,11 +123,11 @@ class OwnerClient:
             body = {"sealed": jose.jwe_seal(canonical_json(body), shown.key)}
         self.send("POST", "/v1/unlock", body)
 
-    def send(self, method: str, path: str, body: object = None) -> dict[str, object]:
+    def send(self, method: str, path: str, body: object = None, *, known: bool = False) -> dict[str, object]:
         """Return the answer to one request, without a look at what the workspace pins; as `call` otherwise."""
         try:
             reply = self._connection.proven(
-                method, path, body, _seen(self.seen.head), to=self.owner, key=self._identity
+                method, path, body, _seen(self.seen.head), to=self.owner, key=self._identity, known=known
             )
         except UnavailableError as exc:
             if not self.workspace.embedded and self.seen.head is None:
@@ -125,6 +136,10 @@ class OwnerClient:
             raise
         if token := reply.headers.get(HEAD):
             self._see(read_head(token, [self._identity]), reply)
+        elif PROOF in reply.headers and self.seen.head is not None:
+            raise IntegrityError(
+                "audit head: expected the newest beside the answer, got none: it may be an older state"
+            )
         return reply.json()
 
     def _see(self, head: AuditHead, reply: Reply) -> None:

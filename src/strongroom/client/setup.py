@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import re
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -16,6 +18,7 @@ from strongroom._unix import write_whole
 from strongroom.attest.simulated.pki import SimulatedPKI
 from strongroom.attest.simulated.platform import load_seed
 from strongroom.client.endorsements import refresh_endorsements
+from strongroom.client.evidence import PIN_FILE
 from strongroom.client.owner import pinned_identity
 from strongroom.client.petnames import check_name
 from strongroom.client.workspace import FOLDER, Workspace, write_workspace
@@ -23,7 +26,7 @@ from strongroom.crypto import x509
 from strongroom.errors import InputError, VerificationError
 from strongroom.service.state import TrustService
 
-__all__ = ["Created", "create_workspace", "first_look", "request_workspace"]
+__all__ = ["Created", "accept_look", "create_workspace", "first_look", "request_workspace"]
 
 OWNER_DAYS = 3650
 
@@ -112,19 +115,35 @@ def request_workspace(
 
 @contextlib.contextmanager
 def first_look(workspace: Workspace, identity: Path) -> Iterator[Workspace]:
-    """Give the workspace as if the service with the identity certificate `identity` were its own, to look at it.
+    """Give a workspace as if the service with the identity certificate `identity` were its own, to look at it.
 
-    `written` makes it so. Else it knows no service afterwards, as before: the certificate is the host's word.
+    It has a folder of its own, which goes afterwards: the certificate is the host's word until `accept_look`.
     """
     pem = _read_identity(identity)
-    candidate = replace(workspace, identity=_spki(pem, identity))
-    write_whole(workspace.folder / "identity.pem", pem)
-    try:
-        yield candidate
-    finally:
-        if Workspace.find(workspace.folder).identity != candidate.identity:
-            for name in ("identity.pem", "seen.json"):  # what it saw was another service's
+    with tempfile.TemporaryDirectory(dir=workspace.folder, prefix=".look-") as name:
+        folder = Path(name)
+        for own in ("owner.key", "owner.pem"):
+            (folder / own).symlink_to(workspace.folder / own)
+        write_whole(folder / "identity.pem", pem)
+        yield replace(workspace, folder=folder, identity=_spki(pem, identity))
+
+
+def accept_look(workspace: Workspace, looked: Workspace) -> None:
+    """Make the service that `first_look` gave as `looked` the workspace's own, with what was seen and pinned of it.
+
+    Raises:
+        InputError: Another look was accepted meanwhile.
+    """
+    with open(workspace.folder / ".workspace.toml.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if Workspace.find(workspace.folder).identity:
+            raise InputError("this workspace knows a trust service by now: another look was accepted meanwhile")
+        for name in (PIN_FILE, "seen.json", "identity.pem"):  # workspace.toml last: before it, nothing of this counts
+            if (looked.folder / name).exists():
+                (looked.folder / name).replace(workspace.folder / name)
+            else:  # of a look whose end was cut off
                 (workspace.folder / name).unlink(missing_ok=True)
+        replace(workspace, identity=looked.identity).written()
 
 
 def _read_identity(path: Path) -> str:

@@ -93,6 +93,8 @@ class HTTPSConnection:
         name: In the server's certificate.
         dial: Opens the socket where `address` is not reached from here.
         max_reply_bytes: What an answer may have.
+        known: Whether a proven answer came over this very connection: its other end is then no holder of a TLS key
+            alone, who could not ask the service in the caller's name.
     """
 
     address: str
@@ -102,6 +104,7 @@ class HTTPSConnection:
     name: str = SERVICE_NAME
     dial: Callable[[], socket.socket] | None = None
     max_reply_bytes: int = _MAX_REPLY_BYTES
+    known: bool = False
     _connection: _Connection | None = None
 
     def proven(
@@ -113,6 +116,7 @@ class HTTPSConnection:
         *,
         to: str,
         key: ec.EllipticCurvePublicKey,
+        known: bool = False,
     ) -> Reply:
         """Return the service's answer to one request, which its identity key signed for this request and `to`.
 
@@ -122,14 +126,27 @@ class HTTPSConnection:
             VerificationError: It did not; and as for `request`.
         """
         nonce = b64u(os.urandom(24))
-        reply = self.request(method, path, body, {**headers, NONCE: nonce})
+        reply = self.request(method, path, body, {**headers, NONCE: nonce}, known=known)
         proof, head = reply.headers.get(PROOF, ""), reply.headers.get(HEAD, "")
         if proof or path not in ("/v1/status", "/v1/evidence") or reply.json().get("locked") is not True:
             check_proof(proof, [key], request=f"{method} {path}", nonce=nonce, to=to, answer=reply.body, head=head)
+            self.known = True
         return reply
 
+    def is_known(self) -> bool:
+        """Return whether the next request goes over a connection that is `known`."""
+        if self._connection is not None and _is_ended(self._connection.sock):
+            self.close()
+        return self.known
+
     def request(
-        self, method: str, path: str, body: object = None, headers: Mapping[str, str] = MappingProxyType({})
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        headers: Mapping[str, str] = MappingProxyType({}),
+        *,
+        known: bool = False,
     ) -> Reply:
         """Return the service's answer to one request.
 
@@ -138,26 +155,34 @@ class HTTPSConnection:
             VerificationError: Whoever answers does not hold the pinned identity.
             StrongroomError: What the service reported.
         """
-        reply = self.exchange(method, path, body, headers)
+        reply = self.exchange(method, path, body, headers, known=known)
         if reply.status >= 400:
             raise _error(reply)
         return reply
 
     def exchange(
-        self, method: str, path: str, body: object = None, headers: Mapping[str, str] = MappingProxyType({})
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        headers: Mapping[str, str] = MappingProxyType({}),
+        *,
+        known: bool = False,
     ) -> Reply:
         """Return the server's answer to one request, whatever its status says; no redirect is followed.
 
         Raises:
-            UnavailableError: Nobody answers.
+            UnavailableError: Nobody answers; or, with `known`, the connection is not, and the request is no GET.
             VerificationError: Whoever answers does not hold the pinned identity, or says too much.
         """
         raw = None if body is None else json.dumps(body, separators=(",", ":")).encode("utf-8")
         sent = {**self.headers, **headers}
         if raw is not None:
             sent["Content-Type"] = "application/json"
-        if self._connection is not None and _is_ended(self._connection.sock):
-            self.close()
+        if not self.is_known() and known and method != "GET":
+            raise UnavailableError(
+                "the trust service ended the connection over which it had shown what it is", hint="repeat the command"
+            )
         fresh = self._connection is None
         try:
             return self._exchange(method, path, raw, sent)
@@ -217,7 +242,7 @@ class HTTPSConnection:
         """Close the connection; the next request opens a new one."""
         if self._connection is not None:
             self._connection.close()
-            self._connection = None
+        self._connection, self.known = None, False
 
 
 def _is_ended(sock: socket.socket | None) -> bool:

@@ -162,11 +162,13 @@ class RotateRoot(Body):
     """Wrap every key under a new root key.
 
     With `prepare` the new root key is only made and its shares are returned; `prepared` names it in a second request,
-    once people hold them, so that a crash in between loses nothing.
+    once people hold them, so that a crash in between loses nothing. `sealed` are the options as a JWE to the status's
+    `seal_to`: a passphrase.
     """
 
     kind: Literal["keyfile", "passphrase", "shares", "tee"]
     options: dict[str, str] = {}
+    sealed: dict[str, str] = {}
     prepare: bool = False
     prepared: str = ""
 

@@ -35,6 +35,7 @@ _OUTSIDE = (
 )
 _EVIDENCE_LIFETIME = timedelta(minutes=5)
 _B = TypeVar("_B", bound=messages.Body)
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +87,7 @@ class OwnerAPI:
             "admin": call.owner == service.admin,
             "attested": service.attester is not None,
             "lease_s": trust.lease_s,
+            "seal_to": jose.jwk(service.unlock_key.public_key()),
             "note": _OUTSIDE if service.attester is None else "it offers evidence: `strongroom service verify`",
         }
 
@@ -94,8 +96,8 @@ class OwnerAPI:
         service, body = self._service, _body(call, messages.AskEvidence)
         if service.attester is None:
             raise DeniedError(_OUTSIDE, hint="its administrator: `strongroom service start --enclave KIND`")
-        locked = service.locked
         with self._quoting:
+            locked = service.locked  # one look for key and claims: it may be unlocked meanwhile
             certificate = ratls.make_certificate(
                 service.unlock_key if locked else service.parts.identity,
                 service.attester,
@@ -103,7 +105,8 @@ class OwnerAPI:
                 lifetime=_EVIDENCE_LIFETIME,
                 nonce=b64u_decode(body.nonce),
                 root_kind=service.root_kind,
-                admin=service.born_for,
+                admin="" if locked else service.born_for,
+                locked=locked,
             )
         return {"certificate": x509.certificate_pem(certificate), "locked": locked}
 
@@ -111,8 +114,7 @@ class OwnerAPI:
         """Unlock the root key."""
         body = _body(call, messages.Unlock)
         if body.sealed:
-            with jose.jwe_open(body.sealed, self._service.unlock_key) as raw:
-                body = _sealed(raw)
+            body = self._opened(body.sealed, messages.Unlock)
         if not body.credentials:
             raise InputError("credentials: expected a passphrase or shares, got none")
         seen = None if body.seen is None else AuditHead(seq=body.seen.seq, chain=body.seen.chain)
@@ -391,13 +393,24 @@ class OwnerAPI:
     def rotate_root(self, call: Call) -> dict[str, object]:
         """Rotate the root key."""
         body = _body(call, messages.RotateRoot)
+        options = self._opened(body.sealed, dict[str, str]) if body.sealed else body.options
+        if body.kind == "keyfile" and self._service.attester is not None:
+            raise InputError(
+                "root kind keyfile: expected one that people or the TEE keep, as this service runs in one",
+                hint="--kind tee, or shares",
+            )
         if body.prepare:
-            name, handout = self._service.prepare_root(body.kind, body.options)
+            name, handout = self._service.prepare_root(body.kind, options)
             return {"prepared": name, "root_kind": self._service.root_kind, "handout": handout}
-        handout = self._service.rotate_root(
-            body.kind, body.options, actor=call.actor, now=call.now, prepared=body.prepared
-        )
+        handout = self._service.rotate_root(body.kind, options, actor=call.actor, now=call.now, prepared=body.prepared)
         return {"root_kind": body.kind, "handout": handout}
+
+    def _opened(self, sealed: dict[str, str], kind: type[_T]) -> _T:
+        try:
+            with jose.jwe_open(sealed, self._service.unlock_key) as raw:
+                return msgspec.convert(parse_json(raw, "what was sealed"), kind)
+        except msgspec.ValidationError as exc:
+            raise InputError(f"what was sealed is not as the API defines it: {exc}") from exc
 
     def _append(
         self,
@@ -447,14 +460,6 @@ def _number(name: str, text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 15):
         raise InputError(f"{name} is a whole number, got {text[:40]!r}")
     return int(text)
-
-
-def _sealed(raw: bytes) -> messages.Unlock:
-    try:
-        found: messages.Unlock = msgspec.convert(parse_json(raw, "what was sealed"), messages.Unlock)
-        return found
-    except msgspec.ValidationError as exc:
-        raise InputError(f"what was sealed does not unlock: {exc}") from exc
 
 
 def _body(call: Call, kind: type[_B]) -> _B:

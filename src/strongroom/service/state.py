@@ -331,6 +331,9 @@ class TrustService:
             for name, context in (("identity-key", _IDENTITY_CONTEXT), ("ca-key", _CA_CONTEXT)):
                 wrapped = get_meta(tx, name) or b""
                 set_meta(tx, name, root.wrap(parts.root.unwrap(wrapped, context), context))
+            if kind not in ("shares", "tee"):  # by then somebody may have the identity key who was not there at birth
+                set_meta(tx, _BORN, b"")
+                self.born_for = ""
             set_meta(tx, "retired-root", parts.root.id.encode())
             set_meta(tx, "root", root.id.encode())
             set_meta(tx, _ROOT_KIND, kind.encode())

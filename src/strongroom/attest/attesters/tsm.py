@@ -36,6 +36,7 @@ TSM_REPORTS = Path("/sys/kernel/config/tsm/report")
 TDX_REGISTERS = Path("/sys/class/misc/tdx_guest/measurements")
 SEV_GUEST = Path("/dev/sev-guest")
 _GET_DERIVED_KEY = 0xC0205301  # _IOWR('S', 1, 32 bytes)
+_VCEK = 0b010  # KEY_SEL 1; 0 would be a VLEK if the host has loaded one, which is no chip's own
 _POLICY_AND_MEASUREMENT = 0b1001
 _TEES = {"tdx_guest": "tdx", "sev_guest": "snp"}
 _TRIES = 8
@@ -98,7 +99,7 @@ class TsmAttester:
         if (tee := self.tee) != "snp":
             raise UnavailableError(f"{tee}: this TEE has no sealing key", hint="root kind shares or passphrase")
         # Root key VCEK, fields, VMPL 0, and no version mixed in: the VCEK is of one version of the firmware.
-        asked = ctypes.create_string_buffer(struct.pack("<IIQIIQ", 0, 0, _POLICY_AND_MEASUREMENT, 0, 0, 0), 32)
+        asked = ctypes.create_string_buffer(struct.pack("<IIQIIQ", _VCEK, 0, _POLICY_AND_MEASUREMENT, 0, 0, 0), 32)
         answer = ctypes.create_string_buffer(64)
         request = bytearray(struct.pack("<B7xQQQ", 1, ctypes.addressof(asked), ctypes.addressof(answer), 0))
         try:
