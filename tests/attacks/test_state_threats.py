@@ -575,7 +575,7 @@ def test_T354_a_crash_while_a_service_is_made(tmp_path: Path, monkeypatch: pytes
     assert [p.name for p in (tmp_path / "service").glob("*.db*")] == ["state.db"]
 
 
-def test_T354_an_owner_who_stores_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_T360_an_owner_who_stores_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The state has to fit into an enclave, and no other owner could make it small again."""
     house = make_house(tmp_path)
     second = house.add_owner("second")
