@@ -150,7 +150,7 @@ def views(f: Any) -> list[str]:
 def training(f: Any) -> list[str]:
     how = f"LeNet on MNIST (examples/mnist-torch), seconds of an epoch after the first; {f['pairs']} alternating pairs of "
     how += f"{f['epochs']} epochs, medians. The product is of 2000 x 2000 doubles, best of all. The model of {f['model']['mb']} MB is saved, "
-    how += "sealed, and loaded by another job with every tensor touched, on tmpfs; plain is safetensors alone."
+    how += "sealed as it is saved (`models.save(..., straight=True)`), and loaded by another job with every tensor touched, on tmpfs; plain is safetensors alone."
     lines = ["## Training and models", "", how, "", "| | plain s | trusted s | ratio | asked |", "| --- | --- | --- | --- | --- |"]
     cases = [("epoch", "an epoch", "at most 1.05"), ("dot", "NumPy dot", "at most 1.02"), ("two", "an epoch, two processes: torchrun with gloo / two enclaves", "")]
     lines += [f"| {name} | {f[c]['plain_s']} | {f[c]['trusted_s']} | {f[c]['ratio']} | {asked} |" for c, name, asked in cases]
