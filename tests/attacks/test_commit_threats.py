@@ -70,7 +70,13 @@ class Wire(HTTPSConnection):
         self.commits = 0
 
     def exchange(
-        self, method: str, path: str, body: object = None, headers: Mapping[str, str] = MappingProxyType({})
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        headers: Mapping[str, str] = MappingProxyType({}),
+        *,
+        known: bool = False,
     ) -> Reply:
         self.client.cookie, self.client.more = self.headers.get("Cookie", ""), dict(headers)
         self.commits += path.endswith("/commit")

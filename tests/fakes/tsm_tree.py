@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import stat
 import subprocess
 import threading
@@ -134,3 +135,4 @@ def mounted(tree: TsmTree, place: Path) -> Iterator[Path]:
     finally:
         subprocess.run(["umount", "-l", str(place)], check=True)
         thread.join(5)
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # as Python has it; libfuse leaves what ends this process
