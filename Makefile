@@ -41,7 +41,7 @@ e2e: setup       ## Whole commands on real engines, every example (an hour)
 e2e-long: setup  ## Three hosts, HDFS, S3, limits, every PySpark example (three hours); writes docs/reference
 	@$(BIN)/python -m tests.e2e.spark_examples && $(BIN)/python -m pytest -m long
 
-# Each finding prints the command that shows it again; what earlier runs learnt is in .fuzz. `.ci/run` has time for less.
+# Each finding prints the command that shows it again; what earlier runs learnt is in .fuzz. `.ci/run` has time for a part.
 fuzz: setup      ## Fuzz every parser of outside bytes, FUZZ_SECONDS (60) each, FUZZ_JOBS (2) at a time
 	@$(BIN)/pip install -q --only-binary :all: -c constraints.txt atheris schemathesis 2>/dev/null \
 	  || { echo "atheris has no wheel for this Python and machine; Python 3.11 to 3.13 on x86-64 Linux have one"; exit 1; }

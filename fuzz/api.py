@@ -1,4 +1,4 @@
-"""Fuzz the running owner API by its own OpenAPI document: `python -m fuzz.api`, for FUZZ_SECONDS (60).
+"""Fuzz the running owner API by its own OpenAPI document: `python -m fuzz.api`, for FUZZ_SECONDS (60; 5 with FUZZ_TURN).
 
 The service is the real one, with its store and keys in a folder of its own, served without TLS on the loopback
 interface; every request comes from its administrator and is about things that are there. Schemathesis makes requests
@@ -47,10 +47,11 @@ def main() -> int:
         threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True).start()
         started = time.monotonic()
         here = f"http://127.0.0.1:{sock.getsockname()[1]}"
+        seconds = os.environ.get("FUZZ_SECONDS", "5" if os.environ.get("FUZZ_TURN") else "60")
         command = [
             str(Path(sys.executable).with_name("schemathesis")), "run", f"{here}/openapi.json", "--url", here,
             "--checks", ",".join(CHECKS), "--no-color",
-            "--max-time", os.environ.get("FUZZ_SECONDS", "60"), "--warnings", "off", "--continue-on-failure",
+            "--max-time", seconds, "--warnings", "off", "--continue-on-failure",
         ]  # fmt: skip
         done = subprocess.run(command, check=False, cwd=folder)
         server.should_exit = True
