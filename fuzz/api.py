@@ -1,4 +1,4 @@
-"""Fuzz the running owner API by its own OpenAPI document: `python -m fuzz.api`, for FUZZ_SECONDS (60; 5 with FUZZ_TURN).
+"""Fuzz the running owner API by its own OpenAPI document: `python -m fuzz.api`, for FUZZ_SECONDS (60, in CI 5).
 
 The service is the real one, with its store and keys in a folder of its own, served without TLS on the loopback
 interface; every request comes from its administrator and is about things that are there. Schemathesis makes requests
