@@ -25,7 +25,7 @@ from typing import Protocol, TypeVar
 
 from strongroom.errors import IntegrityError, StrongroomError, UnavailableError
 
-__all__ = ["DEVICE", "NEAR", "Files", "FuseServer", "OpenFile", "WritableFiles", "WritingServer", "mount"]
+__all__ = ["DEVICE", "NEAR", "Files", "FuseServer", "OpenFile", "WritableFiles", "WritingServer", "hold", "mount"]
 
 _log = logging.getLogger(__name__)
 
