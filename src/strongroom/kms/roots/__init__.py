@@ -56,6 +56,11 @@ class RootKind(Protocol):
 
     def unlock(self, descriptor: Mapping[str, object], path: Path, credentials: Sequence[str]) -> SecretBytes:
         """Return the secret, or raise DeniedError if the credentials are not enough. Writes nothing."""
+        ...
+
+    def keep(self, secret: SecretBytes, path: Path) -> None:
+        """Hear of a secret that people gave and the state accepted: a kind may store it anew. Most keep nothing."""
+        return
 
 
 def root_id(secret: SecretBytes) -> str:

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from strongroom._secret import SecretBytes
 from strongroom.errors import InputError, IntegrityError
-from strongroom.kms.roots import ROOT_BYTES
+from strongroom.kms.roots import ROOT_BYTES, RootKind
 
 __all__ = ["KeyfileRoot"]
 
 
-class KeyfileRoot:
+class KeyfileRoot(RootKind):
     """Reads and writes the key file."""
 
     needs_credentials = False

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 from strongroom._encoding import b64u, b64u_decode
 from strongroom._secret import SecretBytes
 from strongroom.errors import DeniedError, InputError, IntegrityError
+from strongroom.kms.roots import RootKind
 
 __all__ = ["PassphraseRoot"]
 
@@ -21,7 +22,7 @@ _N, _R, _P = 2**17, 8, 1  # 128 MiB, about 0.3 s: OWASP's first choice for scryp
 _AAD = b"strongroom-root-passphrase-v1"
 
 
-class PassphraseRoot:
+class PassphraseRoot(RootKind):
     """Seals the root secret under one passphrase."""
 
     needs_credentials = True

@@ -86,7 +86,7 @@ class RootFolder:
             raise IntegrityError(f"the root key in {self.folder} is {root_id(secret)}, expected {name}")
         root = AESRootKey(secret, kind)
         accept(root)
-        if credentials and isinstance(by, TeeRoot):
+        if credentials:
             by.keep(secret, path)
         return root
 

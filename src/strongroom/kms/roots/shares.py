@@ -13,12 +13,12 @@ import shamir_mnemonic
 
 from strongroom._secret import SecretBytes
 from strongroom.errors import DeniedError, InputError
-from strongroom.kms.roots import root_id
+from strongroom.kms.roots import RootKind, root_id
 
 __all__ = ["SharesRoot"]
 
 
-class SharesRoot:
+class SharesRoot(RootKind):
     """Splits the root secret into SLIP-39 shares."""
 
     needs_credentials = True

@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 _LABEL = "strongroom-root-tee-v1"
 
 
-class TeeRoot:
+class TeeRoot(RootKind):
     """Seals the root secret to the TEE.
 
     Args:
