@@ -322,6 +322,26 @@ def publish(at: StagedVolume, session: Session) -> Head | None:
         return at.volume.commit(session)  # type: ignore[arg-type]
 
 
+def test_what_is_sealed_is_on_the_disk_before_it_has_its_name(
+    staged: StagedVolume, committed: tuple[Session, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: set[int] = set()
+    fsync, replace = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (flushed.add(os.fstat(handle).st_ino), fsync(handle)))
+
+    def checked(path: Path, target: Path) -> Path:
+        assert path.stat().st_ino in flushed
+        moved.append(target)
+        return replace(path, target)
+
+    moved: list[Path] = []
+    monkeypatch.setattr(Path, "replace", checked)
+    for number in range(40):
+        (staged.place / f"new{number}").write_bytes(b"new")
+    publish(staged, committed[0])
+    assert len(moved) == 40
+
+
 def test_staged_files_are_opened_changed_and_sealed(
     staged: StagedVolume, committed: tuple[Session, Path], tmp_path: Path
 ) -> None:

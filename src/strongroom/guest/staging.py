@@ -19,6 +19,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from strongroom._unix import flush_files
 from strongroom.crypto.keys import FileSecret
 from strongroom.crypto.stream import RawSource, Writer
 from strongroom.errors import DeniedError, InputError, StrongroomError, UnavailableError
@@ -193,6 +194,7 @@ class StagedVolume:
                 sealed.append(file)
                 if file.source[0][3] != inode:
                     raise UnavailableError("files were moved meanwhile")
+            self._flush(sealed)
         except BaseException:
             self._drop_all(sealed)
             raise
@@ -233,6 +235,7 @@ class StagedVolume:
                     sealed.append(file)
                 elif moved:  # to where it cannot be sealed: it stays under its old name
                     found |= {old for old, i in had.items() if i == inode}
+            self._flush(sealed)
         except BaseException:
             self._drop_all(sealed)
             raise
@@ -368,9 +371,18 @@ class StagedVolume:
             beside.unlink(missing_ok=True)
         self.volume.abort(path)
 
+    def _flush(self, sealed: Sequence[_Sealed]) -> None:
+        with self._writing():
+            flush_files([file.beside for file in sealed if file.straight is None])
+
     def _replace(self, sealed: Sequence[_Sealed], removed: Sequence[str]) -> None:
-        try:
+        with self._writing():
             self._move_in(sealed, removed)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as exc:
             raise UnavailableError(
                 f"outputs of {self.volume.name} could not be written: {exc.strerror}", hint="free disk space, run again"
@@ -396,10 +408,9 @@ class StagedVolume:
 
 
 def _write(beside: Path, prefix: bytes, secret: FileSecret, source: RawSource) -> int:
-    with open(beside, "xb", buffering=0) as out:
-        with Writer(out, prefix, secret) as writer:
-            writer.copy_from(source)
-        os.fsync(out.fileno())
+    # Flushed with the others.
+    with open(beside, "xb", buffering=0) as out, Writer(out, prefix, secret) as writer:
+        writer.copy_from(source)
     return writer.size
 
 
