@@ -125,7 +125,7 @@ def test_the_mnist_example_of_keras(shell: Shell, plain: Path) -> None:
         "--",
         "python",
         str(program),
-        timeout_s=1500,
+        timeout_s=3000,
     ).stdout
     assert "60000 train samples\n10000 test samples\n" in said
     (found,) = (float(number) for number in re.findall(r"^Test accuracy: ([0-9.]+)$", said, re.MULTILINE))
