@@ -118,8 +118,11 @@ def test_the_token_is_an_ear_under_the_published_key(house: House) -> None:
     (key,) = published.json["keys"]
     assert (key["kty"], key["crv"], key["alg"], key["use"]) == ("EC", "P-256", "ES256", "sig")
     assert "d" not in key
+    # As a stock relying party chooses the key (trustee kbs/src/token/jwk.rs): by the header's kid, or it gives up.
+    header = json.loads(base64.urlsafe_b64decode(token.split(".")[0] + "=="))
     keys = KeySet.import_key_set(published.json)  # type: ignore[arg-type]
-    decoded = jwt.decode(token, keys.keys[0], algorithms=["ES256"])
+    decoded = jwt.decode(token, keys.get_by_kid(header["kid"]), algorithms=[key["alg"]])
+    assert set(header) == {"alg", "typ", "kid"}, "a `jwk` would be tried in place of the set"
     claims = decoded.claims
     assert claims["eat_profile"] == "tag:github.com,2023:veraison/ear"
     assert claims["eat_nonce"] == client.nonce

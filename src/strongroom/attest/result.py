@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from strongroom import __version__
 from strongroom.attest.claims import Claims
 from strongroom.crypto.jose import sign_jws, verify_jws
+from strongroom.crypto.x509 import spki_id
 from strongroom.errors import InputError, VerificationError
 
 __all__ = ["EAT_PROFILE", "issue_ear", "submodule", "verify_ear"]
@@ -73,7 +74,7 @@ def issue_ear(
         "ear.verifier-id": {"build": f"strongroom {__version__}", "developer": _DEVELOPER},
         "submods": {"cpu0": submodule(claims, policy_id, job_digest, appraised=appraised)},
     }
-    return sign_jws(payload, key, typ=_TYP)
+    return sign_jws(payload, key, typ=_TYP, kid=spki_id(key.public_key()))
 
 
 def verify_ear(token: str, keys: Sequence[ec.EllipticCurvePublicKey], now: datetime) -> dict[str, object]:
@@ -82,7 +83,7 @@ def verify_ear(token: str, keys: Sequence[ec.EllipticCurvePublicKey], now: datet
     Raises:
         VerificationError: No key signed it, another profile, not valid now, or no status for cpu0.
     """
-    payload = verify_jws(token, keys, typ=_TYP)
+    payload = verify_jws(token, {spki_id(key): key for key in keys}, typ=_TYP)
     if payload.get("eat_profile") != EAT_PROFILE:
         raise VerificationError(
             f"attestation result: expected profile {EAT_PROFILE}, got {payload.get('eat_profile')!r}"
