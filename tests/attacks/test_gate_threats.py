@@ -71,6 +71,39 @@ def test_T162_the_result_says_nothing_about_code_that_nobody_appraised(house: Ho
     assert cpu["ear.trustworthiness-vector"]["configuration"] == 0
 
 
+def test_T385_a_result_affirms_only_what_the_gate_decided_now(house: House) -> None:
+    job, _ = house.ready()
+    guest = house.guest(job).attested()
+
+    def said() -> dict[str, Any]:
+        answer = guest.resource(house.owner, kind="ear")
+        assert answer.status == 200, answer.raw
+        with jose.jwe_open(answer.json, guest.key) as raw:
+            token = bytes(raw).decode()
+        result = verify_ear(token, [house.service.parts.identity.public_key()], datetime.now(UTC))
+        assert result["eat_nonce"] == guest.nonce
+        assert int(result["exp"]) - int(result["iat"]) <= 3600  # type: ignore[call-overload]
+        return dict(result["submods"]["cpu0"])  # type: ignore[index]
+
+    cpu = said()
+    assert cpu["ear.trustworthiness-vector"]["executables"] == 3
+    assert cpu["ear.status"] == "contraindicated", "its policy admits the simulated root; nobody elsewhere has to"
+    assert house.decisions()[-1]["action"] == "result"
+    code = {"kind": "measurement", "values": [MEASUREMENT.hex()]}
+    policy = {"kind": "all_of", "policies": [code, {"kind": "unsafe_accept_simulated"}]}
+    path = "/v1/keys/sales/policy"
+    revision = house.as_owner()("GET", path).json["revision"]
+    body = {"policy": dict.fromkeys(("read", "write"), policy), "revision": revision}
+    assert house.as_owner()("PUT", path, body).status == 200
+    assert said()["ear.trustworthiness-vector"]["configuration"] == 0, "code, but not this job, was approved"
+    assert guest.resource(house.owner, "bought", kind="ear").status == 401, "not a key of this job"
+    other = house.guest(job, measurement=b"\xee" * 32).attested()
+    assert other.resource(house.owner, kind="ear").code == "appraisal"
+    assert [house.decisions()[-1][name] for name in ("action", "allowed")] == ["result", False]
+    house.clock.uptime_s += 3600 - 59
+    assert guest.resource(house.owner, kind="ear").status == 401, "its lease ends"
+
+
 # --- T164 and T165: little input, much work
 
 
