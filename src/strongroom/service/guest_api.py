@@ -14,7 +14,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TypeGuard
 
@@ -156,7 +156,9 @@ class GuestAPI:
             raise DeniedError(_NO_NONCE, hint="begin again with /auth")
         key = request.tee_key()
         trust = self._service.trusted()
-        claims = verify_any(request.read_evidence(waiting.tee), self._choices(trust.anchors), now=now)  # 2.
+        evidence = request.read_evidence(waiting.tee)
+        claims = verify_any(evidence, self._choices(trust.anchors), now=now)  # 2.
+        claims = replace(claims, limits=claims.limits + evidence.unread)
         check_report_data(claims, request.report_data())  # 3.
         if request.init_data is None:
             raise DeniedError("the guest sent no init data")
