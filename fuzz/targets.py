@@ -13,15 +13,18 @@ import contextlib
 import hashlib
 import io
 import json
+import socket
 import ssl
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import quote as urlquote
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from tests.fakes.attest_parts import FakeAttester
 from tests.fakes.quote_parts import PLATFORM, case
 from tests.fakes.snp_parts import MILAN
 
@@ -30,6 +33,7 @@ from strongroom._encoding import b64u_decode, canonical_json, check_bounds, pars
 from strongroom._secret import SecretBytes
 from strongroom.attest import appraisal, binding, handshake, kbs, patterns, ratls, reference, result
 from strongroom.attest.appraisal import AppraisalContext, job_digest
+from strongroom.attest.endorsement_fetch import MakerService, fetch_intel, fetch_snp
 from strongroom.attest.endorsement_snp import read_endorsements
 from strongroom.attest.endorsements import TrustAnchor
 from strongroom.attest.evidence import TEES, Evidence
@@ -39,16 +43,21 @@ from strongroom.attest.sigstruct import Sigstruct
 from strongroom.attest.simulated.pki import SimulatedPKI
 from strongroom.attest.simulated.quoting import SimulatedQuotingEnclave
 from strongroom.attest.snp import REPORT_BYTES, certificate_table, parse_report, read_table
+from strongroom.attest.stock_evidence import read_snp, write_snp
 from strongroom.attest.verifiers import verify_any
 from strongroom.attest.verifiers.dcap import DCAPVerifier
 from strongroom.attest.verifiers.newest import proven
 from strongroom.crypto import column_keys, header, jose, x509
-from strongroom.crypto.https import Reply
+from strongroom.crypto.https import HTTPSConnection, Reply
 from strongroom.crypto.keys import StaticKeyRing
-from strongroom.guest import apart, document, tunnel
+from strongroom.guest import apart, cvm, document, tunnel
+from strongroom.guest.kbs import outward
+from strongroom.guest.main import read_object
+from strongroom.guest.session import ServiceSession
+from strongroom.jobs.differences import read_build
 from strongroom.keyagent import protocol
 from strongroom.kms import audit, broker, messages
-from strongroom.kms.policies import OutputRule
+from strongroom.kms.policies import OutputRule, difference
 from strongroom.models import scan
 from strongroom.models.record import ModelRecord
 from strongroom.service import app, guest_api
@@ -75,6 +84,10 @@ PARTS = [
 ]
 SGX4, SGX4_CHOICES = case("sgx4").quote, [(PLATFORM.verifier, case("sgx4").endorsements)]
 SGX4_CLAIMS = SGX4_CHOICES[0][0].verify(Evidence(tee="sgx", quote=SGX4), SGX4_CHOICES[0][1], now=NOW)
+TDX = [(case(name), case(name).quote) for name in ("tdx4", "tdx5", "tdx5-1.5")]
+TDX_CLAIMS = [PLATFORM.verifier.verify(Evidence(tee="tdx", quote=raw), one.endorsements, now=NOW) for one, raw in TDX]
+FILES = ("measured.json", "job.manifest.template", "reference.json", "job.json")
+IDENTITY = x509.certificate_pem(x509.self_signed(KEY, "identity", now=NOW, days=30, ca=False))
 CLAIMS = CHOICES[0][0].verify(Evidence(tee="sgx", quote=QUOTE), CHOICES[0][1], now=NOW)
 
 
@@ -122,6 +135,65 @@ def sgx4_verifier(raw: bytes) -> None:
     assert claims == SGX4_CLAIMS, "an altered quote proves something else"
 
 
+def tdx_verifier(raw: bytes) -> None:
+    """The same on TDX quotes of versions 4 and 5; the first byte says of which."""
+    at = raw[0] % len(TDX) if raw else 0
+    evidence = Evidence(tee="tdx", quote=_edited(TDX[at][1], raw[1:]))
+    claims = PLATFORM.verifier.verify(evidence, TDX[at][0].endorsements, now=NOW)
+    assert claims == TDX_CLAIMS[at], "an altered quote proves something else"
+
+
+class _Maker(MakerService):
+    """Answers as PCCS and KDS do, but for one answer: `raw` behind its first byte, or behind a `=` edits to it."""
+
+    def __init__(self, raw: bytes) -> None:
+        super().__init__("https://maker.example")
+        self.raw, self.asked = raw, 0
+
+    def _exchange(self, target: str) -> tuple[int, dict[str, str], bytes]:
+        headers, body = ANSWERS[target.partition("?")[0].rpartition("/")[2]]
+        for name in (*headers, ""):
+            self.asked += 1
+            if self.raw and self.raw[0] == self.asked:
+                genuine = headers[name].encode("latin-1") if name else body
+                other = _edited(genuine, self.raw[2:]) if self.raw[1:2] == b"=" else self.raw[1:]
+                if not name:
+                    return 200, headers, other
+                headers = {**headers, name: other.decode("latin-1")}
+        return 200, headers, body
+
+
+def _answers() -> dict[str, tuple[dict[str, str], bytes]]:
+    given, chip = CHOICES[0][1], SNP_GIVEN
+    info = f'{{"tcbInfo":{given.tcb_info},"signature":"{given.tcb_info_signature.hex()}"}}'
+    identity = f'{{"enclaveIdentity":{given.qe_identity},"signature":"{given.qe_identity_signature.hex()}"}}'
+    named = parse_report(REPORT)["chip_id"].hex()
+    return {
+        "pckcrl": ({"sgx-pck-crl-issuer-chain": urlquote(given.pck_crl_issuer_chain)}, given.pck_crl),
+        "tcb": ({"tcb-info-issuer-chain": urlquote(given.tcb_info_issuer_chain)}, info.encode()),
+        "identity": (
+            {"sgx-enclave-identity-issuer-chain": urlquote(given.qe_identity_issuer_chain)},
+            identity.encode(),
+        ),
+        "rootcacrl": ({}, given.root_ca_crl),
+        "cert_chain": ({}, (ssl.DER_cert_to_PEM_cert(chip.ask) + ssl.DER_cert_to_PEM_cert(chip.ark)).encode()),
+        "crl": ({}, chip.crl),
+        named: ({}, chip.keys[0]),
+    }
+
+
+ANSWERS: Mapping[str, tuple[dict[str, str], bytes]] = _answers()
+
+
+def maker_answer(raw: bytes) -> None:
+    """What PCCS and KDS answer: the first byte says which of their answers and headers, all in turn, is the rest."""
+    maker = _Maker(raw)
+    given: object = fetch_intel(maker, tee="sgx", fmspc="00" * 6, ca="platform")
+    assert verify_any(Evidence(tee="sgx", quote=QUOTE), [(CHOICES[0][0], given)], now=NOW) == CLAIMS
+    given = fetch_snp(maker, parse_report(REPORT[:REPORT_BYTES]), "Milan")
+    assert verify_any(Evidence(tee="snp", quote=REPORT[:REPORT_BYTES]), [(SNP, given)], now=NOW) == REPORTED
+
+
 def endorsement_bytes(raw: bytes) -> None:
     """A certificate or revocation list among endorsements, which the first byte names, edited likewise."""
     snp, name = PARTS[raw[0] % len(PARTS)] if raw else PARTS[0]
@@ -142,6 +214,16 @@ def snp_verifier(raw: bytes) -> None:
     """The production verifier on a genuine SEV-SNP report with its chip's certificate, edited likewise."""
     evidence = Evidence(tee="snp", quote=_edited(REPORT, raw))
     assert SNP.verify(evidence, SNP_GIVEN, now=NOW) == REPORTED, "an altered report proves something else"
+
+
+def stock_evidence(raw: bytes) -> None:
+    """SEV-SNP evidence in stock clients' JSON: what verifies is the chip's report, whatever form it came in."""
+    value = parse_json(raw, "the evidence")
+    quote = read_snp(value if isinstance(value, dict) else {})
+    assert read_snp(write_snp(quote)) == quote
+    assert SNP.verify(Evidence(tee="snp", quote=quote), SNP_GIVEN, now=NOW) == REPORTED, (
+        "altered fields prove something"
+    )
 
 
 def _edited(genuine: bytes, edits: bytes) -> bytes:
@@ -232,6 +314,9 @@ def release_protocol(raw: bytes) -> None:
     assert len(request.report_data()) == 64
     key = request.tee_key()
     jose.jwe_seal(b"the key", key.key)
+    for tee in TEES:
+        with contextlib.suppress(errors.EvidenceError):
+            assert len(request.read_evidence(tee).quote) > 0
     request.read_evidence("sgx")
 
 
@@ -244,6 +329,49 @@ def kbs_answer(raw: bytes) -> None:
     reply, answered = Reply(status=401, headers={}, body=raw), set[str]()
     assert kbs._said(reply).isprintable()
     assert kbs._nonce(reply, kbs.KBSKey(host="kbs", port=1, resource="a/b/c"), answered) in answered
+
+
+def others_bundle(raw: bytes) -> None:
+    """Two bundles of others compared: the first byte says which file the rest is, of one and, behind three NUL, two."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = []
+        for number in range(2):
+            bundle = Path(folder) / str(number)
+            bundle.mkdir()
+            (bundle / "job.json").write_text('{"name":"ours"}')
+            (bundle / "reference.json").write_text('{"places":{"/usr":"sha256:1"}}')
+            if part := raw[1:].split(b"\0\0\0", 1)[number:]:
+                (bundle / FILES[raw[0] % len(FILES)]).write_bytes(part[0])
+            found.append(read_build(bundle))
+        for line in difference(*found):
+            assert len(line) < 1 << 20
+
+
+def launch_file(raw: bytes) -> None:
+    """The host's launch file, as guests of each kind read it: addresses, and nothing that is believed."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "launch.json").write_bytes(raw)
+        launch = read_object(Path(folder) / "launch.json")
+        kept = cvm._pass_on, cvm._DOOR, socket.create_connection
+        cvm._pass_on, cvm._DOOR = lambda *_: None, f"{folder}/guest.sock"
+        socket.create_connection = _nobody  # type: ignore[assignment]
+        try:
+            doors = cvm._doors(launch, 1000)
+            assert all(Path(door.removeprefix("unix:")).parent == Path(folder) for door in doors.values())
+            address, pinned = str(launch.get("service")), [x509.spki_id(KEY.public_key())]
+            session = ServiceSession(address, str(launch.get("identity")), pinned, FakeAttester(), "")
+            assert session._identity == KEY.public_key(), "another identity was believed"
+            context = session._connection.context
+            for dial in (None, lambda: outward(launch)("kbs.example:443")):
+                with contextlib.suppress(errors.UnavailableError):
+                    HTTPSConnection(address, context, dial=dial).exchange("GET", "/")
+                    raise AssertionError("somebody answered")
+        finally:
+            cvm._pass_on, cvm._DOOR, socket.create_connection = kept  # type: ignore[assignment]
+
+
+def _nobody(*_: object) -> socket.socket:
+    raise ConnectionRefusedError(111, "nobody is asked here")
 
 
 def owner_api(raw: bytes) -> None:
@@ -414,6 +542,11 @@ TARGETS: dict[str, Target] = {
     "quote": Target(quote, (errors.EvidenceError,)),
     "verifier": Target(verifier, _ATTEST),
     "sgx4_verifier": Target(sgx4_verifier, _ATTEST),
+    "tdx_verifier": Target(tdx_verifier, _ATTEST),
+    "maker_answer": Target(maker_answer, (errors.InputError, *_ATTEST)),
+    "stock_evidence": Target(stock_evidence, (errors.InputError, *_ATTEST), json=True),
+    "others_bundle": Target(others_bundle, (errors.InputError,)),
+    "launch_file": Target(launch_file, (errors.InputError, errors.VerificationError), json=True),
     "endorsement_bytes": Target(endorsement_bytes, _ATTEST),
     "snp_report": Target(snp_report, (errors.EvidenceError,)),
     "snp_verifier": Target(snp_verifier, _ATTEST),

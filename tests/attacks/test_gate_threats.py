@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +18,7 @@ from tests.fakes.service_parts import Answer, Client, House, document, make_hous
 
 from strongroom.attest import ratls
 from strongroom.attest.binding import config_id, init_data_digest, render_init_data
+from strongroom.attest.result import verify_ear
 from strongroom.crypto import jose, x509
 from strongroom.errors import VerificationError
 from strongroom.guest.session import ServiceSession
@@ -64,10 +65,43 @@ def test_T161_the_guest_takes_no_key_without_a_lease(house: House, lease_s: obje
 def test_T162_the_result_says_nothing_about_code_that_nobody_appraised(house: House) -> None:
     job, _ = house.ready()
     token = house.guest(job, measurement=b"\xee" * 32).attest().json["token"]
-    cpu = jose.verify_jws(token, [house.service.parts.identity.public_key()], typ="eat+jwt")["submods"]["cpu0"]  # type: ignore[index]
+    cpu = verify_ear(token, [house.service.parts.identity.public_key()], datetime.now(UTC))["submods"]["cpu0"]  # type: ignore[index]
     assert cpu["ear.status"] == "contraindicated", "simulated"
     assert cpu["ear.trustworthiness-vector"]["executables"] == 0
     assert cpu["ear.trustworthiness-vector"]["configuration"] == 0
+
+
+def test_T385_a_result_affirms_only_what_the_gate_decided_now(house: House) -> None:
+    job, _ = house.ready()
+    guest = house.guest(job).attested()
+
+    def said() -> dict[str, Any]:
+        answer = guest.resource(house.owner, kind="ear")
+        assert answer.status == 200, answer.raw
+        with jose.jwe_open(answer.json, guest.key) as raw:
+            token = bytes(raw).decode()
+        result = verify_ear(token, [house.service.parts.identity.public_key()], datetime.now(UTC))
+        assert result["eat_nonce"] == guest.nonce
+        assert int(result["exp"]) - int(result["iat"]) <= 3600  # type: ignore[call-overload]
+        return dict(result["submods"]["cpu0"])  # type: ignore[index]
+
+    cpu = said()
+    assert cpu["ear.trustworthiness-vector"]["executables"] == 3
+    assert cpu["ear.status"] == "contraindicated", "its policy admits the simulated root; nobody elsewhere has to"
+    assert house.decisions()[-1]["action"] == "result"
+    code = {"kind": "measurement", "values": [MEASUREMENT.hex()]}
+    policy = {"kind": "all_of", "policies": [code, {"kind": "unsafe_accept_simulated"}]}
+    path = "/v1/keys/sales/policy"
+    revision = house.as_owner()("GET", path).json["revision"]
+    body = {"policy": dict.fromkeys(("read", "write"), policy), "revision": revision}
+    assert house.as_owner()("PUT", path, body).status == 200
+    assert said()["ear.trustworthiness-vector"]["configuration"] == 0, "code, but not this job, was approved"
+    assert guest.resource(house.owner, "bought", kind="ear").status == 401, "not a key of this job"
+    other = house.guest(job, measurement=b"\xee" * 32).attested()
+    assert other.resource(house.owner, kind="ear").code == "appraisal"
+    assert [house.decisions()[-1][name] for name in ("action", "allowed")] == ["result", False]
+    house.clock.uptime_s += 3600 - 59
+    assert guest.resource(house.owner, kind="ear").status == 401, "its lease ends"
 
 
 # --- T164 and T165: little input, much work

@@ -181,8 +181,8 @@ class FakeGuest:
         assert answer.status == 200, answer.raw
         return self
 
-    def resource(self, owner: str, name: str = "sales") -> Answer:
-        return self.client("GET", f"/kbs/v0/resource/{owner}/key/{name}")
+    def resource(self, owner: str, name: str = "sales", kind: str = "key") -> Answer:
+        return self.client("GET", f"/kbs/v0/resource/{owner}/{kind}/{name}")
 
     def open(self, answer: Answer) -> dict[str, Any]:
         assert answer.status == 200, answer.raw

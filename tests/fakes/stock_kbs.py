@@ -25,9 +25,15 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from joserfc import jwe
 from joserfc.jwk import ECKey
+from tests.fakes.stock_evidence import report_bytes
 
 ERRORS = "https://github.com/confidential-containers/kbs/errors"
-REPORT_DATA, CONFIG_ID = slice(368, 432), slice(240, 304)  # in an SGX quote: header 48, then the report body
+FIELDS = {
+    "sgx": (slice(368, 432), slice(240, 304), "CONFIGID"),  # header 48, then the report body
+    "tdx": (slice(568, 632), slice(232, 280), "MRCONFIGID"),
+    "snp": (slice(80, 144), slice(192, 224), "HOSTDATA"),
+}
+"""Where a quote has its report data and init data, by TEE."""
 
 
 def canonical(value: object) -> bytes:
@@ -152,12 +158,17 @@ class StockKBS:
             known = {name: runtime["tee-pubkey"][name] for name in ("kty", "crv", "alg", "x", "y")}
             additional = message["tee-evidence"]["additional_evidence"]
             bound = canonical({"tee-pubkey": known, "nonce": session["nonce"], "additional-evidence": additional})
-            quote = base64.b64decode(message["tee-evidence"]["primary_evidence"]["quote"], validate=True)
-            if quote[REPORT_DATA] != hashlib.sha384(bound).digest().ljust(64, b"\0"):
-                raise ValueError("verify TEE evidence failed: REPORT_DATA is different from that in SGX Quote")
+            shown, (report_data, config_id, name) = message["tee-evidence"]["primary_evidence"], FIELDS[session["tee"]]
+            if session["tee"] == "snp":
+                quote = report_bytes(shown["attestation_report"])
+            else:
+                quote = base64.b64decode(shown["quote"], validate=True)
+            if quote[report_data] != hashlib.sha384(bound).digest().ljust(64, b"\0"):
+                raise ValueError("verify TEE evidence failed: REPORT_DATA is different from that in the quote")
             init_data = message["init-data"]["body"] if "init-data" in message else ""
-            if init_data and quote[CONFIG_ID] != hashlib.sha256(init_data.encode()).digest().ljust(64, b"\0"):
-                raise ValueError("verify TEE evidence failed: CONFIGID is different from that in SGX Quote")
+            size = config_id.stop - config_id.start
+            if init_data and quote[config_id] != hashlib.sha256(init_data.encode()).digest().ljust(size, b"\0"):
+                raise ValueError(f"verify TEE evidence failed: {name} is different from that in the quote")
             session |= {"key": known, "init_data": init_data}
             return 200, {"Content-Type": "application/json"}, canonical({"token": "header.claims.signature"})
         if "key" not in session:

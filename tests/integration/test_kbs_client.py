@@ -9,6 +9,7 @@ import base64
 import hashlib
 import json
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,13 @@ from joserfc import jwe, jwt
 from joserfc.jwk import ECKey, KeySet, RSAKey
 from tests.fakes.attest_parts import MEASUREMENT
 from tests.fakes.service_parts import Answer, Client, House, document, make_house
+from tests.fakes.snp_parts import DER, Maker
+from tests.fakes.snp_parts import MEASUREMENT as SNP_MEASUREMENT
+from tests.fakes.stock_evidence import RELEASES, attestation_report
+
+from strongroom.attest.endorsement_files import write_bundle
+
+AMD = Maker(now=datetime.now(UTC))
 
 
 def canonical(value: object) -> bytes:
@@ -26,9 +34,9 @@ def canonical(value: object) -> bytes:
 class StockClient:
     """Attests once and gets resources, as `KbsClient<Box<dyn EvidenceProvider>>` does."""
 
-    def __init__(self, house: House, key: Any, alg: str, job: object, additional: str = "") -> None:
+    def __init__(self, house: House, key: Any, alg: str, job: object, additional: str = "", tee: str = "sgx") -> None:
         self.http, self.key, self.alg, self.additional = Client(house.guests), key, alg, additional
-        self.platform = house.platform
+        self.platform, self.tee, self.log, self.release = house.platform, tee, {}, RELEASES[-1]
         text = canonical(job).decode().replace("\\", "\\\\").replace('"', '\\"')
         self.init_data = f'algorithm = "sha256"\nversion = "0.1.0"\n\n[data]\n"job.json" = "{text}"\n'
 
@@ -39,7 +47,7 @@ class StockClient:
 
     def handshake(self) -> Answer:
         hashes = {"supported-hash-algorithms": ["sha256", "sha384", "sha512"]}
-        begun = self.http("POST", "/kbs/v0/auth", {"version": "0.4.0", "tee": "sgx", "extra-params": hashes})
+        begun = self.http("POST", "/kbs/v0/auth", {"version": "0.4.0", "tee": self.tee, "extra-params": hashes})
         assert begun.status == 200, begun.raw
         cookie, _, attributes = begun.headers["set-cookie"].partition(";")
         assert cookie.startswith("kbs-session-id=")
@@ -50,11 +58,8 @@ class StockClient:
         self.nonce = challenge["nonce"]
         runtime = {"nonce": self.nonce, "tee-pubkey": self.pubkey()}
         bound = canonical({**runtime, "additional-evidence": self.additional})
-        quote = self.platform.quote(
-            report_data=hashlib.sha384(bound).digest().ljust(64, b"\0"),
-            config_id=hashlib.sha256(self.init_data.encode()).digest().ljust(64, b"\0"),
-        )
-        evidence = {"quote": base64.b64encode(quote).decode()}
+        report_data = hashlib.sha384(bound).digest().ljust(64, b"\0")
+        evidence = self.evidence(report_data, hashlib.sha256(self.init_data.encode()).digest())
         return self.http(
             "POST",
             "/kbs/v0/attest",
@@ -64,6 +69,18 @@ class StockClient:
                 "tee-evidence": {"primary_evidence": evidence, "additional_evidence": self.additional},
             },
         )
+
+    def evidence(self, report_data: bytes, digest: bytes) -> dict[str, Any]:
+        """Return what guest-components' attester of this TEE writes."""
+        if self.tee == "snp":
+            raw = AMD.report(changes={0x50: report_data, 0xC0: digest})
+            chain = [{"cert_type": "VCEK", "data": list(AMD.key().public_bytes(DER))}]
+            return {"attestation_report": attestation_report(raw, self.release), "cert_chain": chain}
+        if self.tee == "tdx":
+            quote = self.platform.quote_tdx(report_data=report_data, config_id=digest.ljust(48, b"\0"))
+        else:
+            quote = self.platform.quote(report_data=report_data, config_id=digest.ljust(64, b"\0"))
+        return {**self.log, "quote": base64.b64encode(quote).decode()}
 
     def resource(self, repository: str, kind: str, tag: str) -> Answer:
         return self.http("GET", f"/kbs/v0/resource/{repository}/{kind}/{tag}")
@@ -109,6 +126,45 @@ def test_a_stock_client_fetches_a_key(house: House, alg: str, additional: str) -
     assert len(base64.urlsafe_b64decode(released["versions"]["1"] + "=")) == 32
 
 
+LOG = base64.b64encode(b"\1\0\0\0\3\0\0\0" + bytes(60_000)).decode()
+
+
+@pytest.mark.parametrize("log", [{}, {"cc_eventlog": None}, {"cc_eventlog": LOG}])
+def test_a_stock_client_in_a_tdx_guest_fetches_a_key(house: House, log: dict[str, Any]) -> None:
+    house.endorse(tee="tdx")
+    job = document(house.owner, house.dataset()["dataset"])
+    client = StockClient(house, KEYS["ECDH-ES+A256KW"](), "ECDH-ES+A256KW", job, tee="tdx")
+    client.log = log
+    token = client.handshake().json["token"]
+    said = json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "=="))["submods"]["cpu0"]
+    claims = said["ear.veraison.annotated-evidence"]["claims"]
+    assert ("cc_eventlog came along and was not read" in "".join(claims["limits"])) == bool(log.get("cc_eventlog"))
+    registers = {f"rtmr{n}": [value] for n, value in enumerate(claims["rtmrs"])}
+    code = {"kind": "tdx_measurements", "mrtd": [claims["measurement"]], **registers}
+    allow(house, {"kind": "all_of", "policies": [code, {"kind": "unsafe_accept_simulated"}]})
+    assert client.decrypt(client.resource(house.owner, "key", "sales"))["name"] == "sales"
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_a_stock_client_in_an_snp_guest_fetches_a_key(house: House, release: str) -> None:
+    write_bundle(house.folder / "service" / "endorsements" / "snp.json", AMD.anchor, [AMD.endorsements()])
+    trusted = {"fingerprint": AMD.anchor.fingerprint, "settings": {"minimum_tcb": "unnamed=4.0.20.209"}}
+    assert house.as_owner()("PUT", "/v1/anchors", {**trusted, "own_root": True}).status == 200
+    job = document(house.owner, house.dataset()["dataset"])
+    client = StockClient(house, KEYS["RSA-OAEP-256"](), "RSA-OAEP-256", job, tee="snp")
+    client.release = release
+    assert client.handshake().status == 200
+    allow(house, {"kind": "snp_measurement", "values": [SNP_MEASUREMENT.hex()]})
+    assert client.decrypt(client.resource(house.owner, "key", "sales"))["name"] == "sales"
+    client.evidence = lambda report_data, _digest: StockClient.evidence(client, report_data, bytes(32))  # type: ignore[method-assign]
+    assert client.handshake().code == "verification", "another job"
+
+
+def allow(house: House, policy: dict[str, Any]) -> None:
+    body = {"policy": dict.fromkeys(("read", "write"), policy), "revision": 0}
+    assert house.as_owner()("PUT", "/v1/keys/sales/policy", body).status == 200
+
+
 def test_the_token_is_an_ear_under_the_published_key(house: House) -> None:
     job, _ = house.ready()
     client = StockClient(house, KEYS["ECDH-ES+A256KW"](), "ECDH-ES+A256KW", job)
@@ -118,8 +174,11 @@ def test_the_token_is_an_ear_under_the_published_key(house: House) -> None:
     (key,) = published.json["keys"]
     assert (key["kty"], key["crv"], key["alg"], key["use"]) == ("EC", "P-256", "ES256", "sig")
     assert "d" not in key
+    # As a stock relying party chooses the key (trustee kbs/src/token/jwk.rs): by the header's kid, or it gives up.
+    header = json.loads(base64.urlsafe_b64decode(token.split(".")[0] + "=="))
     keys = KeySet.import_key_set(published.json)  # type: ignore[arg-type]
-    decoded = jwt.decode(token, keys.keys[0], algorithms=["ES256"])
+    decoded = jwt.decode(token, keys.get_by_kid(header["kid"]), algorithms=[key["alg"]])
+    assert set(header) == {"alg", "typ", "kid"}, "a `jwk` would be tried in place of the set"
     claims = decoded.claims
     assert claims["eat_profile"] == "tag:github.com,2023:veraison/ear"
     assert claims["eat_nonce"] == client.nonce

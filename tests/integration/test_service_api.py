@@ -20,6 +20,7 @@ from strongroom.attest.result import verify_ear
 from strongroom.crypto import jose, x509
 from strongroom.kms import messages
 from strongroom.kms.datasets import HEAD_TYPE
+from strongroom.service.answers import ANSWERS
 from strongroom.service.openapi import openapi
 
 
@@ -150,6 +151,7 @@ def test_each_route_does_its_work(house: House, route: messages.Route) -> None:
     answer = house.as_owner()(route.method, route.path.format(**values), BODIES[route.name]())
     assert answer.status == 200, answer.raw
     assert CHECKS[route.name](answer.json)
+    msgspec.convert(answer.json, ANSWERS.get(route.name, dict))
     assert answer.headers["strongroom-audit-head"]
 
 
@@ -323,6 +325,12 @@ def test_the_openapi_document_describes_every_route() -> None:
             assert named == set(re.findall(r"{(\w+)}", path))
             assert "200" in operation["responses"]
     schemas = found["components"]["schemas"]
+    assert set(ANSWERS) < {r.name for r in messages.ROUTES}
+    for name, kind in ANSWERS.items():
+        assert schemas[kind.__name__]["additionalProperties"] is False, name
+    assert found["paths"]["/v1/keys"]["get"]["responses"]["200"]["content"]["application/json"]["schema"] == {
+        "$ref": "#/components/schemas/Keys"
+    }
     assert schemas["CreateKey"]["additionalProperties"] is False
     for route in messages.ROUTES:
         if route.body is not messages.Empty:

@@ -14,7 +14,9 @@ from strongroom.attest.binding import init_data_digest, job_init_data, rcar_repo
 from strongroom.attest.endorsement_files import write_bundle
 from strongroom.attest.endorsements import TrustAnchor
 from strongroom.attest.handshake import tee_pubkey
+from strongroom.attest.result import verify_ear
 from strongroom.client.policies import allowance
+from strongroom.crypto import jose
 
 MAKER = Maker(now=datetime.now(UTC))
 
@@ -49,6 +51,18 @@ def trust(house: House, floor: str) -> None:
     assert house.as_owner()("PUT", "/v1/anchors", body).status == 200
 
 
+def status(house: House, guest: SNPGuest) -> object:
+    answer = guest.resource(house.owner, kind="ear")
+    assert answer.status == 200, answer.raw
+    with jose.jwe_open(answer.json, guest.key) as token:
+        result = verify_ear(bytes(token).decode(), [house.service.parts.identity.public_key()], datetime.now(UTC))
+    cpu = result["submods"]["cpu0"]  # type: ignore[index]
+    revision = house.as_owner()("GET", "/v1/keys/sales/policy").json["revision"]
+    assert cpu["ear.appraisal-policy-id"] == f"{house.owner}/key/sales#{revision}"
+    assert [cpu["ear.trustworthiness-vector"][name] for name in ("executables", "configuration")] == [3, 2]
+    return cpu["ear.status"]
+
+
 def test_snp_guest_gets_its_key(house: House) -> None:
     job, _ = house.ready()
     policy = policy_to_json(allowance(job, {"snp_measurement": MEASUREMENT.hex()}, simulated=False))
@@ -63,11 +77,12 @@ def test_snp_guest_gets_its_key(house: House) -> None:
     trust(house, "unnamed=4.0.20.209")
     guest.attested()
     assert guest.open(guest.resource(house.owner))["heads"]
+    assert status(house, guest) == "affirming", "hardware, by its owner's policy"
 
     for at, value, code in ((0xC0, b"another job", "verification"), (8, b"\0\0\x0b", "verification")):
         assert guest.attest(report={at: value}).code == code
     guest.attest(report={0x90: b"another system"})
-    assert guest.resource(house.owner).code == "appraisal"
+    assert guest.resource(house.owner).code == guest.resource(house.owner, kind="ear").code == "appraisal"
     trust(house, "unnamed=4.0.21.209")  # the owner's floor rises: old firmware is not up to date any more
     guest.attested()
     assert guest.resource(house.owner).code == "appraisal"

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.fakes.attest_parts import JOB, FakeAttester
+from tests.fakes.attest_parts import JOB, FakeAttester, Platform
+from tests.fakes.snp_parts import TURIN
 from tests.fakes.stock_kbs import Answer, StockKBS, canonical, make_certificate, problem, seal
 
 from strongroom._secret import SecretBytes
-from strongroom.attest.binding import job_init_data
+from strongroom.attest.binding import config_id, init_data_digest, job_init_data
+from strongroom.attest.evidence import Evidence
 from strongroom.attest.kbs import KBSKey, fetch_key
 from strongroom.crypto import x509
 from strongroom.crypto.jose import jwk
@@ -81,6 +83,31 @@ def test_a_key_is_fetched(kbs: StockKBS) -> None:
     assert auth == {"version": "0.4.0", "tee": "sgx", "extra-params": {}}
     assert set(attest["runtime-data"]["tee-pubkey"]) == {"kty", "crv", "alg", "x", "y"}, "no member of ours"
     assert (method, path) == ("GET", f"/kbs/v0/resource/{PATH}")
+
+
+class TDX(FakeAttester):
+    tee = "tdx"
+
+    def attest(self, report_data: bytes) -> Evidence:
+        digest = init_data_digest(job_init_data(JOB))
+        return Evidence(tee="tdx", quote=Platform().quote_tdx(report_data=report_data, config_id=config_id(digest, 48)))
+
+
+class SNP(FakeAttester):
+    tee = "snp"
+
+    def attest(self, report_data: bytes) -> Evidence:
+        bound = {0x50: report_data, 0xC0: init_data_digest(job_init_data(JOB))}
+        return TURIN.evidence(certificate=True, changes=bound)
+
+
+@pytest.mark.parametrize("kind", [TDX, SNP])
+def test_a_confidential_vm_fetches_a_key(kbs: StockKBS, kind: type[FakeAttester]) -> None:
+    assert fetch(kbs, attester=kind()) == KEY
+    shown = kbs.seen[1][2]["tee-evidence"]["primary_evidence"]
+    assert set(shown) == ({"quote"} if kind is TDX else {"attestation_report", "cert_chain"})
+    with pytest.raises(DeniedError, match=r"(MRCONFIGID|HOSTDATA) is different"):
+        fetch(kbs, attester=kind(), init_data=job_init_data({**JOB, "name": "other"}))
 
 
 def test_each_key_has_a_conversation_and_a_key_pair_of_its_own(kbs: StockKBS) -> None:
@@ -264,11 +291,3 @@ def test_T284_nobody_there_and_a_kbs_that_falls_silent(kbs: StockKBS) -> None:
     kbs.alter = lambda _path, answer: (answer[0], {**answer[1], "Content-Length": "999"}, answer[2][:9])
     with pytest.raises(UnavailableError, match="timed out"):
         fetch(kbs, dial=lambda: socket.create_connection(("127.0.0.1", kbs.port), 0.3))
-
-
-def test_the_evidence_of_a_tee_that_a_stock_kbs_reads_otherwise_is_not_sent(kbs: StockKBS) -> None:
-    attester = FakeAttester()
-    attester.tee = "snp"
-    with pytest.raises(InputError, match="tee: expected sgx or tdx, got snp"):
-        fetch(kbs, attester=attester)
-    assert kbs.seen == []

@@ -25,8 +25,11 @@ def _cpu(claims: Claims, **changes: object) -> dict[str, object]:
 
 
 def test_hardware_is_affirmed() -> None:
-    cpu = _cpu(HARDWARE, job_digest="sha256:00")
+    cpu = _cpu(HARDWARE, job_digest="sha256:00", job_named=True)
     assert cpu["ear.status"] == "affirming"
+    for job, named, said in (("sha256:00", True, 2), ("sha256:00", False, 0), (None, True, 0)):
+        vector = _cpu(HARDWARE, job_digest=job, job_named=named)["ear.trustworthiness-vector"]
+        assert (vector["executables"], vector["configuration"]) == (3, said)  # type: ignore[index]
     assert cpu["ear.trustworthiness-vector"]["hardware"] == 2  # type: ignore[index]
     assert cpu["ear.appraisal-policy-id"] == "p"
 
@@ -43,7 +46,7 @@ def test_an_old_platform_is_a_warning() -> None:
 
 @pytest.mark.parametrize("claims", [HARDWARE, SIMULATED, replace(HARDWARE, tcb_status="OutOfDate")])
 def test_T162_an_enclave_that_nobody_appraised_is_not_affirmed(claims: Claims) -> None:
-    cpu = _cpu(claims, appraised=False, job_digest="sha256:00")
+    cpu = _cpu(claims, appraised=False, job_digest="sha256:00", job_named=True)
     assert cpu["ear.status"] in ("warning", "contraindicated")
     vector = cpu["ear.trustworthiness-vector"]
     assert (vector["executables"], vector["configuration"]) == (0, 0)  # type: ignore[index]

@@ -161,6 +161,22 @@ def test_another_key_type_or_header_is_refused() -> None:
             verify_jws(forged, keys, typ="t+jwt")
 
 
+def test_T384_a_kid_names_the_one_key_that_is_tried() -> None:
+    ours, theirs = {"a": MINE.public_key()}, {"a": OTHER.public_key(), "b": MINE.public_key()}
+    named = {kid: sign_jws({"a": 1}, MINE, typ="t+jwt", kid=kid) for kid in ("", "a", "b", "c")}
+    assert verify_jws(named["a"], ours, typ="t+jwt") == {"a": 1}
+    assert verify_jws(named["b"], theirs, typ="t+jwt") == {"a": 1}
+    extra = b64u(json.dumps({"alg": "ES256", "typ": "t+jwt", "kid": "a", "jwk": {}}).encode())
+    number = b64u(json.dumps({"alg": "ES256", "typ": "t+jwt", "kid": ["a"]}).encode())
+    rest = "." + named["a"].split(".", 1)[1]
+    for token, keys in (
+        (named["a"], theirs), (named["c"], ours), (named[""], ours), (named["a"], {}), (extra + rest, ours),
+        (number + rest, ours), (named["a"], [MINE.public_key()]),
+    ):  # fmt: skip
+        with pytest.raises(VerificationError):
+            verify_jws(token, keys, typ="t+jwt")
+
+
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_an_altered_letter_of_a_token_is_refused(data: st.DataObject) -> None:

@@ -196,7 +196,7 @@ SIGNED: dict[str, tuple[bytes, Callable[[bytes], object]]] = {
         lambda raw: jose.jwe_open(parse_json(raw, "a JWE"), KEY),
     ),
     "signed head": (jose.sign_jws(HEAD, KEY, typ=HEAD_TYPE).encode(), _jws(HEAD_TYPE)),
-    "EAR": (EAR.encode(), _jws("eat+jwt")),
+    "EAR": (EAR.encode(), lambda raw: result.verify_ear(raw.decode("latin-1"), [KEY.public_key()], NOW)),
     "audit log": (_audit_log(), _verify_log),
 }
 

@@ -71,6 +71,7 @@ __all__ = [
     "check_pins_code",
     "findings",
     "job_digest",
+    "names_job",
     "policy_from_json",
     "policy_simulated",
     "policy_to_json",
@@ -81,6 +82,7 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 _CODE = frozenset({"code", "signer", "version"})
+_JOB = frozenset({"job"})
 _MAX_DEPTH = 8
 _MAX_CHECKS = 4096
 _MAX_VALUES = 1024
@@ -145,23 +147,30 @@ def check_pins_code(policy: Policy) -> None:
         )
 
 
+def names_job(policy: Policy) -> bool:
+    """Return whether every branch of `policy` that can accept names the job."""
+    return _pinned(policy) >= _JOB
+
+
 def _pinned(policy: Policy) -> frozenset[str]:
     match policy:
         case AllOf() | Reference():
             found = frozenset[str]().union(*(_pinned(inner) for inner in policy.policies))
         case AnyOf(policies=()):
-            found = _CODE  # never accepts
+            found = _CODE | _JOB  # never accepts
         case AnyOf():
             found = frozenset.intersection(*(_pinned(inner) for inner in policy.policies))
         case Measurement() | SnpMeasurement() | TdxMeasurements(complete=True):
             found = frozenset({"code"})
+        case JobDigest():
+            found = _JOB
         case Signer():
             found = frozenset({"signer"})
         case MinimumSvn(product=int()):
             found = frozenset({"version"})
         case _:
             found = frozenset()
-    return _CODE if found >= {"signer", "version"} else found
+    return found | _CODE if found >= {"signer", "version"} else found
 
 
 def policy_simulated(policy: Policy) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,6 +16,10 @@ from strongroom.errors import EvidenceError
 __all__ = ["MAX_EVIDENCE_BYTES", "TEES", "Evidence"]
 
 MAX_EVIDENCE_BYTES = 1 << 16
+_MAX_LOG_CHARS = 1 << 18
+_LOG = "cc_eventlog"
+_UNREAD = f"{_LOG} came along and was not read: registers count as they are"
+_BASE64 = re.compile("[A-Za-z0-9+/]*={0,2}")
 TEES = ("sgx", "tdx", "snp")
 
 
@@ -25,10 +30,12 @@ class Evidence:
     Attributes:
         tee: "sgx", "tdx" or "snp": who is said to have made the quote.
         quote: The quote's bytes, at most 64 KiB.
+        unread: What came along and nobody looks at, for people.
     """
 
     tee: str
     quote: bytes
+    unread: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.tee not in TEES:
@@ -42,18 +49,20 @@ class Evidence:
 
     @classmethod
     def from_json(cls, value: object, tee: str) -> Evidence:
-        """Return the evidence in `value`.
+        """Return the evidence in `value`: a quote, for TDX also beside the event log that stock clients send.
 
         Raises:
             EvidenceError: Another shape, surplus fields, not base64, or too large.
         """
-        if not isinstance(value, Mapping) or set(value) != {"quote"}:
+        if not isinstance(value, Mapping) or set(value) - ({_LOG} if tee == "tdx" else set()) != {"quote"}:
             raise EvidenceError("evidence: expected an object with exactly the field quote")
-        text = value["quote"]
+        text, log = value["quote"], value.get(_LOG)
+        if log is not None and not (isinstance(log, str) and len(log) <= _MAX_LOG_CHARS and _BASE64.fullmatch(log)):
+            raise EvidenceError(f"evidence: {_LOG} is not null or base64 of at most {_MAX_LOG_CHARS} characters")
         if not isinstance(text, str) or len(text) > MAX_EVIDENCE_BYTES * 4 // 3 + 4:
             raise EvidenceError(f"evidence: quote is not base64 of at most {MAX_EVIDENCE_BYTES} bytes")
         try:
             quote = base64.b64decode(text, validate=True)
         except (binascii.Error, ValueError) as exc:
             raise EvidenceError("evidence: quote is not standard base64") from exc
-        return cls(tee=tee, quote=quote)
+        return cls(tee=tee, quote=quote, unread=(_UNREAD,) if log else ())

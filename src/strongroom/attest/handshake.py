@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from strongroom.attest.binding import MAX_INIT_DATA_BYTES, rcar_report_data
 from strongroom.attest.evidence import TEES, Evidence
+from strongroom.attest.stock_evidence import read_snp
 from strongroom.crypto.jose import ReceiverKey, jwk, jwk_receiver
 from strongroom.errors import EvidenceError, InputError
 
@@ -202,6 +203,8 @@ class AttestRequest:
         if self.additional_evidence not in _NO_DEVICES:
             # Silently dropping what a guest claims about its devices would let it be read as believed.
             raise EvidenceError("attest request: evidence of further devices is not supported")
+        if tee == "snp" and "attestation_report" in self.evidence:
+            return Evidence(tee=tee, quote=read_snp(self.evidence))
         return Evidence.from_json(self.evidence, tee)
 
     def report_data(self) -> bytes:

@@ -6,6 +6,7 @@ id (under Gramine, as MRENCLAVE). Protocol: RCAR 0.4.0 (docs/formats/release-pro
 
 1. A key pair and a conversation of its own for every key; a nonce that was answered is not answered again.
 2. What is hashed is what a stock KBS hashes: SHA-384 over the JWK members that it knows, so none of ours is sent.
+   An SEV-SNP report goes as its fields in JSON, as such a KBS reads it.
 3. A key is 32 bytes. Every answer has status 200 (no redirect is followed) and at most 64 KiB.
 """
 
@@ -20,6 +21,7 @@ from strongroom._secret import SecretBytes
 from strongroom.attest.attesters import Attester
 from strongroom.attest.binding import rcar_report_data
 from strongroom.attest.handshake import AttestRequest, AuthRequest, Challenge, tee_pubkey
+from strongroom.attest.stock_evidence import write_snp
 from strongroom.crypto import jose, tls, x509
 from strongroom.crypto.https import HTTPSConnection, Reply
 from strongroom.errors import DeniedError, InputError, UnavailableError, VerificationError
@@ -88,10 +90,8 @@ def fetch_key(
     Raises:
         DeniedError: The KBS does not believe the evidence, or its policy refuses.
         VerificationError: Not the pinned certificate, or an answer that is not what the protocol says.
-        InputError: No such key, or a TEE whose evidence a stock KBS takes in another form.
+        InputError: No such key.
     """
-    if attester.tee not in ("sgx", "tdx"):
-        raise InputError(f"KBS {key.address}: tee: expected sgx or tdx, got {attester.tee}")
     # Of the text only one certificate, as it was read: another beside it would be believed too.
     pinned = x509.certificate_pem(x509.certificate_from_pem(certificate))
     connection = HTTPSConnection(
@@ -111,7 +111,8 @@ def fetch_key(
         nonce = _nonce(begun, key, answered)
         pubkey = tee_pubkey(mine.public_key())
         evidence = attester.attest(rcar_report_data(nonce, pubkey))
-        request = AttestRequest(nonce=nonce, tee_pubkey=pubkey, evidence=evidence.to_json(), init_data=init_data)
+        shown = write_snp(evidence.quote) if evidence.tee == "snp" else evidence.to_json()
+        request = AttestRequest(nonce=nonce, tee_pubkey=pubkey, evidence=shown, init_data=init_data)
         token = _ask(connection, key, "POST", "/kbs/v0/attest", request.to_json()).json().get("token")
         if not isinstance(token, str):
             raise _broken(key, "token", "a text", type(token).__name__)

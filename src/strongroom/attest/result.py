@@ -3,7 +3,8 @@
 A JWT, ES256, with one submodule `cpu0`. Whoever reads it trusts the service's key and the trustworthiness vector. The
 vector is honest about simulation: a simulated root is *contraindicated* hardware with visible memory, whatever policy
 let it pass, so that no relying party takes it for a TEE. It says nothing about code that nobody appraised: a result of
-verification alone has *no claim* about executables and configuration, and is never *affirming*.
+verification alone has *no claim* about executables and configuration, and is never *affirming*. Every stored policy
+names code, so what one accepted are approved executables; an approved configuration is a job that the policy names.
 
 Source: draft-ietf-rats-ear-04, draft-ietf-rats-ar4si, RFC 9711.
 """
@@ -18,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from strongroom import __version__
 from strongroom.attest.claims import Claims
 from strongroom.crypto.jose import sign_jws, verify_jws
+from strongroom.crypto.x509 import spki_id
 from strongroom.errors import InputError, VerificationError
 
 __all__ = ["EAT_PROFILE", "issue_ear", "submodule", "verify_ear"]
@@ -46,6 +48,7 @@ def issue_ear(
     now: datetime,
     lifetime: timedelta = timedelta(minutes=5),
     job_digest: str | None = None,
+    job_named: bool = False,
 ) -> str:
     """Return the attestation result of verified claims.
 
@@ -58,6 +61,7 @@ def issue_ear(
         now: UTC.
         lifetime: At most a day.
         job_digest: The bound job, if any.
+        job_named: The policy names this job.
 
     Raises:
         InputError: The lifetime is not positive or over a day.
@@ -71,9 +75,9 @@ def issue_ear(
         "exp": issued + int(lifetime.total_seconds()),
         "eat_nonce": nonce,
         "ear.verifier-id": {"build": f"strongroom {__version__}", "developer": _DEVELOPER},
-        "submods": {"cpu0": submodule(claims, policy_id, job_digest, appraised=appraised)},
+        "submods": {"cpu0": submodule(claims, policy_id, job_digest, appraised=appraised, job_named=job_named)},
     }
-    return sign_jws(payload, key, typ=_TYP)
+    return sign_jws(payload, key, typ=_TYP, kid=spki_id(key.public_key()))
 
 
 def verify_ear(token: str, keys: Sequence[ec.EllipticCurvePublicKey], now: datetime) -> dict[str, object]:
@@ -82,7 +86,7 @@ def verify_ear(token: str, keys: Sequence[ec.EllipticCurvePublicKey], now: datet
     Raises:
         VerificationError: No key signed it, another profile, not valid now, or no status for cpu0.
     """
-    payload = verify_jws(token, keys, typ=_TYP)
+    payload = verify_jws(token, {spki_id(key): key for key in keys}, typ=_TYP)
     if payload.get("eat_profile") != EAT_PROFILE:
         raise VerificationError(
             f"attestation result: expected profile {EAT_PROFILE}, got {payload.get('eat_profile')!r}"
@@ -98,9 +102,11 @@ def verify_ear(token: str, keys: Sequence[ec.EllipticCurvePublicKey], now: datet
     return payload
 
 
-def submodule(claims: Claims, policy_id: str, job_digest: str | None, *, appraised: bool) -> dict[str, object]:
+def submodule(
+    claims: Claims, policy_id: str, job_digest: str | None, *, appraised: bool, job_named: bool = False
+) -> dict[str, object]:
     """Return what a result says of the CPU; see `issue_ear`."""
-    vector = _vector(claims, appraised=appraised, bound_job=job_digest is not None)
+    vector = _vector(claims, appraised=appraised, approved_job=appraised and job_named and job_digest is not None)
     return {
         "ear.status": _status(vector, appraised=appraised),
         "ear.trustworthiness-vector": vector,
@@ -109,7 +115,7 @@ def submodule(claims: Claims, policy_id: str, job_digest: str | None, *, apprais
     }
 
 
-def _vector(claims: Claims, *, appraised: bool, bound_job: bool) -> dict[str, int]:
+def _vector(claims: Claims, *, appraised: bool, approved_job: bool) -> dict[str, int]:
     if claims.simulated:
         hardware, memory = _UNRECOGNIZED_HARDWARE, _VISIBLE_MEMORY
     else:
@@ -117,7 +123,7 @@ def _vector(claims: Claims, *, appraised: bool, bound_job: bool) -> dict[str, in
         memory = _VISIBLE_MEMORY if claims.debug else _AFFIRMING
     return {
         "instance-identity": _NO_CLAIM,
-        "configuration": _AFFIRMING if appraised and bound_job else _NO_CLAIM,
+        "configuration": _AFFIRMING if approved_job else _NO_CLAIM,
         "executables": _APPROVED_AT_BOOT if appraised else _NO_CLAIM,
         "file-system": _NO_CLAIM,
         "hardware": hardware,

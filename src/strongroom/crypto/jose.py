@@ -158,16 +158,23 @@ def _agree(mine: ec.EllipticCurvePrivateKey, theirs: ec.EllipticCurvePublicKey) 
     return ConcatKDFHash(hashes.SHA256(), 32, info).derive(shared)
 
 
-def sign_jws(payload: Mapping[str, object], key: ec.EllipticCurvePrivateKey, *, typ: str) -> str:
-    """Return `payload` as a compact ES256 JWS whose header says `typ`."""
-    head = b64u(canonical_json({"alg": "ES256", "typ": typ}))
+def sign_jws(payload: Mapping[str, object], key: ec.EllipticCurvePrivateKey, *, typ: str, kid: str = "") -> str:
+    """Return `payload` as a compact ES256 JWS whose header says `typ`; for readers who choose a key by it, `kid`."""
+    head = b64u(canonical_json({"alg": "ES256", "typ": typ} | ({"kid": kid} if kid else {})))
     signed = f"{head}.{b64u(canonical_json(payload))}"
     r, s = decode_dss_signature(key.sign(signed.encode("ascii"), ec.ECDSA(hashes.SHA256())))
     return f"{signed}.{b64u(r.to_bytes(32, 'big') + s.to_bytes(32, 'big'))}"
 
 
-def verify_jws(token: str, keys: Sequence[ec.EllipticCurvePublicKey], *, typ: str) -> dict[str, object]:
+def verify_jws(
+    token: str, keys: Sequence[ec.EllipticCurvePublicKey] | Mapping[str, ec.EllipticCurvePublicKey], *, typ: str
+) -> dict[str, object]:
     """Return the payload of a compact ES256 JWS signed by one of `keys`.
+
+    Args:
+        token: The JWS. Its header says `alg`, `typ` and, only if `keys` have names, `kid`; nothing else.
+        keys: Those that may have signed. With names, only the one that `kid` names.
+        typ: What the header has to say.
 
     Raises:
         VerificationError: Another form, algorithm or type, or no key's signature.
@@ -181,7 +188,14 @@ def verify_jws(token: str, keys: Sequence[ec.EllipticCurvePublicKey], *, typ: st
         payload = parse_json(b64u_decode(parts[1]), "JWS payload")
     except InputError as exc:
         raise VerificationError("expected a compact JWS") from exc
-    if header != {"alg": "ES256", "typ": typ} or len(signature) != 64:
+    expected = {"alg": "ES256", "typ": typ}
+    if isinstance(keys, Mapping):
+        kid = header.get("kid") if isinstance(header, dict) else None
+        named = keys.get(kid) if isinstance(kid, str) else None
+        if named is None:
+            raise VerificationError(f"this {typ}: expected a kid of {', '.join(keys) or 'no key'}, got {kid!r:.80}")
+        expected["kid"], keys = str(kid), [named]
+    if header != expected or len(signature) != 64:
         raise VerificationError(f"expected an ES256 JWS of type {typ}")
     der = encode_dss_signature(int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:], "big"))
     signed = f"{parts[0]}.{parts[1]}".encode("ascii")

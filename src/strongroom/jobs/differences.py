@@ -7,12 +7,12 @@ import tomllib
 from pathlib import Path
 from typing import cast
 
-from strongroom._encoding import parse_json
+from strongroom._encoding import check_bounds, parse_json
 from strongroom.errors import InputError
 
 __all__ = ["read_build"]
 
-_MAX_BYTES = 64 << 20
+_MAX_BYTES, _MAX_DEPTH = 64 << 20, 32
 _LISTS = ("job.manifest.template", "measured.json")
 """What a kind for hardware measures, file by file; the simulated kind keeps one digest per place."""
 
@@ -25,8 +25,14 @@ def read_build(folder: Path, *, before: bool = False) -> dict[str, object]:
         before: Read its build before the last one.
 
     Raises:
-        InputError: No bundle, or no build before.
+        InputError: No bundle, no build before, or one that nobody can walk and print: it may be somebody else's.
     """
+    found = _read(folder, before)
+    check_bounds(found, str(folder), max_depth=_MAX_DEPTH)
+    return found
+
+
+def _read(folder: Path, before: bool) -> dict[str, object]:
     try:
         found: dict[str, object] = {
             "job": parse_json((folder / "job.json").read_bytes(), "job.json", max_bytes=_MAX_BYTES)

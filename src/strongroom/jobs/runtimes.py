@@ -62,6 +62,7 @@ _GUEST_PARTS = (
     "attest/quote.py",
     "attest/ratls.py",
     "attest/snp.py",
+    "attest/stock_evidence.py",
     "attest/attesters",
 )
 _GUEST_PACKAGES = ("cryptography", "cffi", "_cffi_backend")

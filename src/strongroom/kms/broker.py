@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from strongroom._encoding import b64u, canonical_json
 from strongroom._secret import SecretBytes
-from strongroom.attest.appraisal import AppraisalContext, appraise, references, rego_modules
+from strongroom.attest.appraisal import AppraisalContext, appraise, names_job, references, rego_modules
 from strongroom.attest.claims import Claims
 from strongroom.attest.rego import asking_apart
 from strongroom.crypto import jose, x509
@@ -249,6 +249,28 @@ class Broker:
             self._refuse(guest, names[0] if names else KeyWanted(owner="", name=""), refusal, now, action="certificate")
             raise
         return {"certificate": pem, "root": self._ca.root_pem, "lease_s": lease_s}
+
+    @asking_apart
+    def accept(self, guest: Guest, wanted: KeyWanted, *, now: datetime, uptime_s: float) -> tuple[str, bool, int]:
+        """Return by which policies the guest would have the key: their id, whether they name its job, its lease's rest.
+
+        Nothing secret leaves; it is the decision of `release`, which a result may then tell others.
+
+        Raises:
+            AppraisalError, DeniedError: As for `release`.
+        """
+        try:
+            with self._store.transaction() as tx:
+                details = self._decide(tx, guest, wanted, uptime_s)
+                uses = _uses(guest.document, wanted)
+                policies = [self._policies.policy(tx, wanted.owner, wanted.name, use) for use in uses]
+                lease_s = _lease_s(guest, uptime_s)
+                self._append(tx, guest, wanted, "result", now, allowed=True, details=details)
+        except Exception as refusal:  # also the unforeseen: nothing is refused without a record
+            self._refuse(guest, wanted, refusal, now, action="result")
+            raise
+        named = all(policy is not None and names_job(policy) for policy in policies)
+        return f"{wanted.owner}/key/{wanted.name}#{details['policy_revision']}", named, lease_s
 
     # --- step 1 and 2: who, and may it
 

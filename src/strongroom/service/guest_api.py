@@ -14,14 +14,14 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TypeGuard
 
 from strongroom._encoding import canonical_json, check_bounds, parse_json
 from strongroom.attest import ratls
 from strongroom.attest.binding import JOB_FILE, MAX_JOB_BYTES, init_data_digest
-from strongroom.attest.claims import Claims, check_init_data, check_report_data
+from strongroom.attest.claims import check_init_data, check_report_data
 from strongroom.attest.endorsement_files import read_folder, stamp_of
 from strongroom.attest.endorsement_snp import AnyEndorsements
 from strongroom.attest.endorsements import TrustAnchor
@@ -156,7 +156,9 @@ class GuestAPI:
             raise DeniedError(_NO_NONCE, hint="begin again with /auth")
         key = request.tee_key()
         trust = self._service.trusted()
-        claims = verify_any(request.read_evidence(waiting.tee), self._choices(trust.anchors), now=now)  # 2.
+        evidence = request.read_evidence(waiting.tee)
+        claims = verify_any(evidence, self._choices(trust.anchors), now=now)  # 2.
+        claims = replace(claims, limits=claims.limits + evidence.unread)
         check_report_data(claims, request.report_data())  # 3.
         if request.init_data is None:
             raise DeniedError("the guest sent no init data")
@@ -182,18 +184,21 @@ class GuestAPI:
             while sum(self._held.values()) > MAX_HELD_CHARS:
                 largest = max(self._held, key=self._held.__getitem__)
                 del self._held[largest], self._guests[largest]
-        return {"token": self._result(claims, waiting.nonce, job, now, trust.lease_s)}
+        return {"token": self._result(guest, now, trust.lease_s)}
 
-    def _result(self, claims: Claims, nonce: str, job: str, now: datetime, lease_s: int) -> str:
+    def _result(
+        self, guest: Guest, now: datetime, lease_s: int, policy_id: str = "verification-only", **found: bool
+    ) -> str:
+        # What a key's policy says is decided per key, so until a guest asks for one nobody has appraised anything.
         return issue_ear(
-            claims,
-            policy_id="verification-only",  # what a key's policy says is decided per key, at release
-            appraised=False,
-            nonce=nonce,
+            guest.claims,
+            policy_id=policy_id,
+            **{"appraised": False, **found},
+            nonce=guest.nonce,
             key=self._service.parts.identity,
             now=now,
             lifetime=timedelta(seconds=lease_s),
-            job_digest=job,
+            job_digest=guest.job,
         )
 
     def jwks(self) -> dict[str, object]:
@@ -246,12 +251,22 @@ class GuestAPI:
             _log.error("a refused stranger is not in the audit log reason=%s", exc)
 
     def resource(self, session: str, owner: str, kind: str, tag: str, *, now: datetime) -> dict[str, str]:
-        """Release a resource: `<owner>/key/<name>`, as a flattened JWE."""
+        """Return a resource as a flattened JWE.
+
+        It is `<owner>/key/<name>`, or `<owner>/ear/<name>`, the attestation result of the same decision about that key.
+        """
         guest = self.guest(session, now=now)
-        if kind != "key":
-            raise InputError(f"there are no resources of type {kind!r}", hint="expected <owner>/key/<name>")
-        wanted = KeyWanted(owner=owner, name=tag)
-        released = self._service.parts.broker.release(guest, wanted, now=now, uptime_s=self._uptime())
+        if kind not in ("key", "ear"):
+            raise InputError(
+                f"there are no resources of type {kind!r}", hint="expected <owner>/key/<name> or <owner>/ear/<name>"
+            )
+        wanted, broker = KeyWanted(owner=owner, name=tag), self._service.parts.broker
+        if kind == "key":
+            released = broker.release(guest, wanted, now=now, uptime_s=self._uptime())
+        else:
+            policy_id, named, lease_s = broker.accept(guest, wanted, now=now, uptime_s=self._uptime())
+            token = self._result(guest, now, lease_s, policy_id, appraised=True, job_named=named)
+            released = jose.jwe_seal(token.encode(), guest.public_key)
         self.guest(session, now=now)  # an owner's module may have been waited for: is its root believed still?
         return released
 

@@ -8,6 +8,7 @@ import msgspec
 
 from strongroom import __version__
 from strongroom.kms import messages
+from strongroom.service.answers import ANSWERS
 
 __all__ = ["openapi"]
 
@@ -16,7 +17,9 @@ def openapi() -> dict[str, object]:
     """Return the document."""
     bodies = [r.body for r in messages.ROUTES if r.body is not messages.Empty]
     _, components = msgspec.json.schema_components(
-        bodies, ref_template="#/components/schemas/{name}", schema_hook=lambda _any: {"description": "any JSON value"}
+        [*bodies, *ANSWERS.values()],
+        ref_template="#/components/schemas/{name}",
+        schema_hook=lambda _any: {"description": "any JSON value"},
     )
     paths: dict[str, dict[str, object]] = {}
     for route in messages.ROUTES:
@@ -44,6 +47,8 @@ _PROBLEM_SCHEMA = {
 
 def _operation(route: messages.Route) -> dict[str, object]:
     problem = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    known = ANSWERS.get(route.name)
+    answer = {"$ref": f"#/components/schemas/{known.__name__}"} if known else {"type": "object"}
     operation: dict[str, object] = {
         "operationId": route.name,
         "summary": route.summary,
@@ -52,7 +57,7 @@ def _operation(route: messages.Route) -> dict[str, object]:
             for name in re.findall(r"{(\w+)}", route.path)
         ],
         "responses": {
-            "200": {"description": "done", "content": {"application/json": {"schema": {"type": "object"}}}},
+            "200": {"description": "done", "content": {"application/json": {"schema": answer}}},
             "4XX": {"description": "refused", "content": problem},
             "503": {"description": "locked or overloaded", "content": problem},
         },
