@@ -8,6 +8,7 @@ import shutil
 import sys
 import tomllib
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ from tests.fakes.gramine_schema import refusals
 from tests.unit.test_jobs_cvm import unpacked
 
 import strongroom.jobs.workloads.spark as spark_workload
+from strongroom.attest.sigstruct import Sigstruct
 from strongroom.errors import InputError, UnavailableError, VerificationError
-from strongroom.jobs.differences import read_build
+from strongroom.jobs.differences import known_to_both, read_build
 from strongroom.jobs.enclaves.cvm import ConfidentialVM
 from strongroom.jobs.enclaves.gramine import GramineEnclave, build_service
 from strongroom.jobs.enclaves.occlum import OcclumEnclave
@@ -27,6 +29,7 @@ from strongroom.jobs.spec import Cvm, JobKey, JobSpec, Sandbox, Sgx, Volume
 from strongroom.kms.policies import difference
 
 TRUSTED = Sgx(unsafe_program_has_keys=True)
+OTHER = Sigstruct(measurement=bytes(32), attributes=bytes(16), attribute_mask=bytes(16), signed_on=date(2026, 1, 1))
 GOLDEN = Path(__file__).parent.parent / "golden"
 OWN, TAG = f"python{sys.version_info.major}.{sys.version_info.minor}", sys.implementation.cache_tag
 SITE = f"env/lib/{OWN}/site-packages"
@@ -211,12 +214,12 @@ def test_a_build_is_reproducible_and_a_change_is_explained(
     assert (build(spec, runtimes, tmp_path).folder / "job.manifest.template").read_bytes() == manifest
     with pytest.raises(InputError, match="was built once"):
         read_build(first.folder, before=True)
-    (first.folder / "job.sig").write_bytes(b"of another enclave")
+    (first.folder / "job.sig").write_bytes(OTHER.to_bytes())
     changed = runtimes.folder / SITE / "numpy" / "__init__.py"
     changed.unlink()  # as pip does; an edit in place is seen as well
     changed.write_text("# numpy 2")
     build(spec, runtimes, tmp_path)
-    lines = difference(read_build(first.folder, before=True), read_build(first.folder))
+    lines = difference(*known_to_both(read_build(first.folder, before=True), read_build(first.folder)))
     assert [line.split(":")[0:2] for line in lines] == [["files.file", f"root/opt/{SITE}/numpy/__init__.py"]]
     assert not (first.folder / "job.sig").exists()
     with open(changed, "a") as file:
