@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from tests.fakes.gramine_schema import refusals
+from tests.fakes.occlum_schema import bom_files, refusals_of_bom, refusals_of_settings
 from tests.unit.test_jobs_cvm import unpacked
 
 import strongroom.jobs.workloads.spark as spark_workload
@@ -160,8 +161,12 @@ def test_occlum_gets_settings_and_a_bom(
 ) -> None:
     spec = replace(jobs[name], enclave="occlum", sgx=replace(jobs[name].sgx, edmm=False, unsafe_host_has_keys=True))
     bundle = build(spec, runtimes, tmp_path)
-    golden(f"occlum-{name}.json", (bundle.folder / "Occlum.json").read_text())
-    golden(f"occlum-{name}-bom.yaml", (bundle.folder / "bom.yaml").read_text())
+    settings, bom = ((bundle.folder / file).read_text() for file in ("Occlum.json", "bom.yaml"))
+    assert refusals_of_settings(settings) == refusals_of_bom(bom) == []
+    for at, digest in bom_files(bom).items():
+        assert hashlib.sha256((bundle.folder / f"root{at}").read_bytes()).hexdigest() == digest
+    golden(f"occlum-{name}.json", settings)
+    golden(f"occlum-{name}-bom.yaml", bom)
 
 
 @pytest.mark.parametrize("name", ["python", "torch", "spark"])
