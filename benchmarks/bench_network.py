@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks.bench_spark import strongroom
 from strongroom.client.setup import create_workspace
 
-PROGRAM = '''
+PROGRAM = """
 import os, socket, sys, threading, time
 from pyspark import BarrierTaskContext
 from pyspark.sql import SparkSession
@@ -54,7 +54,7 @@ spark = SparkSession.builder.getOrCreate()
 for name, speed in spark.sparkContext.parallelize(range(2), 2).barrier().mapPartitions(measure).collect():
     print(f"{name} {speed:.3f} GB/s", flush=True)
 spark.stop()
-'''
+"""
 
 
 def run(quick: bool) -> dict[str, object]:

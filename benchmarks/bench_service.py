@@ -116,7 +116,9 @@ def _stop(workspace: Workspace) -> None:
         time.sleep(0.025)
 
 
-def _cpu_ms(workspace: Workspace, session: Callable[[], ServiceSession], owner: str, rounds: int, *, fresh: bool) -> float:
+def _cpu_ms(
+    workspace: Workspace, session: Callable[[], ServiceSession], owner: str, rounds: int, *, fresh: bool
+) -> float:
     """Return milliseconds of CPU that the service's processes use for an exchange."""
     mine = session()
     before = 0.0

@@ -22,7 +22,7 @@ from strongroom.client.setup import create_workspace
 from strongroom.client.workspace import Workspace
 from strongroom.storage.parquet import crypto_factory
 
-PROGRAM = '''
+PROGRAM = """
 import json, sys, time
 from pyspark.sql import SparkSession
 
@@ -48,7 +48,7 @@ for _ in range(rounds):
         step()
         times[name].append(time.perf_counter() - started)
 print("TIMES " + json.dumps({name: min(found) for name, found in times.items()}), flush=True)
-'''
+"""
 
 
 def run(quick: bool) -> dict[str, object]:
@@ -87,9 +87,7 @@ def run(quick: bool) -> dict[str, object]:
     ratios = {name: round(middle["trusted"][name] / seconds, 3) for name, seconds in middle["plain"].items()}
     own = middle["trusted"]
     ratios["column key: write / without"] = round(own["write parquet, column key"] / own["write parquet"], 3)
-    ratios["column key: scan / without"] = round(
-        own["scan parquet, column key"] / own["scan parquet, written here"], 3
-    )
+    ratios["column key: scan / without"] = round(own["scan parquet, column key"] / own["scan parquet, written here"], 3)
     return {"bytes": sizes, "pairs": pairs, "rounds": rounds, **middle, "ratios": ratios, "pyarrow": arrow}
 
 

@@ -74,7 +74,9 @@ def _lines(command: Sequence[str], folder: Path, environment: Mapping[str, str])
     """Return what the command prints, each line with the time at which it came; the end is a line of its own."""
     with (
         tempfile.TemporaryFile("w+") as errors,
-        subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True) as running,
+        subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
+        ) as running,
     ):
         assert running.stdout is not None
         found = [(time.perf_counter(), line) for line in running.stdout]
@@ -133,9 +135,7 @@ def _two(folder: Path, packages: Path, pairs: int, epochs: int) -> dict[str, obj
     )
 
 
-def _dot(
-    folder: Path, plain: Callable[[Sequence[str]], list[tuple[float, str]]], pairs: int
-) -> dict[str, object]:
+def _dot(folder: Path, plain: Callable[[Sequence[str]], list[tuple[float, str]]], pairs: int) -> dict[str, object]:
     program = str(EXAMPLES.parent / "numpy-dot/dot.py")
     seconds: dict[str, list[float]] = {"plain": [], "trusted": []}
     for _ in range(pairs):
@@ -159,7 +159,16 @@ def _model(
         parts.setdefault(name, []).append(seconds)
 
     def job(*words: str) -> tuple[dict[str, float], float]:
-        lines = _trusted(folder, ["run"], "--volume", "big=big:k:rw" if words[0] != "load" else "big=big", "--", "python", program, *words)
+        lines = _trusted(
+            folder,
+            ["run"],
+            "--volume",
+            "big=big:k:rw" if words[0] != "load" else "big=big",
+            "--",
+            "python",
+            program,
+            *words,
+        )
         return json.loads(lines[0][1]), lines[-1][0] - lines[0][0]
 
     for _ in range(pairs):

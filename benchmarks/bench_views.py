@@ -106,7 +106,9 @@ def run(quick: bool) -> dict[str, object]:
 def _plainly(folder: Path, source: Path, target: Path, size: int) -> Speeds:
     target.mkdir()
     said = [
-        subprocess.run([sys.executable, folder / program, place, str(size), "sync"], capture_output=True, check=True).stdout
+        subprocess.run(
+            [sys.executable, folder / program, place, str(size), "sync"], capture_output=True, check=True
+        ).stdout
         for program, place in (("reader.py", source), ("writer.py", target))
     ]
     shutil.rmtree(target)
@@ -116,7 +118,9 @@ def _plainly(folder: Path, source: Path, target: Path, size: int) -> Speeds:
 def _trusted(folder: Path, out: str, size: int) -> Speeds:
     words = ("run", "--approve", "--unsafe-accept-simulated", "--scratch-mb", "2048")
     read = strongroom(folder, *words, "--", "python", "reader.py", "sealed", str(size))
-    wrote = strongroom(folder, *words, "--volume", f"out={out}:bench:rw", "--", "python", "writer.py", "/work/out", str(size), "")
+    wrote = strongroom(
+        folder, *words, "--volume", f"out={out}:bench:rw", "--", "python", "writer.py", "/work/out", str(size), ""
+    )
     ended = time.time()
     shutil.rmtree(folder / out)
     found = {**json.loads(read), **json.loads(wrote)}
@@ -133,7 +137,16 @@ def _gocryptfs(folder: Path) -> str:
         return ""
     (folder / "cipher").mkdir()
     (folder / "password").write_text("bench")
-    words = ["gocryptfs", "-q", "-init", "-scryptn", "10", "-passfile", str(folder / "password"), str(folder / "cipher")]
+    words = [
+        "gocryptfs",
+        "-q",
+        "-init",
+        "-scryptn",
+        "10",
+        "-passfile",
+        str(folder / "password"),
+        str(folder / "cipher"),
+    ]
     subprocess.run(words, check=True)
     with _mounted(folder) as mount:
         shutil.copytree(folder / "plain", mount / "plain")

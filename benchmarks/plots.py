@@ -71,7 +71,15 @@ def plot_accuracy(found: dict[str, dict[str, dict[str, list[float]]]], folder: P
             values = found[part]["accuracy"][side]
             shown = "Strongroom (SIMULATED)" if side == "trusted" else "plain"
             marker, width = ("o", 1.2) if side == "trusted" else ("s", 3)
-            axes.plot(range(1, len(values) + 1), values, style, marker=marker, lw=width, color=colour, label=f"{shown}, {name}")
+            axes.plot(
+                range(1, len(values) + 1),
+                values,
+                style,
+                marker=marker,
+                lw=width,
+                color=colour,
+                label=f"{shown}, {name}",
+            )
     axes.plot([1, 2], [0.9488, 0.9696], "x", color="#b00", label="the old guide's log")
     axes.set_xlabel("epoch")
     axes.set_ylabel("accuracy on 10,000 images")

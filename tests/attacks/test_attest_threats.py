@@ -15,6 +15,7 @@ from strongroom.attest.appraisal import (
     JobDigest,
     Measurement,
     MinimumSvn,
+    Root,
     Signer,
     TcbStatus,
     TdxMeasurements,
@@ -91,6 +92,8 @@ def test_T05_simulated_root_filed_as_hardware(tee: str) -> None:
     appraise(AllOf((UnsafeAcceptSimulated(), policy)), AppraisalContext(claims=claims))
     with pytest.raises(AppraisalError, match=r"^root: expected hardware, got simulated \(.{16}\)$"):
         appraise(policy, AppraisalContext(claims=claims))
+    with pytest.raises(AppraisalError, match=r"^root: expected hardware or named, got simulated \(.{16}\)$"):
+        appraise(AllOf((policy, Root((misfiled.fingerprint,)))), AppraisalContext(claims=claims))
 
 
 @pytest.mark.parametrize("days", [-40, 40])

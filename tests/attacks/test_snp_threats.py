@@ -18,10 +18,22 @@ from tests.fakes.attest_parts import JOB, MEASUREMENT, NOW, Platform
 from tests.fakes.snp_parts import CHIP, DER, MILAN, TURIN, Maker, _builder, raw_tcb
 
 from strongroom.attest import ratls
-from strongroom.attest.appraisal import AllOf, AppraisalContext, Measurement, SnpMeasurement, appraise
+from strongroom.attest.appraisal import (
+    AllOf,
+    AnyOf,
+    AppraisalContext,
+    Measurement,
+    NotDebug,
+    Root,
+    SnpMeasurement,
+    UnsafeAcceptSimulated,
+    appraise,
+)
 from strongroom.attest.binding import expected_register, init_data_digest, job_init_data
 from strongroom.attest.claims import check_init_data
+from strongroom.attest.endorsements import INTEL_ROOT
 from strongroom.attest.evidence import Evidence
+from strongroom.attest.result import submodule
 from strongroom.attest.snp import TCB, certificate_table
 from strongroom.attest.verifiers import chip_keys, snp, verify_any
 from strongroom.cli.policy import command
@@ -59,12 +71,37 @@ def test_T241_old_firmware_is_not_up_to_date() -> None:
     # The host chose an older version to report, loaded one when the guest was launched, or may still go back to one.
     old = TCB(bootloader=4, tee=0, snp=3, microcode=209)
     keys = MILAN.endorsements("vcek", MILAN.key(), Maker(tcb=old).key())
-    policy = AllOf((SnpMeasurement(("c3" * 48,)),))
+    policy = AllOf((SnpMeasurement(("c3" * 48,)), Root((MILAN.anchor.fingerprint,))))
     appraise(policy, AppraisalContext(claims=MILAN.verifier().verify(MILAN.evidence(), keys, now=NOW)))
     for at in (0x180, 0x1E0, 0x1F0):
         claims = MILAN.verifier().verify(MILAN.evidence(changes={at: raw_tcb(old)}), keys, now=NOW)
         with pytest.raises(AppraisalError, match="tcb_status: expected UpToDate, got OutOfDate"):
             appraise(policy, AppraisalContext(claims=claims))
+
+
+def test_T380_a_root_without_marks_that_somebody_added_is_no_makers() -> None:
+    claims = MILAN.verifier().verify(MILAN.evidence(), MILAN.endorsements(), now=NOW)
+    assert (claims.root, claims.simulated) == ("own", False)
+    context, code = AppraisalContext(claims=claims), SnpMeasurement(("c3" * 48,))
+    own = Root((MILAN.anchor.fingerprint,))
+    appraise(AllOf((code, own)), context)
+    appraise(AllOf((AllOf((code, own)),)), context)
+    for policy, expected in (
+        (code, "hardware"),
+        (AllOf((code, UnsafeAcceptSimulated())), "hardware or simulated"),
+        (AllOf((code, AnyOf((own, NotDebug())))), "hardware"),  # what is named in one branch holds there
+        (AllOf((code, Root((INTEL_ROOT.fingerprint,)))), "hardware or named"),
+    ):
+        reason = f"root: expected {expected}, got own ({MILAN.anchor.fingerprint})"
+        with pytest.raises(AppraisalError) as refused:
+            appraise(policy, context)
+        assert reason in str(refused.value)
+    vector = submodule(claims, "p", None, appraised=True)["ear.trustworthiness-vector"]
+    assert vector["hardware"] == 97, "what a result says does not depend on whom the policy trusts"  # type: ignore[index]
+    genuine = replace(claims, root="hardware", root_fingerprint=INTEL_ROOT.fingerprint)
+    appraise(code, AppraisalContext(claims=genuine))
+    with pytest.raises(AppraisalError, match="root_fingerprint: expected"):  # an owner can want one root alone
+        appraise(AllOf((code, own)), AppraisalContext(claims=genuine))
 
 
 def test_T265_digest_of_a_launch_without_the_kernels_hashes() -> None:

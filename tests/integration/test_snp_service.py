@@ -9,7 +9,7 @@ import pytest
 from tests.fakes.service_parts import Answer, Client, FakeGuest, House, make_house
 from tests.fakes.snp_parts import MEASUREMENT, Maker
 
-from strongroom.attest.appraisal import policy_to_json
+from strongroom.attest.appraisal import AllOf, Policy, Root, policy_to_json
 from strongroom.attest.binding import init_data_digest, job_init_data, rcar_report_data
 from strongroom.attest.endorsement_files import write_bundle
 from strongroom.attest.endorsements import TrustAnchor
@@ -63,12 +63,34 @@ def status(house: House, guest: SNPGuest) -> object:
     return cpu["ear.status"]
 
 
-def test_snp_guest_gets_its_key(house: House) -> None:
-    job, _ = house.ready()
-    policy = policy_to_json(allowance(job, {"snp_measurement": MEASUREMENT.hex()}, simulated=False))
+def allow(house: House, job: dict[str, object], *more: Policy) -> None:
+    allowed = allowance(job, {"snp_measurement": MEASUREMENT.hex()}, simulated=False)
+    assert isinstance(allowed, AllOf)
+    policy = policy_to_json(AllOf((*allowed.policies, *more)))
     revision = house.as_owner()("GET", "/v1/keys/sales/policy").json["revision"]
     body = {"policy": dict.fromkeys(("read", "write"), policy), "revision": revision}
     assert house.as_owner()("PUT", "/v1/keys/sales/policy", body).status == 200
+
+
+def test_T380_a_root_that_the_administrator_added_convinces_no_owner_who_does_not_name_it(house: House) -> None:
+    job, _ = house.ready()
+    allow(house, job)
+    write_bundle(house.folder / "service" / "endorsements" / "snp.json", MAKER.anchor, [MAKER.endorsements()])
+    trust(house, "unnamed=4.0.20.209")
+    guest = SNPGuest(Client(house.guests), job)
+    guest.attested()
+    assert guest.resource(house.owner).code == "appraisal"
+    refused = house.decisions()[-1]
+    assert f"read: root: expected hardware, got own ({MAKER.anchor.fingerprint})" in refused["details"]["reasons"]
+    assert refused["actor"].startswith(f"own root {MAKER.anchor.fingerprint[:16]} guest ")
+    allow(house, job, Root((MAKER.anchor.fingerprint,)))
+    guest.attested()
+    assert guest.open(guest.resource(house.owner))["heads"]
+
+
+def test_snp_guest_gets_its_key(house: House) -> None:
+    job, _ = house.ready()
+    allow(house, job, Root((MAKER.anchor.fingerprint,)))
     guest = SNPGuest(Client(house.guests), job)
     stored = house.folder / "service" / "endorsements" / "snp.json"
 
@@ -77,7 +99,7 @@ def test_snp_guest_gets_its_key(house: House) -> None:
     trust(house, "unnamed=4.0.20.209")
     guest.attested()
     assert guest.open(guest.resource(house.owner))["heads"]
-    assert status(house, guest) == "affirming", "hardware, by its owner's policy"
+    assert status(house, guest) == "contraindicated", "its owner's policy names a root that is no maker's"
 
     for at, value, code in ((0xC0, b"another job", "verification"), (8, b"\0\0\x0b", "verification")):
         assert guest.attest(report={at: value}).code == code

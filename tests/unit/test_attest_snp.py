@@ -42,7 +42,7 @@ def test_true_reports_verify(maker: Maker, version: int, kind: str, brought: boo
     if brought:
         endorsements = replace(endorsements, keys=())
     claims = maker.verifier().verify(evidence, endorsements, now=NOW)
-    assert (claims.tee, claims.root, claims.simulated) == ("snp", "hardware", False)
+    assert (claims.tee, claims.root, claims.simulated) == ("snp", "own", False)
     assert (claims.measurement, claims.report_data, claims.config_id) == (MEASUREMENT, REPORT_DATA, CONFIG_ID[:32])
     assert (claims.chip_id, claims.vmpl, claims.tcb_status) == (maker.chip, 0, "UpToDate")
     assert claims.root_fingerprint == maker.anchor.fingerprint

@@ -8,15 +8,18 @@ import shutil
 import sys
 import tomllib
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 import pytest
 from tests.fakes.gramine_schema import refusals
+from tests.fakes.occlum_schema import bom_files, refusals_of_bom, refusals_of_settings
 from tests.unit.test_jobs_cvm import unpacked
 
 import strongroom.jobs.workloads.spark as spark_workload
+from strongroom.attest.sigstruct import Sigstruct
 from strongroom.errors import InputError, UnavailableError, VerificationError
-from strongroom.jobs.differences import read_build
+from strongroom.jobs.differences import known_to_both, read_build
 from strongroom.jobs.enclaves.cvm import ConfidentialVM
 from strongroom.jobs.enclaves.gramine import GramineEnclave, build_service
 from strongroom.jobs.enclaves.occlum import OcclumEnclave
@@ -27,6 +30,7 @@ from strongroom.jobs.spec import Cvm, JobKey, JobSpec, Sandbox, Sgx, Volume
 from strongroom.kms.policies import difference
 
 TRUSTED = Sgx(unsafe_program_has_keys=True)
+OTHER = Sigstruct(measurement=bytes(32), attributes=bytes(16), attribute_mask=bytes(16), signed_on=date(2026, 1, 1))
 GOLDEN = Path(__file__).parent.parent / "golden"
 OWN, TAG = f"python{sys.version_info.major}.{sys.version_info.minor}", sys.implementation.cache_tag
 SITE = f"env/lib/{OWN}/site-packages"
@@ -157,8 +161,12 @@ def test_occlum_gets_settings_and_a_bom(
 ) -> None:
     spec = replace(jobs[name], enclave="occlum", sgx=replace(jobs[name].sgx, edmm=False, unsafe_host_has_keys=True))
     bundle = build(spec, runtimes, tmp_path)
-    golden(f"occlum-{name}.json", (bundle.folder / "Occlum.json").read_text())
-    golden(f"occlum-{name}-bom.yaml", (bundle.folder / "bom.yaml").read_text())
+    settings, bom = ((bundle.folder / file).read_text() for file in ("Occlum.json", "bom.yaml"))
+    assert refusals_of_settings(settings) == refusals_of_bom(bom) == []
+    for at, digest in bom_files(bom).items():
+        assert hashlib.sha256((bundle.folder / f"root{at}").read_bytes()).hexdigest() == digest
+    golden(f"occlum-{name}.json", settings)
+    golden(f"occlum-{name}-bom.yaml", bom)
 
 
 @pytest.mark.parametrize("name", ["python", "torch", "spark"])
@@ -211,12 +219,12 @@ def test_a_build_is_reproducible_and_a_change_is_explained(
     assert (build(spec, runtimes, tmp_path).folder / "job.manifest.template").read_bytes() == manifest
     with pytest.raises(InputError, match="was built once"):
         read_build(first.folder, before=True)
-    (first.folder / "job.sig").write_bytes(b"of another enclave")
+    (first.folder / "job.sig").write_bytes(OTHER.to_bytes())
     changed = runtimes.folder / SITE / "numpy" / "__init__.py"
     changed.unlink()  # as pip does; an edit in place is seen as well
     changed.write_text("# numpy 2")
     build(spec, runtimes, tmp_path)
-    lines = difference(read_build(first.folder, before=True), read_build(first.folder))
+    lines = difference(*known_to_both(read_build(first.folder, before=True), read_build(first.folder)))
     assert [line.split(":")[0:2] for line in lines] == [["files.file", f"root/opt/{SITE}/numpy/__init__.py"]]
     assert not (first.folder / "job.sig").exists()
     with open(changed, "a") as file:

@@ -3,10 +3,10 @@
 Rules:
 
 1. A policy that checks nothing denies: an empty `AllOf`, an empty `AnyOf`, a waiver alone.
-2. Hardware, a production enclave and an up-to-date platform without advisories are required in every branch, for SNP
-   at VMPL 0. Only `UnsafeAcceptSimulated` in an enclosing `AllOf` admits a simulated root, only `TcbStatus` another
-   status or advisories by name, only an `SnpMeasurement` admits SNP, only a `TdxMeasurements` that names MRTD and every
-   RTMR admits TDX, and nothing a debug enclave.
+2. A maker's root, a production enclave and an up-to-date platform without advisories are required in every branch, for
+   SNP at VMPL 0. Only `UnsafeAcceptSimulated` in an enclosing `AllOf` admits a simulated root, only a `Root` one that
+   is no maker's, only `TcbStatus` another status or advisories by name, only an `SnpMeasurement` SNP, only a
+   `TdxMeasurements` that names MRTD and every RTMR TDX, and nothing a debug enclave.
 3. A refusal carries every reason, each as `check: expected X, got Y`.
 4. JSON is strict: unknown kinds and fields, wrong types, depth over 8 or more than 4096 checks and free arguments are
    errors.
@@ -37,6 +37,7 @@ from strongroom.attest.policies import (
     PlatformFlags,
     Reference,
     Rego,
+    Root,
     Signer,
     SnpMeasurement,
     TcbStatus,
@@ -62,6 +63,7 @@ __all__ = [
     "Policy",
     "Reference",
     "Rego",
+    "Root",
     "Signer",
     "SnpMeasurement",
     "TcbStatus",
@@ -88,6 +90,7 @@ _MAX_CHECKS = 4096
 _MAX_VALUES = 1024
 _MAX_MODULE = 64 << 10
 _HEX = re.compile(r"(?:[0-9a-f]{64}|[0-9a-f]{96})")
+_HEX32 = re.compile(r"[0-9a-f]{64}")
 _HEX48 = re.compile(r"[0-9a-f]{96}")
 _MACHINE = re.compile(r"(?:[0-9a-f]{32}|[0-9a-f]{128})")
 _ADVISORY = re.compile(r"[A-Za-z0-9-]{1,64}")
@@ -193,7 +196,7 @@ def policy_to_json(policy: Policy) -> dict[str, object]:
         case Reference():
             inner = [policy_to_json(p) for p in policy.policies]
             rest = {"id": policy.id, "signer": policy.signer, "policies": inner}
-        case Measurement() | SnpMeasurement() | Signer() | Machine():
+        case Measurement() | SnpMeasurement() | Signer() | Machine() | Root():
             rest = {"values": list(policy.values)}
         case TdxMeasurements():
             rest = {name: list(values) for name, values in policy.named.items()}
@@ -359,6 +362,7 @@ _KINDS: dict[str, tuple[set[str], set[str], _Build]] = {
     "tcb_status": ({"allowed"}, {"advisories", "grace_days"}, lambda _r, v, _d: _tcb_status(v)),
     "minimum_evaluation": ({"minimum"}, _NONE, lambda _r, v, _d: MinimumEvaluation(_number(v, "minimum"))),
     "machine": ({"values"}, _NONE, lambda _r, v, _d: Machine(_texts(v, "values", _machine))),
+    "root": ({"values"}, _NONE, lambda _r, v, _d: Root(_texts(v, "values", _HEX32.fullmatch))),
     "rego": ({"module"}, _NONE, lambda _r, v, _d: _rego(v)),
     "platform_flags": (_NONE, {"allowed"}, lambda _r, v, _d: _platform_flags(v)),
     "not_debug": (_NONE, _NONE, lambda _r, _v, _d: NotDebug()),

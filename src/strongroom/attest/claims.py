@@ -20,7 +20,8 @@ class Claims:
 
     Attributes:
         tee: "sgx", "tdx" or "snp".
-        root: "hardware" or "simulated": what the chain's root stands for.
+        root: What the chain's root stands for: "hardware" (a maker's, built in), "own" (one that the owner who
+            administers added) or "simulated".
         root_fingerprint: SHA-256 of the root certificate, hex.
         simulated: Either the root is a simulated one or the evidence carries a simulated mark.
         measurement: MRENCLAVE (32 bytes), MRTD (48 bytes) or the launch digest of SNP (48 bytes).

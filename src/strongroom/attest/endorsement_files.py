@@ -28,6 +28,7 @@ __all__ = [
     "read_bundle",
     "read_folder",
     "stamp_of",
+    "stands_for",
     "title",
     "write_bundle",
 ]
@@ -36,6 +37,20 @@ MAKERS = {INTEL_ROOT.fingerprint: "Intel", **{value: f"AMD {line}" for line, val
 """The makers' roots by fingerprint."""
 
 _MAX_BYTES = 64 << 20
+
+
+def stands_for(anchor: TrustAnchor, *, marked: bool) -> str:
+    """Return what claims under `anchor` say of it: `hardware` if it is a maker's, `simulated`, or `own`.
+
+    Whoever administers a service can have it believe any root; only those in `MAKERS` are ever called a maker's.
+
+    Args:
+        anchor: The root.
+        marked: Whether the evidence carries a simulated mark.
+    """
+    if marked or anchor.kind == "simulated":
+        return "simulated"
+    return "hardware" if anchor.fingerprint in MAKERS else "own"
 
 
 def read_bundle(path: Path) -> tuple[TrustAnchor, list[AnyEndorsements]]:

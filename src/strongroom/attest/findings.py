@@ -1,7 +1,7 @@
 """Findings: what a policy compared, and what every branch of every policy compares, said or not.
 
-What holds whether or not a policy says so is in `Scope`: a TEE whose code is judged, hardware, no debug enclave, an
-up-to-date platform without advisories.
+What holds whether or not a policy says so is in `Scope`: a TEE whose code is judged, a maker's root, no debug enclave,
+an up-to-date platform without advisories.
 """
 
 from __future__ import annotations
@@ -59,22 +59,26 @@ class Scope:
     Attributes:
         simulated: `UnsafeAcceptSimulated` is among them.
         tcb_status: A `TcbStatus` is among them and judges status and advisories.
+        roots: Fingerprints of roots that a `Root` among them names.
         tees: Whose code is judged: beside SGX's, SNP's by an `SnpMeasurement`, TDX's by a complete `TdxMeasurements`.
     """
 
     simulated: bool = False
     tcb_status: bool = False
+    roots: tuple[str, ...] = ()
     tees: tuple[str, ...] = ("sgx",)
 
     def findings(self, claims: Claims) -> list[Finding]:
         """Return what every branch of every policy compares."""
         admits, hints = self.simulated, [f"{tee} where {how}" for tee, how in _HOW.items() if tee not in self.tees]
         tees = listed(self.tees) + (f" ({', '.join(hints)})" if hints else "")
-        root = f"simulated ({claims.root_fingerprint[:16]})" if claims.simulated else "hardware"
+        root, fingerprint = claims.root, claims.root_fingerprint
+        good = admits if claims.simulated else root == "hardware" or (root == "own" and fingerprint in self.roots)
+        root += {"simulated": f" ({fingerprint[:16]})", "own": f" ({fingerprint})"}.get(root, "")
         kind = f"a {'debug' if claims.debug else 'production'} enclave"
         found = [
             Finding("tee", tees, claims.tee, claims.tee in self.tees),
-            Finding("root", "hardware" + " or simulated" * admits, root, admits or not claims.simulated),
+            Finding("root", "hardware" + " or simulated" * admits + " or named" * bool(self.roots), root, good),
             Finding("debug", "a production enclave", kind, not claims.debug),
         ]
         if claims.tee == "snp":

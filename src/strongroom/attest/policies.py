@@ -41,6 +41,7 @@ __all__ = [
     "PlatformFlags",
     "Reference",
     "Rego",
+    "Root",
     "Signer",
     "SnpMeasurement",
     "TcbStatus",
@@ -271,6 +272,23 @@ class UnsafeAcceptSimulated:
 
 
 @dataclass(frozen=True, slots=True)
+class Root:
+    """The root is one of `values`, by SHA-256 of its certificate in hex. Only this admits one that is no maker's.
+
+    Whoever administers a trust service can have it believe any root; an owner who does not name it is not affected. A
+    simulated root still needs `UnsafeAcceptSimulated`.
+    """
+
+    values: tuple[str, ...]
+    kind: ClassVar[str] = "root"
+
+    def judge(self, context: AppraisalContext, scope: Scope) -> list[Finding]:
+        """Return every comparison that decides, passed or not."""
+        found = _admitting(scope, (self,)).findings(context.claims)
+        return [*found, one_of("root_fingerprint", self.values, context.claims.root_fingerprint)]
+
+
+@dataclass(frozen=True, slots=True)
 class FreeArgument:
     """`arguments[index]` of the job may be any text that `pattern` (`attest.patterns`) matches from end to end."""
 
@@ -335,7 +353,8 @@ class Rego:
 class AllOf:
     """Every policy holds. A `Rego` right inside is asked only if all others accept.
 
-    `UnsafeAcceptSimulated`, `TcbStatus`, `SnpMeasurement` and a complete `TdxMeasurements` right inside apply to all.
+    Right inside, these apply to all: `UnsafeAcceptSimulated`, `Root`, `TcbStatus`, `SnpMeasurement`, and
+    `TdxMeasurements` if it is complete.
     """
 
     policies: tuple[Policy, ...]
@@ -417,4 +436,5 @@ def _admitting(scope: Scope, checks: Sequence[Policy]) -> Scope:
     snp = any(isinstance(p, SnpMeasurement) for p in checks)
     tdx = any(isinstance(p, TdxMeasurements) and p.complete for p in checks)
     more = [tee for tee, named in (("snp", snp), ("tdx", tdx)) if named and tee not in scope.tees]
-    return replace(scope, tees=(*scope.tees, *more))
+    roots = (value for p in checks if isinstance(p, Root) for value in p.values)
+    return replace(scope, tees=(*scope.tees, *more), roots=(*scope.roots, *roots))

@@ -118,6 +118,8 @@ def submodule(
 def _vector(claims: Claims, *, appraised: bool, approved_job: bool) -> dict[str, int]:
     if claims.simulated:
         hardware, memory = _UNRECOGNIZED_HARDWARE, _VISIBLE_MEMORY
+    elif claims.root != "hardware":
+        hardware, memory = _UNRECOGNIZED_HARDWARE, _NO_CLAIM
     else:
         hardware = _AFFIRMING if claims.tcb_status == "UpToDate" else _WARNING
         memory = _VISIBLE_MEMORY if claims.debug else _AFFIRMING

@@ -120,7 +120,7 @@ def _checks(raw: bytes, tee: str, certificate: bytes) -> list[tuple[str, bool, s
         claims = verify_any(Evidence(tee=tee, quote=one), trusted_choices(None, {}), now=datetime.now(UTC))
     except AttestationError as exc:
         return [*checks, (exc.code, False, str(exc))]
-    root = "SIMULATED root" if claims.simulated else "hardware maker's root"
+    root = {"simulated": "SIMULATED root", "own": "root of nobody who makes hardware,"}.get(claims.root, "maker's root")
     checks.append(("signatures and chain", True, f"hold, under the {root} {claims.root_fingerprint[:16]}"))
     checks.append(("endorsements", True, f"cover this platform now, TCB status {claims.tcb_status}"))
     checks.append(

@@ -293,13 +293,16 @@ def sign(job_file: Path, out: Path | None, as_json: bool) -> None:
 @click.argument("other", type=click.Path(path_type=Path, file_okay=False), required=False)
 @json_option
 def diff(bundle: Path, other: Path | None, as_json: bool) -> None:
-    """Say why two builds differ: job, settings of the enclave, and each measured file; nothing if they do not."""
-    from strongroom.jobs.differences import read_build
+    """Say why two builds differ: the measurement, the job, settings of the enclave, and each measured file."""
+    from strongroom.jobs.differences import known_to_both, read_build
     from strongroom.kms.policies import difference
 
-    old = read_build(bundle, before=other is None)
-    found = difference(old, read_build(other or bundle))
-    output.data({"differences": found}, as_json, found or ["no difference: the same measurement"])
+    old, new = known_to_both(read_build(bundle, before=other is None), read_build(other or bundle))
+    found, measured = difference(old, new), "measurement" in old
+    same = "no difference: the same measurement"
+    if not measured:
+        same = "no difference in what was built; what was measured is not known of both, and may differ"
+    output.data({"differences": found, "measured": measured}, as_json, found or [same])
 
 
 @command.command("show", epilog=epilog("strongroom job show job.toml"))

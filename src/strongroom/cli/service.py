@@ -122,6 +122,8 @@ def stop() -> None:
 @json_option
 def status(as_json: bool) -> None:
     """Show what the service is, trusts, and whether it is locked."""
+    from strongroom.attest.endorsement_files import MAKERS
+
     client = owner()
     here, found = client.workspace, client.call("GET", "/v1/status")
     anchors, locked = cast(list[dict[str, str]], found["anchors"]), bool(found["locked"])
@@ -131,7 +133,9 @@ def status(as_json: bool) -> None:
             "state": "LOCKED" if locked else "unlocked",
             "root key": found["root_kind"],
             "trusts": "; ".join(
-                f"{a['fingerprint'][:16]} ({'SIMULATED' if a['kind'] == 'simulated' else a['kind']})" for a in anchors
+                f"{f[:16]} ({'SIMULATED' if a['kind'] == 'simulated' else MAKERS.get(f, 'own, no maker')})"
+                for a in anchors
+                for f in [a["fingerprint"]]
             )
             or ("not known while it is locked" if locked else "nothing"),
             "lease": "not known while it is locked" if locked else f"{found['lease_s']} s",

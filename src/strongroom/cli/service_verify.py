@@ -101,7 +101,7 @@ def verify(
         verdict = judge_service(shown, looked.identity, policy, choices, now=datetime.now(UTC), admin=admin)
         if pin and verdict.accepted and verdict.claims is not None:
             where = bundle.resolve() if bundle else here.service_folder / "endorsements"
-            root, kind = verdict.claims.root_fingerprint, verdict.claims.root
+            root, kind = verdict.claims.root_fingerprint, "simulated" if verdict.claims.simulated else "hardware"
             Pin(policy=policy, root=root, kind=kind, endorsements=str(where), settings=settings).save(looked.folder)
         if identity and verdict.accepted:
             accept_look(here, looked)

@@ -61,7 +61,8 @@ _HINTS = {
     **dict.fromkeys(
         PLATFORM_FLAGS, "let the policy allow this configuration by name (platform_flags), or run elsewhere"
     ),
-    "root": "this is for trials alone, or let the policy say unsafe_accept_simulated",
+    "root": "no maker's: for trials alone; a policy says unsafe_accept_simulated, or names a root of your own (root)",
+    "root_fingerprint": "the policy names the roots that it accepts (root)",
     "policy": "name the code: measurement, signer with minimum_svn and product, snp_measurement, or tdx_measurements",
     **dict.fromkeys(("tcb_status", "advisories", "grace"), _PLATFORM),
     "minimum_evaluation": "fetch newer endorsements (`strongroom attest endorsements fetch`)",
@@ -101,6 +102,8 @@ class Verdict:
         fingerprint = self.claims.root_fingerprint
         if self.claims.simulated:
             return f"SIMULATED, no hardware protects this ({fingerprint[:16]})"
+        if self.claims.root == "own":
+            return f"own, no maker's: {fingerprint}"
         return f"hardware, {MAKERS.get(fingerprint, 'no known maker')}'s root ({fingerprint[:16]})"
 
     def to_json(self) -> dict[str, object]:

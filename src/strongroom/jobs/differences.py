@@ -1,4 +1,8 @@
-"""Why two builds differ: the job, the enclave's settings and every measured file, as one document per build."""
+"""Why two builds differ: the job, the enclave's settings and every measured file, as one document per build.
+
+What a build cannot know is `None`: a measurement that the tools of a LibOS or of a maker have not computed yet, and
+what they measure beside the bundle. It is compared where both builds have it, and never taken for equal.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +12,29 @@ from pathlib import Path
 from typing import cast
 
 from strongroom._encoding import check_bounds, parse_json
-from strongroom.errors import InputError
+from strongroom._unix import write_whole
+from strongroom.attest.sigstruct import Sigstruct
+from strongroom.errors import InputError, StrongroomError
 
-__all__ = ["read_build"]
+__all__ = ["keep_build", "known_to_both", "read_build"]
 
 _MAX_BYTES, _MAX_DEPTH = 64 << 20, 32
-_LISTS = ("job.manifest.template", "measured.json")
-"""What a kind for hardware measures, file by file; the simulated kind keeps one digest per place."""
+_LISTS = ("job.manifest.template", "measured.json", "reference.json")
+"""What a kind measures, file by file; the simulated kind, which has the last alone, keeps one digest per place."""
+_BY_TOOLS = ("measurement", "runtime")
+
+
+def keep_build(path: Path, text: str) -> None:
+    """Let `path` hold `text`, and `path`.before what it held, if that was something else."""
+    if path.exists():
+        if path.read_bytes() == text.encode():
+            return
+        path.replace(path.with_name(f"{path.name}.before"))
+    write_whole(path, text)
 
 
 def read_build(folder: Path, *, before: bool = False) -> dict[str, object]:
-    """Return all that decides the measurement of the bundle in `folder`.
+    """Return all that decides the measurement of the bundle in `folder`, and `measurement` itself.
 
     Args:
         folder: The bundle.
@@ -33,32 +49,47 @@ def read_build(folder: Path, *, before: bool = False) -> dict[str, object]:
 
 
 def _read(folder: Path, before: bool) -> dict[str, object]:
+    listed = next((name for name in _LISTS if (folder / name).exists()), "")
+    end = ".before" if before else ""
     try:
-        found: dict[str, object] = {
-            "job": parse_json((folder / "job.json").read_bytes(), "job.json", max_bytes=_MAX_BYTES)
-        }
-        listed = next((name for name in _LISTS if (folder / name).exists()), "")
-        if before and (not listed or not (folder / f"{listed}.before").exists()):
-            raise InputError(f"{folder} was built once: name another bundle to compare it with")
+        job = parse_json((folder / "job.json").read_bytes(), "job.json", max_bytes=_MAX_BYTES)
         if not listed:
-            return found | {"places": _places(folder / "reference.json")}
-        raw = (folder / (f"{listed}.before" if before else listed)).read_bytes()
+            raise InputError(f"{folder} was never measured", hint="strongroom job build")
+        if before and not (folder / (listed + end)).exists():
+            raise InputError(f"{folder} was built once, or every time the same: name another bundle to compare it with")
+        raw = (folder / (listed + end)).read_bytes()
     except OSError as exc:
         raise InputError(
             f"{folder} is not a bundle: {exc.filename} is not readable", hint="strongroom job build"
         ) from exc
     try:
-        measured = _manifest(raw.decode()) if listed.endswith("template") else json.loads(raw)
-        return found | cast(dict[str, object], measured)
-    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as exc:
+        if listed == "job.manifest.template":
+            return {"job": job, **_gramine(folder, raw.decode(), end)}
+        measured = json.loads(raw)
+        if listed == "reference.json":
+            measured = {name: measured[name] for name in ("places", "measurement")}
+        return {"job": job, "measurement": None, **measured}
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError, OSError, StrongroomError) as exc:
         raise InputError(f"{folder}/{listed} is not what a build writes", hint="strongroom job build") from exc
 
 
-def _places(reference: Path) -> object:
-    if not reference.exists():
-        raise InputError(f"{reference.parent} was never measured", hint="strongroom job build")
-    value = parse_json(reference.read_bytes(), reference.name, max_bytes=_MAX_BYTES)
-    return value.get("places") if isinstance(value, dict) else None
+def known_to_both(old: dict[str, object], new: dict[str, object]) -> tuple[dict[str, object], dict[str, object]]:
+    """Return two builds without what is known of one alone; they have a `measurement` if both were measured."""
+    unknown = {name for name in _BY_TOOLS if None in (old.get(name), new.get(name))}
+    first, second = ({name: value for name, value in one.items() if name not in unknown} for one in (old, new))
+    return first, second
+
+
+def _gramine(folder: Path, template: str, end: str) -> dict[str, object]:
+    # Gramine's tools fill in their own runtime (`job.manifest`), measure it all and sign (`job.sig`).
+    found = _manifest(template)
+    expanded, signature = folder / f"job.manifest{end}", folder / f"job.sig{end}"
+    runtime: dict[str, str] | None = None
+    if expanded.exists():
+        files = cast(dict[str, str], _manifest(expanded.read_text())["files"])
+        runtime = {uri: digest for uri, digest in files.items() if uri not in cast(dict[str, str], found["files"])}
+    measurement = Sigstruct.from_bytes(signature.read_bytes()).measurement.hex() if signature.exists() else None
+    return {**found, "runtime": runtime, "measurement": measurement}
 
 
 def _manifest(text: str) -> dict[str, object]:

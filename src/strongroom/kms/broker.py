@@ -82,7 +82,8 @@ class Guest:
     @property
     def actor(self) -> str:
         """How the audit log calls this guest."""
-        kind = "SIMULATED " if self.claims.simulated else ""
+        own = f"own root {self.claims.root_fingerprint[:16]} "
+        kind = {"simulated": "SIMULATED ", "own": own}.get(self.claims.root, "")
         return f"{kind}guest {self.claims.measurement.hex()[:16]} job {self.job[7:23]}"
 
 

@@ -33,6 +33,7 @@ from functools import lru_cache
 import dcap_qvl
 
 from strongroom.attest.claims import Claims
+from strongroom.attest.endorsement_files import stands_for
 from strongroom.attest.endorsement_snp import AnyEndorsements
 from strongroom.attest.endorsements import Endorsements, TrustAnchor, check_window
 from strongroom.attest.evidence import Evidence
@@ -151,7 +152,7 @@ def _parts(endorsements: Endorsements) -> list[tuple[str, datetime, datetime]]:
 def _claims(judged: Judged, proven: Mapping[str, object], anchor: TrustAnchor) -> Claims:
     quote, pck, now = judged.quote, judged.platform, judged.now
     tcb, platform, enclave = (_object(proven, part) for part in ("tcb", "platform", "qe"))
-    simulated = anchor.kind == "simulated" or pck.fmspc == SIMULATED_FMSPC or judged.chain.marked
+    root = stands_for(anchor, marked=pck.fmspc == SIMULATED_FMSPC or judged.chain.marked)
     advisories = tcb.get("advisory_ids")
     numbers = [n for n in (tcb.get("eval_data_number"), enclave.get("tcb_eval_data_number")) if isinstance(n, int)]
     # dcap-qvl has merged the TDX module's level into the platform's.
@@ -160,9 +161,9 @@ def _claims(judged: Judged, proven: Mapping[str, object], anchor: TrustAnchor) -
     oldest = min(map(_date, late or levels))
     return Claims(
         tee=quote.tee,
-        root="simulated" if simulated else "hardware",
+        root=root,
         root_fingerprint=anchor.fingerprint,
-        simulated=simulated,
+        simulated=root == "simulated",
         measurement=quote.measurement,
         signer=quote.signer,
         isv_prod_id=quote.number("body.isv_prod_id") if quote.tee == "sgx" else 0,

@@ -38,6 +38,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from strongroom.attest.claims import Claims
+from strongroom.attest.endorsement_files import stands_for
 from strongroom.attest.endorsement_snp import AnyEndorsements, SNPEndorsements
 from strongroom.attest.endorsements import TrustAnchor, check_window
 from strongroom.attest.evidence import Evidence
@@ -140,7 +141,7 @@ class SNPVerifier:
         return self._claims(report, (leaf, ask, ark), self.rules.floors.get(report.processor))
 
     def _claims(self, report: SNPReport, chain: tuple[x509.Certificate, ...], floor: TCB | None) -> Claims:
-        simulated = self.anchor.kind == "simulated" or any(SIMULATED_NAME in str(c.subject) for c in chain)
+        root = stands_for(self.anchor, marked=any(SIMULATED_NAME in str(c.subject) for c in chain))
         stale = [
             f"{name}: {reason}"
             for name in ("reported_tcb", "committed_tcb", "launch_tcb")
@@ -152,9 +153,9 @@ class SNPVerifier:
         vectors = [f"{report.number(f'{when}_mit_vector'):#x}" for when in ("launch", "current") if report.version > 4]
         return Claims(
             tee="snp",
-            root="simulated" if simulated else "hardware",
+            root=root,
             root_fingerprint=self.anchor.fingerprint,
-            simulated=simulated,
+            simulated=root == "simulated",
             measurement=report["measurement"],
             signer=report["author_key_digest"],
             isv_prod_id=0,

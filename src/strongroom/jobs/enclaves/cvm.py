@@ -28,6 +28,7 @@ from typing import IO
 
 from strongroom.attest.binding import config_id, expected_register, init_data_digest
 from strongroom.errors import InputError, UnavailableError
+from strongroom.jobs.differences import keep_build
 from strongroom.jobs.enclaves.libos import link_volumes, write_launch
 from strongroom.jobs.enclaves.sim import SimulatedEnclave
 from strongroom.jobs.plan import Bundle, LaunchPlan
@@ -48,6 +49,7 @@ MEASURED = {
     "snp": "launch digest: firmware, first processor state, and through hashes in it kernel, initrd and command line",
     "tdx": "MRTD: firmware; RTMR0: its configuration; RTMR1: kernel; RTMR2: command line and initrd",
 }
+POLICIES = ("snp", "tdx", "tdx_without_mrconfigid")
 NOT_MEASURED = (
     "launch/ and sealed/: the host's word; the guest knows the service by its key and opens nothing that is not sealed",
     "devices: the host can withhold, delay and repeat what they carry",
@@ -85,7 +87,7 @@ class ConfidentialVM:
         places = self._sandbox.places(plan.command.runtimes, spec.venv)
         places |= {f"/strongroom/code/{path.name}": path for path in spec.code}
         texts = {"init": (_INIT, 0o755), "strongroom/job/init-data.toml": (plan.init_data, 0o644)}
-        _write_initrd(target / "initrd.cpio", places, texts, machine)
+        files = _write_initrd(target / "initrd.cpio", places, texts, machine)
         (target / "init-data.toml").write_text(plan.init_data)
         (target / "job.json").write_text(json.dumps(dict(plan.document), indent=1, ensure_ascii=False))
         write_launch(target, "https://10.0.2.2:8701", self._identity_pem, spec)  # QEMU's own network calls the host so
@@ -111,6 +113,10 @@ class ConfidentialVM:
             "not_measured": NOT_MEASURED,
         }
         (target / "reference.json").write_text(json.dumps(reference, indent=1))
+        named = {name: reference[name] for name in ("kernel", "initrd", "firmware", "command_line", *POLICIES)}
+        shape = {"vcpus": machine.vcpus, "vcpu_type": machine.vcpu_type, "memory_mb": machine.memory_mb}
+        measured = {"measurement": launch_digest or None, **named, "machine": shape, "files": files}
+        keep_build(target / "measured.json", json.dumps(measured, indent=1, sort_keys=True))
 
         def measure() -> str:
             if not launch_digest:
@@ -120,12 +126,16 @@ class ConfidentialVM:
         return Bundle(folder=target, job=plan.job, simulated=False, measure=measure, remaining=remaining)
 
 
-def write_cpio(out: IO[bytes], entries: Iterator[tuple[str, int, bytes | Path, int]]) -> None:
+def write_cpio(out: IO[bytes], entries: Iterator[tuple[str, int, bytes | Path, int]]) -> dict[str, str]:
     """Write an initramfs (cpio, "newc") of `entries`: name, mode, content, device; owners are root, times are zero.
+
+    Returns:
+        Name -> mode (octal) and SHA-256 of what was written.
 
     Raises:
         InputError: A name or file that the format cannot carry.
     """
+    found: dict[str, str] = {}
     for number, (name, mode, content, device) in enumerate((*entries, ("TRAILER!!!", 0, b"", 0)), 1):
         size = content.stat().st_size if isinstance(content, Path) else len(content)
         if size > 0xFFFFFFFF or "\0" in name:
@@ -134,19 +144,25 @@ def write_cpio(out: IO[bytes], entries: Iterator[tuple[str, int, bytes | Path, i
         fields = (number, mode, 0, 0, 1, 0, size, 0, 0, os.major(device), os.minor(device), len(raw), 0)
         head = b"070701" + "".join(f"{value:08x}" for value in fields).encode() + raw
         out.write(head + bytes(-len(head) % 4))
+        digest = hashlib.sha256(b"" if isinstance(content, Path) else content)
         if isinstance(content, Path):
             with content.open("rb") as file:
                 written = 0
                 while part := file.read(1 << 20):
+                    digest.update(part)
                     written += out.write(part)
             if written != size:
                 raise InputError(f"{content} changed while it was read")
         else:
             out.write(content)
         out.write(bytes(-size % 4))
+        found[name] = f"{mode:o} {digest.hexdigest()}"
+    return found
 
 
-def _write_initrd(path: Path, places: Mapping[str, Path], texts: Mapping[str, tuple[str, int]], machine: Cvm) -> None:
+def _write_initrd(
+    path: Path, places: Mapping[str, Path], texts: Mapping[str, tuple[str, int]], machine: Cvm
+) -> dict[str, str]:
     found: dict[str, tuple[int, bytes | Path, int]] = {"dev/console": (stat.S_IFCHR | 0o600, b"", os.makedev(5, 1))}
     for name in _FOLDERS:
         found[name] = (stat.S_IFDIR | 0o755, b"", 0)
@@ -163,8 +179,9 @@ def _write_initrd(path: Path, places: Mapping[str, Path], texts: Mapping[str, tu
             found.setdefault(str(parent), (stat.S_IFDIR | 0o755, b"", 0))
     beside = path.with_suffix(".new")
     with beside.open("wb") as out:
-        write_cpio(out, ((name, *found[name]) for name in sorted(found, key=lambda name: name.split("/"))))
+        written = write_cpio(out, ((name, *found[name]) for name in sorted(found, key=lambda name: name.split("/"))))
     beside.replace(path)
+    return written
 
 
 def _tree(place: str, source: Path) -> dict[str, tuple[int, bytes | Path, int]]:

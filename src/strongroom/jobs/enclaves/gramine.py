@@ -22,6 +22,7 @@ from pathlib import Path
 from strongroom._encoding import sha256_id
 from strongroom.attest.sigstruct import Sigstruct
 from strongroom.errors import InputError, UnavailableError
+from strongroom.jobs.differences import keep_build
 from strongroom.jobs.enclaves.libos import (
     GUEST_CODE,
     SERVICE_CODE,
@@ -106,11 +107,12 @@ def build_service(runtimes: Runtimes, target: Path) -> Bundle:
 def _write_template(target: Path, manifest: str) -> None:
     template = target / TEMPLATE
     if not template.exists() or template.read_text() != manifest:
-        for old in (MANIFEST, f"{MANIFEST}.sgx", SIGNATURE):  # they speak of another enclave
-            (target / old).unlink(missing_ok=True)
-        if template.exists():
-            template.replace(target / f"{TEMPLATE}.before")  # for `job diff`
-        template.write_text(manifest)
+        (target / f"{MANIFEST}.sgx").unlink(missing_ok=True)  # it speaks of another enclave, and so do these:
+        for name in (MANIFEST, SIGNATURE):
+            (target / f"{name}.before").unlink(missing_ok=True)
+            if (target / name).exists():
+                (target / name).replace(target / f"{name}.before")
+        keep_build(template, manifest)
 
 
 def _bundle(target: Path, job: str, sgx: Sgx, command: str) -> Bundle:

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from strongroom.errors import InputError, UnavailableError
+from strongroom.jobs.differences import keep_build
 from strongroom.jobs.enclaves.libos import GUEST_CODE, Needs, begin_bundle
 from strongroom.jobs.plan import Bundle, LaunchPlan
 from strongroom.jobs.runtimes import Runtimes
@@ -74,10 +75,7 @@ class OcclumEnclave:
         (target / "root" / ENTRY[1:]).chmod(0o755)
         settings = render_occlum(plan, size)
         text = json.dumps({"settings": settings.splitlines(), "files": digests}, indent=1, sort_keys=True)
-        kept = target / "measured.json"
-        if kept.exists() and kept.read_text() != text:
-            kept.replace(target / "measured.json.before")  # for `job diff`
-        kept.write_text(text)
+        keep_build(target / "measured.json", text)
         (target / "Occlum.json").write_text(settings)
         (target / "bom.yaml").write_text(render_bom(digests))
 

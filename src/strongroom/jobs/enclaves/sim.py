@@ -15,6 +15,7 @@ from strongroom._unix import write_whole
 from strongroom.attest.simulated.measure import tree_digest
 from strongroom.attest.simulated.platform import FUSE, bundle_measurement
 from strongroom.errors import InputError
+from strongroom.jobs.differences import keep_build
 from strongroom.jobs.plan import Bundle, LaunchPlan
 from strongroom.jobs.runtimes import Runtimes
 from strongroom.jobs.spec import Location, kbs_addresses
@@ -102,7 +103,7 @@ class SimulatedEnclave:
             ).hex()
             digests = {place: tree_digest(source, self._cache).hex() for place, source in places.items()}
             reference = {"job": plan.job, "measurement": measurement, "simulated": True, "places": digests}
-            write_whole(target / "reference.json", json.dumps(reference, indent=1))
+            keep_build(target / "reference.json", json.dumps(reference, indent=1))
             return measurement
 
         stores = {v.name: (v.location, v.mode) for v in spec.volumes if isinstance(v.location, str)}
