@@ -107,6 +107,9 @@ def test_a_python_job_from_build_to_result(shop: Enclave) -> None:
     report, _ = _run(shop, bundle)
     assert (report["status"], report["error"]["code"]) == ("refused", "appraisal")
     assert "root: expected hardware, got simulated" in report["error"]["message"]
+    shown = shop.run("attest", "show", str(bundle / "launch" / "quote.bin")).stdout  # what endorsements are fetched for
+    assert measurement[:60] in shown
+    assert "pass  signatures and chain" in shown
     shop.run("policy", "approve", str(report["error"]["details"]["request"]), "--unsafe-accept-simulated")
     report, done = _run(shop, bundle)
     assert (report["status"], report["exit_code"]) == ("completed", 0), done.stderr
