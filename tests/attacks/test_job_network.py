@@ -1,4 +1,4 @@
-"""The private network of a job: who is no attested enclave of this very job gets no answer (T190 to T195, T340, T379)."""
+"""The private network of a job: who is no attested enclave of the job gets no answer (T190 to T195, T340, T379)."""
 
 from __future__ import annotations
 

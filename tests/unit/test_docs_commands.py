@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 from collections.abc import Iterator
@@ -15,7 +16,21 @@ from strongroom.errors import InputError
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = [DOCS / "hardware-untested.md", *sorted((DOCS / "guides").glob("*.md"))]
-_ENDS = re.compile(r"[|;<>]|&&|&$")
+
+
+def _simple(line: str) -> Iterator[str]:
+    # What lies between the shell's operators; what is output may have quotes that never end.
+    words = shlex.shlex(line, posix=True, punctuation_chars=";&|<>")
+    words.whitespace_split = True
+    command: list[str] = []
+    with contextlib.suppress(ValueError):
+        for word in words:
+            if word[0] in ";&|<>":
+                yield shlex.join(command)
+                command = []
+            else:
+                command.append(word)
+        yield shlex.join(command)
 
 
 def commands(text: str) -> Iterator[str]:
@@ -25,8 +40,8 @@ def commands(text: str) -> Iterator[str]:
     for line in text.splitlines():
         fences ^= line.lstrip().startswith("```")
         if (fences or line.startswith("    ")) and (typed := re.match(r"\s*(?:\w*[$#] )?(.*)", line)):
-            yield from inner.findall(typed[1])
-            yield from re.findall(r"(?:^|&& |; )(strongroom .*?)(?=$| && |; )", inner.sub("WORD", typed[1]))
+            for one in (*inner.findall(typed[1]), inner.sub("WORD", typed[1])):
+                yield from (words for words in _simple(one) if words.startswith("strongroom "))
         elif not fences:
             prose.append(line)
     # A cell of a table is no place for a pipe, and code may go on in the next line.
@@ -37,9 +52,7 @@ def commands(text: str) -> Iterator[str]:
 
 def check(line: str) -> None:
     """Parse a command as its program would; one that is only named, or is said to go on (`...`), may lack arguments."""
-    words = shlex.split(line, comments=True)
-    end = next((number for number, word in enumerate(words) if _ENDS.match(word)), len(words))
-    words, named = [word for word in words[1:end] if word != "..."], " ..." in line
+    words, named = [word for word in shlex.split(line, comments=True)[1:] if word != "..."], " ..." in line
     found: click.Command = cli
     with click.Context(cli) as context:
         while isinstance(found, click.Group) and words:
