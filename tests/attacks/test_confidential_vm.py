@@ -30,6 +30,16 @@ for act in (lambda: (cvm._HOST / "link").read_text(), lambda: (cvm._HOST / "link
     try: act()
     except OSError as exc: assert exc.errno == 40, exc
     else: raise AssertionError("followed")
+from strongroom.guest.document import LeftEvidence
+class Hardware:
+    class quote: quote = b"a quote"
+    attest = lambda self, _: self.quote
+left = LeftEvidence(Hardware(), cvm._HOST / "link")
+left.attest(b"")
+assert not left.left
+left.place = cvm._HOST / "quote.bin"
+left.attest(b"")
+assert left.left and left.place.read_bytes() == b"a quote"
 assert os.listdir(cvm._SHARE) == [] and not os.path.ismount(cvm._SHARE)
 assert "tmpfs " + str(cvm._SHARE) not in open("/proc/self/mounts").read()
 os.execv("/bin/sh", ["sh", "-c", "ls /proc/self/fd/%d/ 2>&1 || echo out of reach" % cvm._HOST_FD])

@@ -1,4 +1,4 @@
-"""The private network of a job: who is no attested enclave of this very job gets no answer (T190 to T195, T340)."""
+"""The private network of a job: who is no attested enclave of the job gets no answer (T190 to T195, T340, T379)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import os
 import re
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -15,15 +17,20 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric import ec
-from tests.fakes.attest_parts import FakeAttester, Platform
+from cryptography.x509 import UnrecognizedExtension
+from tests.fakes.attest_parts import MEASUREMENT, FakeAttester, Platform
 
 from strongroom.attest import ratls
+from strongroom.attest.endorsement_files import write_bundle
 from strongroom.attest.evidence import MAX_EVIDENCE_BYTES, Evidence
+from strongroom.cli.attest import command as attest
 from strongroom.crypto import tls, x509
 from strongroom.errors import DeniedError, StrongroomError, UnavailableError
 from strongroom.guest import peers as peers_module
@@ -283,6 +290,38 @@ def test_evidence_of_the_largest_size_fits_a_handshake(ca: WorkloadCA) -> None:
         with client.wrap_socket(far) as sock, called.result(10) as accepted:
             for end in (sock, accepted):
                 assert len(end.getpeercert(binary_form=True) or b"") > size
+
+
+def test_T379_somebody_from_outside_looks_at_an_enclave(
+    ca: WorkloadCA, driver: tuple[str, list[int]], tmp_path: Path
+) -> None:
+    # As docs/guides/cluster.md says; then the host answers with what it took from there, under a key of its own.
+    policy = {"kind": "all_of", "policies": [
+        {"kind": "measurement", "values": [MEASUREMENT.hex()]}, {"kind": "job_digest", "values": [JOB]},
+        {"kind": "unsafe_accept_simulated"},
+    ]}  # fmt: skip
+    (tmp_path / "policy.json").write_text(json.dumps(policy))
+    write_bundle(tmp_path / "bundle.json", PLATFORM.pki.anchor(), [PLATFORM.pki.endorsements(NOW)])
+
+    def looked_at(port: int) -> str:
+        line = f"import ssl; print(ssl.get_server_certificate(('127.0.0.1', {port})))"
+        done = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, check=True, timeout=30)
+        (tmp_path / "guest.pem").write_text(done.stdout)
+        words = ["verify", "guest.pem", "--policy", "policy.json", "--endorsements", "bundle.json"]
+        names = [str(tmp_path / word) if word.endswith((".pem", ".json")) else word for word in words]
+        return CliRunner().invoke(attest, names, standalone_mode=False).stdout
+
+    said = looked_at(int(driver[0].rpartition(":")[2]))
+    assert said.startswith("ACCEPTED")
+    assert f"the evidence names its key and its job, {JOB}" in said
+    genuine = x509.certificate_from_pem((tmp_path / "guest.pem").read_text())
+    taken = genuine.extensions.get_extension_for_oid(ratls.EXTENSION).value
+    assert isinstance(taken, UnrecognizedExtension)
+    stranger = _shows(ca, taken.value)  # from the right authority even
+    stranger.lead()
+    said = looked_at(int(stranger.start(tunnel.open_interface(stranger.address)).rpartition(":")[2]))
+    assert said.startswith("REFUSED")
+    assert "FAIL  RA-TLS" in said
 
 
 def test_T191_a_worker_is_not_led_to_a_strangers_driver(ca: WorkloadCA, interfaces: _Interfaces) -> None:

@@ -1,8 +1,9 @@
-"""One test per threat to enclaves built for SGX (docs/threat-model.md, T220 to T229, T274, T275, T325 and T326)."""
+"""One test per threat to enclaves built for SGX (T220 to T229, T274, T275, T325, T326, T377, T378)."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import tomllib
 from collections.abc import Callable
@@ -14,22 +15,24 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from tests.fakes.attest_parts import JOB, Platform, gramine_folder, occlum_ioctl
+from tests.fakes.attest_parts import JOB, NOW, REPORT_DATA, FakeAttester, Platform, gramine_folder, occlum_ioctl
 from tests.fakes.gramine_schema import refusals
 from tests.fakes.occlum_schema import bom_files, refusals_of_bom
 
 from strongroom._secret import SecretBytes
+from strongroom.attest import ratls
 from strongroom.attest.attesters.gramine import GramineAttester
 from strongroom.attest.attesters.occlum import OcclumAttester
 from strongroom.attest.binding import init_data_digest, job_init_data
-from strongroom.attest.claims import check_init_data
+from strongroom.attest.claims import check_init_data, check_report_data
+from strongroom.attest.evidence import Evidence
 from strongroom.attest.handshake import AttestRequest, tee_pubkey
 from strongroom.attest.sigstruct import Sigstruct
 from strongroom.cli.requests import _job
 from strongroom.crypto.keys import StaticKeyRing
 from strongroom.errors import EvidenceError, InputError, UnavailableError, VerificationError
 from strongroom.guest import libos
-from strongroom.guest.document import Report
+from strongroom.guest.document import LeftEvidence, Report
 from strongroom.guest.main import attempt
 from strongroom.guest.session import Grant
 from strongroom.jobs.enclaves.gramine import render_manifest
@@ -309,3 +312,43 @@ def test_T326_occlum_quotes_other_report_data_or_none(tmp_path: Path) -> None:
             OcclumAttester(device, occlum_ioctl(lambda _data, junk=junk: junk)).attest(bytes(64))  # type: ignore[misc]
     padded = occlum_ioctl(lambda _data: quote + bytes(100))  # a quoting service that says more room than it needs
     assert OcclumAttester(device, padded).attest(bytes(64)).quote == quote
+
+
+def test_T377_the_host_chooses_where_the_guests_evidence_is_left(tmp_path: Path) -> None:
+    own, place = tmp_path / "own", tmp_path / "quote.bin"
+    for name, make in {
+        "link": lambda: place.symlink_to(own),
+        "folder": place.mkdir,
+        "pipe": lambda: os.mkfifo(place),  # an open that waits for its reader would never end
+        "elsewhere": lambda: None,
+    }.items():
+        own.write_text("the guest's")
+        make()
+        left = LeftEvidence(FakeAttester(), place if name != "elsewhere" else tmp_path / "none" / "quote.bin")
+        assert left.attest(REPORT_DATA).quote == FakeAttester().attest(REPORT_DATA).quote  # sent all the same
+        assert own.read_text() == "the guest's", name
+        assert not left.left
+        error: dict[str, object] = {"code": "endorsement", "hint": "the log says why"}
+        left.explain(error)
+        assert error["hint"] == "the log says why"  # no file is named that is not there
+        if name != "elsewhere":
+            place.rmdir() if name == "folder" else place.unlink()
+    left = LeftEvidence(FakeAttester(), place)
+    sent = [left.attest(data).quote for data in (REPORT_DATA, bytes(64))]
+    assert place.read_bytes() == sent[0] != sent[1]  # the first, once
+
+
+def test_T378_evidence_that_a_guest_left_is_shown_by_another(tmp_path: Path) -> None:
+    ours, theirs = (ec.generate_private_key(ec.SECP256R1()).public_key() for _ in range(2))
+    first = AttestRequest(nonce="n" * 16, tee_pubkey=tee_pubkey(ours, None), evidence={})
+    LeftEvidence(FakeAttester(), tmp_path / "quote.bin").attest(first.report_data())
+    quote = Evidence(tee="sgx", quote=(tmp_path / "quote.bin").read_bytes())
+    claims = Platform().verifier.verify(quote, Platform().endorsements(), now=NOW)
+    check_report_data(claims, first.report_data())
+    for later in (replace(first, nonce="m" * 16), replace(first, tee_pubkey=tee_pubkey(theirs, None))):
+        with pytest.raises(VerificationError, match="report data: expected"):
+            check_report_data(claims, later.report_data())
+    again = FakeAttester(report_data=first.report_data())  # in a certificate of their own it is as little worth
+    extension = ratls.make_extension(theirs, again, nonce=b"m", texts={"strongroom-job": "sha256:" + "1" * 64})
+    with pytest.raises(VerificationError, match="report data: expected"):
+        ratls.verify_extension(extension, theirs, lambda _: claims, nonce=b"m", job="sha256:" + "1" * 64)

@@ -451,6 +451,8 @@ def test_T279_a_trust_service_that_is_not_the_code_its_owner_looked_at(
     client = _owner_client(house, tmp_path, monkeypatch)
     shown = ask(client.send)
     assert (_failing(house, shown), shown.locked) == ("", False)
+    unproven = judge_service(shown, _identity(house), SERVICE, [], now=datetime.now(UTC))
+    assert (unproven.accepted, "attest endorsements fetch quote.bin" in unproven.hint) == (False, True)
     earlier = wire.last("/evidence")
 
     # The evidence of another enclave of the same code, and of an earlier question, are for another key and nonce.

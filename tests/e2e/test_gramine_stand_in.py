@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 from tests.conftest import STRONGROOM, stop_service
 from tests.fakes import gramine_stand_in as gramine
 from tests.fakes import occlum_stand_in as occlum
 from tests.fakes.enclave_shell import Enclave, make_enclave
 from tests.fakes.java_support import jars
+from tests.fakes.maker_services import Makers, serving
 from tests.fakes.stock_kbs import StockKBS
 
 from strongroom.attest.endorsement_files import write_bundle
@@ -104,6 +106,7 @@ def test_a_python_job_from_build_to_result(shop: Enclave) -> None:
     assert len(measurement) == 64
     # A policy for hardware does not take simulated evidence, whatever the measurement.
     shop.run("policy", "set", "sales", "--allow", "job.toml")
+    _first_run_on_another_machine(shop, bundle, measurement)
     report, _ = _run(shop, bundle)
     assert (report["status"], report["error"]["code"]) == ("refused", "appraisal")
     assert "root: expected hardware, got simulated" in report["error"]["message"]
@@ -119,6 +122,43 @@ def test_a_python_job_from_build_to_result(shop: Enclave) -> None:
     (bundle / "root" / "app" / "app.py").write_text("print(1)")
     with pytest.raises(AssertionError, match=r"root/app/app\.py"):  # what Gramine does: the file does not open
         _run(shop, bundle)
+
+
+def _first_run_on_another_machine(shop: Enclave, bundle: Path, measurement: str) -> None:
+    # As docs/hardware-untested.md says, with another simulated platform in the place of the hardware.
+    now, quote = datetime.now(UTC), bundle / "launch" / "quote.bin"
+    other = SimulatedPKI.create(b"other".ljust(32), now=now)
+
+    def refused() -> dict[str, Any]:
+        report, _ = _run(shop, bundle, lambda folder, _seed: gramine.run(folder, b"other".ljust(32)))
+        assert report["status"] == "refused"
+        error = report["error"]
+        assert isinstance(error, dict)
+        return error
+
+    error = refused()
+    assert error["code"] == "verification"
+    assert "take launch/quote.bin to it, `strongroom attest endorsements fetch quote.bin`" in error["hint"]
+    shown = shop.run("attest", "show", str(quote), check=False).stdout
+    assert measurement[:60] in shown
+    assert "FAIL  verification: root: expected one of" in shown
+    anchor = ("--anchor", str(shop.folder / "other.pem"))
+    (shop.folder / "other.pem").write_bytes(other.root.public_bytes(Encoding.PEM))
+    with serving(Makers(intel={("sgx", "standard"): other.endorsements(now)})) as makers:
+        fetched = shop.run("attest", "endorsements", "fetch", str(quote), "--from", makers.url, *anchor).stderr
+    assert f"{quote} verifies with it, TCB status UpToDate" in fetched
+    shop.run(
+        "service",
+        "trust",
+        str(shop.workspace.service_folder / "endorsements" / "sgx-53494d000000-platform.json"),
+        *anchor,
+    )
+    error = refused()
+    assert error["code"] == "appraisal"
+    assert "root: expected hardware, got simulated" in error["message"]
+    shop.run("policy", "requests")
+    shop.run("policy", "dismiss", str(error["details"]["request"]))
+    shop.run("service", "distrust", other.anchor().fingerprint)
 
 
 def test_a_python_job_under_occlum(shop: Enclave) -> None:

@@ -11,6 +11,7 @@ import pytest
 from tests.conftest import STRONGROOM, stop_service
 from tests.fakes.enclave_shell import Enclave
 
+from strongroom.attest.quote import parse_quote
 from strongroom.client.setup import create_workspace
 
 pytestmark = pytest.mark.e2e
@@ -108,6 +109,12 @@ def test_a_service_makes_itself_in_its_enclave_for_an_owner_who_looks_first(tmp_
             assert time.monotonic() < limit
             time.sleep(0.05)
         words = ["service", "verify", "--measurement", shell.run("service", "measure").stdout.strip()]
+        looked = [*words, "--identity", str(made / "identity.pem"), "--out", str(mine / "quote.bin")]
+        refused = shell.run(*looked, check=False)
+        assert "root\n          expected one of none" in refused.stdout
+        assert "`strongroom attest endorsements fetch quote.bin --out bundle.json`" in refused.stdout
+        assert f"wrote {mine / 'quote.bin'}" in refused.stderr
+        assert parse_quote((mine / "quote.bin").read_bytes())["body.mr_enclave"].hex() == words[-1]
         words += ["--endorsements", str(made / "service" / "endorsements" / "simulated.json")]
         first = [*words, "--identity", str(made / "identity.pem"), "--pin"]
         assert "REFUSED" in shell.run(*first, check=False).stdout

@@ -16,6 +16,7 @@ from tests.fakes.snp_parts import DER, MILAN
 from tests.fakes.tsm_tree import Entry, TsmTree, mounted
 from tests.servers.packages import need_fuse
 
+from strongroom.attest.attesters import Attester
 from strongroom.attest.attesters.simulated import SimulatedAttester
 from strongroom.attest.attesters.tsm import TsmAttester
 from strongroom.attest.binding import JOB_FILE, expected_register, init_data_digest, job_init_data
@@ -25,6 +26,7 @@ from strongroom.attest.snp import CERTIFICATES, certificate_table, parse_report
 from strongroom.errors import EvidenceError, InputError, UnavailableError
 from strongroom.guest import cvm
 from strongroom.guest.cvm import serve
+from strongroom.guest.document import LeftEvidence
 
 PLATFORM = Platform()
 
@@ -162,15 +164,17 @@ def test_process_one_binds_the_job_where_whoever_launched_the_machine_did_not(
     assert "RTMR3 cannot be extended: No such file" in capsys.readouterr().err
 
 
-def test_guest_gets_its_evidence_from_process_one(tree: TsmTree, attester: TsmAttester) -> None:
+def test_guest_gets_its_evidence_from_process_one(tree: TsmTree, attester: TsmAttester, tmp_path: Path) -> None:
     assert attester.tee == "snp"
     mine, theirs = socket.socketpair()
     ended: list[object] = []
-    thread = threading.Thread(target=lambda: ended.append(serve(theirs, attester)))
+    left = LeftEvidence(attester, tmp_path / "quote.bin")
+    thread = threading.Thread(target=lambda: ended.append(serve(theirs, left)))
     thread.start()
     guest = SimulatedAttester(mine, attester.tee)
     evidence = guest.attest(REPORT_DATA)
     assert (guest.tee, evidence.tee, parse_report(evidence.quote)["report_data"]) == ("snp", "snp", REPORT_DATA)
+    assert (tmp_path / "quote.bin").read_bytes() == evidence.quote
     tree.answer = lambda _data: snp(bytes(64))
     with pytest.raises(UnavailableError, match="carries other report data"):
         guest.attest(REPORT_DATA)
@@ -182,6 +186,35 @@ def test_guest_gets_its_evidence_from_process_one(tree: TsmTree, attester: TsmAt
     mine, theirs = socket.socketpair()
     mine.close()
     assert serve(theirs, attester)["status"] == "failed"
+
+
+def test_what_is_not_believed_names_the_evidence_that_was_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tree: TsmTree, attester: TsmAttester
+) -> None:
+    (tmp_path / "launch.json").write_text('{"service": "https://10.0.2.2:8701"}')
+    (tmp_path / "init-data.toml").write_text(job_init_data({**JOB, "sandbox": {}}))
+    for name in ("_mount", "_load_modules", "_bring_up", "_pass_on"):
+        monkeypatch.setattr(cvm, name, lambda *_: None)
+    monkeypatch.setattr(socket, "sethostname", lambda _: None)
+    monkeypatch.setattr(cvm, "_mount_all", lambda _: 1000)
+    monkeypatch.setattr(cvm, "TsmAttester", lambda: attester)
+    monkeypatch.setattr(cvm, "_JOB", tmp_path)
+    monkeypatch.setattr(cvm, "_HOST", tmp_path)
+
+    def guest(given: Attester, _user: int, *, network: bool) -> dict[str, object]:
+        assert not network
+        given.attest(REPORT_DATA)
+        return {"status": "refused", "error": {"code": codes[-1], "hint": "its log says why"}}
+
+    monkeypatch.setattr(cvm, "_guest", guest)
+    codes = []
+    for code, named in (("endorsement", True), ("verification", True), ("appraisal", False), ("unavailable", False)):
+        codes.append(code)
+        error = cvm._run()["error"]
+        assert isinstance(error, dict)
+        assert error["hint"].startswith("its log says why")
+        assert ("`strongroom attest endorsements fetch quote.bin`" in error["hint"]) == named
+    assert parse_report((tmp_path / "quote.bin").read_bytes())["report_data"] == REPORT_DATA
 
 
 def test_sealing_key(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from strongroom._unix import write_whole
 from strongroom.attest.appraisal import AllOf, Measurement, NotDebug, Policy, TcbStatus, UnsafeAcceptSimulated
 from strongroom.cli import output
 from strongroom.cli.common import epilog, json_option, workspace
@@ -30,6 +31,10 @@ _HINTS = {
     "root_key": "whoever owns the machine has its identity too: `strongroom service rotate-root --kind shares`, of a "
     "service that was set up on a machine of your own",
 }
+_FETCH = (
+    "if endorsements for its machine are missing: `--out quote.bin`, `strongroom attest endorsements fetch quote.bin "
+    "--out bundle.json`, `--endorsements bundle.json`"
+)
 _OTHER = "compare it with your own build of the service, and give this one nothing meanwhile"
 
 
@@ -50,6 +55,7 @@ def measure(as_json: bool) -> None:
     "verify",
     epilog=epilog(
         "strongroom service verify --measurement 89d2957f... --pin",
+        "strongroom service verify --measurement 89d2957f... --out quote.bin",
         "strongroom service verify --policy service.json --endorsements sgx-00906ed50000.json",
         "strongroom service verify --measurement 89d2957f... --identity identity.pem --pin",
         "strongroom service verify --measurement $(strongroom service measure) --unsafe-accept-simulated",
@@ -67,6 +73,11 @@ def measure(as_json: bool) -> None:
     type=click.Path(path_type=Path),
     help="At first: identity.pem of the service that was made for you (`owner request --first`).",
 )
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Write its evidence here, accepted or not: `attest endorsements fetch` takes it.",
+)
 @click.option("--pin", is_flag=True, help="If accepted: expect it at every connection of this workspace from now on.")
 @json_option
 def verify(
@@ -76,6 +87,7 @@ def verify(
     settings: dict[str, str],
     unsafe_accept_simulated: bool,
     identity: Path | None,
+    out: Path | None,
     pin: bool,
     as_json: bool,
 ) -> int:
@@ -94,9 +106,13 @@ def verify(
             hint="`strongroom owner request --first` makes one",
         )
     policy = _policy(measurement, policy_file, unsafe_accept_simulated)
-    choices = trusted_choices(bundle, settings, of_service=False)
+    none_here = bundle is None and here.service != "" and not here.service.startswith("/")  # it is on another machine
+    choices = [] if none_here else trusted_choices(bundle, settings, of_service=False)
     with first_look(here, identity) if identity else nullcontext(here) as looked:
         shown = ask(OwnerClient(looked).send)
+        if out is not None:
+            write_whole(out, shown.evidence.quote)
+            output.say(f"wrote {out}: what the service showed, {shown.evidence.tee}; nothing of it is believed yet")
         admin = here.owner if identity else ""
         verdict = judge_service(shown, looked.identity, policy, choices, now=datetime.now(UTC), admin=admin)
         if pin and verdict.accepted and verdict.claims is not None:
@@ -121,7 +137,7 @@ def judge_service(
     """Return the verdict on what a service showed: on its evidence under `policy`, and what the evidence is for."""
     verdict = judged(shown.evidence, policy, choices, now=now)
     if verdict.claims is None:
-        return verdict
+        return replace(verdict, hint=f"{verdict.hint}; {_FETCH}")
     try:
         own = shown.findings(verdict.claims, identity, now=now, admin=admin)
     except AttestationError as exc:

@@ -231,7 +231,8 @@ class HTTPSConnection:
             self.close()
             raise UnavailableError(
                 f"the trust service at {self.address} does not answer: {exc}",
-                hint="start it with `strongroom service start`, or check the address",
+                hint="start it with `strongroom service start`, or, for guests who come over a network, `strongroom "
+                "service run --listen HOST:PORT`; or check the address",
             ) from exc
         if len(content) > self.max_reply_bytes:
             self.close()

@@ -3,7 +3,7 @@
 1. load the modules that lie beside; 2. mount what a Linux system has, enclave memory, and the host's folders (sealed
 data, and one with the service's address); 3. bring the network up; 4. pass the guest's connections on to the trust
 service, so that a program without network has none; 5. run the guest, as in a sandbox, under a user of its own, and
-fetch it evidence from the kernel; 6. say how it ended, and power off.
+fetch it evidence from the kernel, the first of which the host gets too; 6. say how it ended, and power off.
 
 The guest is the first of its own process namespace: the kernel ends with it whatever the program left running. The
 host's folder is mounted nowhere by then: names that a program looks up in there would be words to the host.
@@ -33,7 +33,7 @@ from strongroom.attest.attesters import Attester
 from strongroom.attest.attesters.tsm import TDX_REGISTERS, TsmAttester, bind_at_runtime
 from strongroom.attest.binding import JOB_FILE, init_data_digest, parse_init_data
 from strongroom.errors import InputError, StrongroomError, UnavailableError
-from strongroom.guest.document import volumes
+from strongroom.guest.document import LeftEvidence, volumes
 
 __all__ = ["main", "serve"]
 
@@ -103,7 +103,11 @@ def _run() -> dict[str, object]:
     (_JOB / "launch.json").write_text(json.dumps(said))
     attester = TsmAttester()
     _bind(attester, init_data)
-    return _guest(attester, user, network=_flag(document, "sandbox", "network"))  # 5.
+    left = LeftEvidence(attester, _HOST / "quote.bin")
+    ended = _guest(left, user, network=_flag(document, "sandbox", "network"))  # 5.
+    if isinstance(error := ended.get("error"), dict):
+        left.explain(error)
+    return ended
 
 
 def _bind(attester: Attester, init_data: str, registers: Path = TDX_REGISTERS) -> None:

@@ -1,13 +1,19 @@
-"""What the guest reads from the job document and says about the job at its end."""
+"""What the guest reads from the job document, and leaves for the operator: its evidence, and how the job ended."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from strongroom.errors import InputError, StrongroomError
+from strongroom._secret import SecretBytes
+from strongroom.attest.attesters import Attester
+from strongroom.attest.evidence import Evidence
+from strongroom.errors import EndorsementError, InputError, StrongroomError, VerificationError
 
-__all__ = ["Report", "column_keys", "kbs_volumes", "service_volumes", "texts", "volumes"]
+__all__ = ["LeftEvidence", "Report", "column_keys", "kbs_volumes", "service_volumes", "texts", "volumes"]
 
 
 @dataclass(slots=True)
@@ -23,6 +29,52 @@ class Report:
         """Record what went wrong."""
         self.status = status
         self.error = {"code": error.code, "message": str(error), "hint": error.hint, "details": error.details}
+
+
+@dataclass(slots=True)
+class LeftEvidence:
+    """An attester whose first evidence is left for the host: who fetches endorsements needs one quote of the machine.
+
+    It says what every reader of the quote learns, and is worth nothing to them: what it binds is one nonce, which the
+    service takes once, and a key of this guest's. It is written before it is sent, so also by a guest that is refused.
+
+    Attributes:
+        attester: Makes the evidence.
+        place: The host's: a link there is not followed, and a host that takes no file gets none.
+        left: Whether it is there.
+    """
+
+    attester: Attester
+    place: Path
+    left: bool = False
+
+    @property
+    def tee(self) -> str:
+        """As the attester's."""
+        return self.attester.tee
+
+    def sealing_key(self) -> SecretBytes:
+        """As the attester's."""
+        return self.attester.sealing_key()
+
+    def attest(self, report_data: bytes) -> Evidence:
+        """As the attester's; leave the first."""
+        evidence = self.attester.attest(report_data)
+        if not self.left:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK
+            with contextlib.suppress(OSError), open(os.open(self.place, flags, 0o644), "wb") as file:
+                file.write(evidence.quote)
+                self.left = True
+        return evidence
+
+    def explain(self, error: dict[str, object]) -> None:
+        """Say in a report's error what the evidence is for, if it was not believed."""
+        if self.left and error.get("code") in (EndorsementError.code, VerificationError.code):
+            error["hint"] = (
+                f"{error.get('hint')}; if it has no endorsements for this machine, or does not trust their root: take "
+                f"launch/{self.place.name} to it, `strongroom attest endorsements fetch {self.place.name}`, and "
+                "`strongroom service trust` as that says"
+            )
 
 
 def volumes(document: Mapping[str, object]) -> list[dict[str, object]]:

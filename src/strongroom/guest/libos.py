@@ -31,7 +31,7 @@ from strongroom.attest.attesters.occlum import DEVICE, OcclumAttester
 from strongroom.errors import DeniedError, InputError, StrongroomError, UnavailableError
 from strongroom.guest import apart
 from strongroom.guest.agent import KeyAgent
-from strongroom.guest.document import Report, service_volumes, texts
+from strongroom.guest.document import LeftEvidence, Report, service_volumes, texts
 from strongroom.guest.document import column_keys as keys_of
 from strongroom.guest.document import volumes as volumes_of
 from strongroom.guest.kbs import outward, receive_kbs
@@ -61,11 +61,16 @@ JOB_FOLDER, CODE_FOLDER, LAUNCH = Path("/strongroom/job"), Path("/app"), Path("/
 
 
 def main() -> NoReturn:
-    """Run the job and exit with the program's exit code, or 1 if it did not run; say how in launch/report.json."""
+    """Run the job and exit with the program's exit code, or 1 if it did not run; say how in launch/report.json.
+
+    The first evidence is left beside it, as quote.bin.
+    """
     log.configure()
     report = Report()
     occlum = DEVICE.exists()  # in the file system of the LibOS, where the host puts nothing
-    attempt(report, lambda: _boot(report, OcclumAttester() if occlum else GramineAttester(), occlum))
+    attester = LeftEvidence(OcclumAttester() if occlum else GramineAttester(), LAUNCH / "quote.bin")
+    attempt(report, lambda: _boot(report, attester, occlum))
+    attester.explain(report.error)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     said = {"status": report.status, "exit_code": report.exit_code, "error": report.error, "details": report.details}
     if report.error:

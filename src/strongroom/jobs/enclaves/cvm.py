@@ -267,7 +267,7 @@ def _scripts(machine: Cvm, digest: bytes, volumes: list[tuple[str, str]]) -> dic
         "tdx": f'-object \'{{"qom-type":"tdx-guest","id":"tee","mrconfigid":"{config}",'
         '"quote-generation-socket":{"type":"vsock","cid":"2","port":"4050"}}\'',
     }
-    irqchip = {"snp": "", "tdx": ",kernel-irqchip=split"}
+    irqchip = {"snp": "", "tdx": ",kernel-irqchip=split,hpet=off"}  # as every launch of a TD that is known to work
     processor = {"snp": machine.vcpu_type, "tdx": "host"}
     scripts = {}
     for tee, thing in objects.items():

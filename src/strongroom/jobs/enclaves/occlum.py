@@ -43,7 +43,7 @@ _REMAINING = (
     "take {folder} to a machine with SGX, DCAP and Occlum 0.30.1 or 0.31 (its images occlum/occlum have it)",
     "there: occlum new instance && cp Occlum.json instance/ && cd instance",
     "there: rm -rf image && copy_bom -f ../bom.yaml --root image --include-dir /opt/occlum/etc/template",
-    "there: occlum build --sign-key ../signer.pem, then `occlum print mrenclave`: the measurement of the policy",
+    "there: openssl genrsa -3 -out ../key.pem 3072 && occlum build --sign-key ../key.pem && occlum print mrenclave",
     "to run: in instance, occlum run {entry}; then launch/report.json says how it went",
 )
 
