@@ -154,7 +154,8 @@ def test_a_stock_client_in_an_snp_guest_fetches_a_key(house: House, release: str
     client = StockClient(house, KEYS["RSA-OAEP-256"](), "RSA-OAEP-256", job, tee="snp")
     client.release = release
     assert client.handshake().status == 200
-    allow(house, {"kind": "snp_measurement", "values": [SNP_MEASUREMENT.hex()]})
+    own = {"kind": "root", "values": [AMD.anchor.fingerprint]}
+    allow(house, {"kind": "all_of", "policies": [{"kind": "snp_measurement", "values": [SNP_MEASUREMENT.hex()]}, own]})
     assert client.decrypt(client.resource(house.owner, "key", "sales"))["name"] == "sales"
     client.evidence = lambda report_data, _digest: StockClient.evidence(client, report_data, bytes(32))  # type: ignore[method-assign]
     assert client.handshake().code == "verification", "another job"

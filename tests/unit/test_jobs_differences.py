@@ -38,8 +38,8 @@ def test_a_bundle_that_is_none_is_named(name: str, text: str, tmp_path: Path) ->
 @pytest.mark.parametrize("name", ["measured.json", "reference.json", "job.json"])
 @pytest.mark.parametrize("value", ["[" * 600 + "]" * 600, '{"a":' * 600 + "1" + "}" * 600, "9" * 400, '"\\ud800"'])
 def test_T387_a_bundle_that_nobody_can_walk_or_print_is_refused(name: str, value: str, tmp_path: Path) -> None:
-    for file in ("job.json", "reference.json"):
-        (tmp_path / file).write_text("{}")
+    (tmp_path / "job.json").write_text("{}")
+    (tmp_path / "reference.json").write_text('{"measurement": "00", "places": {}}')
     (tmp_path / name).write_text('{"measurement": "00", "places": ' + value + "}")
     with pytest.raises(InputError, match=r"nested more than 32|2\*\*53|UTF-8"):
         read_build(tmp_path)
