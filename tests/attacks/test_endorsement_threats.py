@@ -96,7 +96,7 @@ def test_T262_an_older_revocation_list_hides_nothing_beside_a_newer_one(later: i
     evidence, verifier = Evidence(tee="sgx", quote=intel.quote), Platform().verifier
     verify_any(evidence, [(verifier, old)], now=NOW)
     both = [(verifier, old), (verifier, new)]
-    with pytest.raises(EndorsementError, match="revoked: SGX PCK Certificate"):
+    with pytest.raises(EndorsementError, match=r"revoked: .*SGX PCK Certificate"):
         verify_any(evidence, both[::-1] if later else both, now=NOW)
     newer = case("sgx3", tcb_eval_number=2, tcb_status="OutOfDate").endorsements
     found = [(verifier, one) for one in ((newer, intel.endorsements) if later else (intel.endorsements, newer))]

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from tests.fakes.attest_parts import JOB, MEASUREMENT, FakeAttester, Platform, make_pki
-from tests.fakes.quote_parts import PKI, case, tee
+from tests.fakes.quote_parts import FORMATS, PKI, case, tee
 from tests.fakes.second_verifier import STATUSES
 from tests.fakes.service_parts import ratls_extension
 from tests.fakes.snp_parts import Maker
@@ -106,7 +106,7 @@ def _verify(
 
 
 @pytest.mark.parametrize("status", STATUSES)
-@pytest.mark.parametrize("name", ["sgx3", "sgx4", "sgx5", "tdx4", "tdx5", "tdx5-1.5"])
+@pytest.mark.parametrize("name", FORMATS)
 def test_every_status_has_a_verdict_that_explains_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, status: str
 ) -> None:
@@ -127,7 +127,19 @@ def test_every_status_has_a_verdict_that_explains_itself(
     if status == "Revoked":
         assert value["root"] is None
         assert page.startswith("REFUSED: nothing is proven, so the policy was not asked")
+        assert (value["tcb_status"], value["advisory_ids"]) == ("Revoked", advisories)
+        level = value["tcb_levels"]["platform"]
+        assert (level["status"], level["date"], level["advisories"]) == ("Revoked", "2024-01-01T00:00:00Z", advisories)
+        assert {"platform", "qe"} <= set(value["tcb_levels"])
+        assert list(failed) == ["tcb_status"]
+        assert failed["tcb_status"]["expected"] == "levels that are not Revoked"
+        got = r"platform level of 2024-01-01.* Revoked; advisories: INTEL-SA-00615"
+        assert re.fullmatch(got, failed["tcb_status"]["got"])
+        assert re.search(
+            r"platform +Revoked\nadvisories +INTEL-SA-00615\nlevels +platform Revoked as of 2024-01-01", page
+        )
         return
+    assert value["tcb_levels"] is None
     assert (value["root"], value["tcb_status"], value["advisory_ids"]) == ("simulated", status, advisories)
     assert failed["tcb_status"]["expected"] == "UpToDate"
     assert failed["tcb_status"]["got"] == f"{status} (INTEL-SA-00615)"
@@ -142,6 +154,67 @@ def test_every_status_has_a_verdict_that_explains_itself(
         "expected hardware\n          got simulated"
         in _verify(tmp_path, case(name).quote, hardware, PKI.anchor(), given)[1]
     )
+
+
+def _relaunched(now: datetime, svn: int, configured: str) -> tuple[bytes, Endorsements]:
+    """Return a quote of a domain that a module of `svn` launched, level 3, while level 4, the newest, runs now."""
+    given = replace(case("tdx5-1.5"), endorsements=PKI.endorsements(now, tee="tdx", tcb_status=configured))
+    given = given.body(0, bytes([svn])).body(584, b"\4")
+
+    def levels(document: dict[str, Any]) -> None:
+        module = document["tdxModuleIdentities"][0]["tcbLevels"]
+        old = {"tcbStatus": "OutOfDate", "advisoryIDs": ["INTEL-SA-01234"]}
+        module[:] = [{**module[0], "tcb": {"isvsvn": 4}}, {**module[0], **old}]
+
+    given = given.document("tcb_info", levels)
+    return given.quote, given.endorsements
+
+
+@pytest.mark.parametrize(
+    ("configured", "status"),
+    [("UpToDate", "TDRelaunchAdvised"), ("ConfigurationNeeded", "TDRelaunchAdvisedConfigurationNeeded")],
+)
+def test_a_domain_whose_module_was_updated_under_it_is_told_to_start_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, configured: str, status: str
+) -> None:
+    _workspace(tmp_path, monkeypatch)
+    quote, endorsements = _relaunched(datetime.now(UTC), 3, configured)
+    strict = [WAIVER, POLICIES["tdx"]]
+    allowing = {"kind": "tcb_status", "allowed": [status], "advisories": ["INTEL-SA-01234"]}
+    for more, code in (([], 1), ([allowing], 0)):
+        policy = {"kind": "all_of", "policies": [*strict, *more]}
+        found, page, value = _verify(tmp_path, quote, policy, PKI.anchor(), [endorsements])
+        assert (found, value["tcb_status"], value["advisory_ids"]) == (code, status, ["INTEL-SA-01234"]), page
+        assert re.search(rf"platform +{status} as of 2024-01-01", page)
+    newest, endorsements = _relaunched(datetime.now(UTC), 4, "UpToDate")
+    assert _verify(tmp_path, newest, {"kind": "all_of", "policies": strict}, PKI.anchor(), [endorsements])[0] == 0
+
+
+@pytest.mark.parametrize("status", ["UpToDate", "OutOfDate", "ConfigurationNeeded", "OutOfDateConfigurationNeeded"])
+def test_every_status_of_snp_has_a_verdict_that_explains_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: str
+) -> None:
+    _workspace(tmp_path, monkeypatch)
+    maker, late, unchecked = Maker(now=datetime.now(UTC)), "OutOfDate" in status, "Configuration" in status
+    anchor = replace(maker.anchor, kind="simulated")
+    quote = maker.report(version=3, changes={0x40: b"\1"} if unchecked else {})
+    given, floor = [maker.endorsements()], f"19-01-1={replace(maker.tcb, snp=99) if late else maker.tcb}"
+    strict = {"kind": "all_of", "policies": [WAIVER, POLICIES["snp"]]}
+    code, page, value = _verify(tmp_path, quote, strict, anchor, given, "--minimum-tcb", floor)
+    assert (code, value["tcb_status"], value["advisory_ids"]) == (status != "UpToDate", status, [])
+    failed = [check for check in value["checks"] if not check["passed"]]
+    assert failed == [{"check": "tcb_status", "passed": False, "expected": "UpToDate", "got": status}][: len(failed)]
+    assert re.search(rf"platform +{status}\n", page)
+    said = value["claims"]["tcb"]
+    assert re.search(rf"versions +{re.escape(said)}\n", page)
+    assert ("reported_tcb: snp is 20, below 99" in said, "BadRAM" in said) == (late, unchecked), said
+    allowing = {"kind": "all_of", "policies": [*strict["policies"], {"kind": "tcb_status", "allowed": [status]}]}
+    assert _verify(tmp_path, quote, allowing, anchor, given, "--minimum-tcb", floor)[0] == 0
+    # What refuses before a policy is asked says it too, and no status where the signature does not hold.
+    no_smt = _verify(tmp_path, quote, strict, anchor, given, "--minimum-tcb", floor, "--no-smt")[2]
+    assert (no_smt["claims"], no_smt["tcb_status"], no_smt["advisory_ids"]) == (None, status, [])
+    altered = _verify(tmp_path, quote[:0x50] + b"x" + quote[0x51:], strict, anchor, given, "--minimum-tcb", floor)[2]
+    assert (altered["checks"][0]["check"], altered["tcb_status"]) == ("signature", None)
 
 
 def test_an_snp_report_has_a_verdict_and_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,9 @@ import hashlib
 import json
 import re
 import ssl
-from collections.abc import Sequence
-from dataclasses import dataclass
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -43,6 +44,7 @@ __all__ = [
     "bound",
     "failed",
     "judged",
+    "limits",
     "read_evidence",
     "read_policy",
     "trusted_choices",
@@ -67,6 +69,7 @@ _HINTS = {
     "minimum_evaluation": "fetch newer endorsements (`strongroom attest endorsements fetch`)",
     "job_digest": "name the job with --job, and compare it with the one that the policy allows",
 }
+_REACHED = ("tcb_status", "advisory_ids", "tcb_levels")
 _OTHER = "compare what was expected with the reference values of your build (`strongroom job build`)"
 
 
@@ -79,6 +82,7 @@ class Verdict:
         as_of: The owner named the time; it is not the time now.
         checks: Every comparison in order, up to the first that says the evidence is not true.
         hint: What to do about a refusal.
+        reached: Without claims: `tcb_status`, `advisory_ids` and `tcb_levels`, as far as signatures prove them.
     """
 
     evidence: Evidence
@@ -87,6 +91,7 @@ class Verdict:
     claims: Claims | None
     checks: tuple[Finding, ...]
     hint: str = ""
+    reached: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def accepted(self) -> bool:
@@ -112,8 +117,9 @@ class Verdict:
             "evidence_sha256": hashlib.sha256(self.evidence.quote).hexdigest(),
             "time": f"{self.now:%Y-%m-%dT%H:%M:%SZ}",
             "as_of": self.as_of,
-            "tcb_status": self.claims.tcb_status if self.claims else None,
-            "advisory_ids": list(self.claims.advisory_ids) if self.claims else None,
+            "tcb_status": self.claims.tcb_status if self.claims else self.reached.get("tcb_status"),
+            "advisory_ids": list(self.claims.advisory_ids) if self.claims else self.reached.get("advisory_ids"),
+            "tcb_levels": self.reached.get("tcb_levels"),
             "checks": [check.to_json() for check in self.checks],
             "hint": self.hint,
             "claims": self.claims.to_json() if self.claims else None,
@@ -138,6 +144,7 @@ class Verdict:
                 text.append(f"  pass  {check.check}: {check.got}")
             else:
                 text += [f"  FAIL  {check.check}", f"          expected {check.expected}", f"          got {check.got}"]
+        text += limits(self.claims)
         return text + (["", f"hint: {self.hint}"] if self.hint else [])
 
     def _facts(self) -> dict[str, str]:
@@ -148,10 +155,15 @@ class Verdict:
             "time": f"{self.now:%Y-%m-%dT%H:%M:%SZ}" + (", as --at says" if self.as_of else ""),
         }
         if (claims := self.claims) is None:
-            return text
+            levels = cast(Mapping[str, Mapping[str, str]], self.reached.get("tcb_levels") or {})
+            said = ", ".join(f"{part} {one['status']} as of {one['date'][:10]}" for part, one in levels.items())
+            status = str(self.reached.get("tcb_status") or "not known: no signature or no level says it")
+            advisories = ", ".join(cast(list[str], self.reached.get("advisory_ids") or []))
+            return text | {"platform": status, "advisories": advisories, "levels": said}
         machine = " or ".join(name.hex() for name in (claims.ppid, claims.piid, claims.chip_id) if name)
         return text | {
             "platform": claims.tcb_status + (f" as of {claims.tcb_date}" if claims.tcb_date else ""),
+            "versions": claims.tcb,
             "advisories": ", ".join(claims.advisory_ids) or "none",
             "edition": "" if claims.tcb_eval_number is None else f"{claims.tcb_eval_number} of the TCB info",
             "machine": machine,
@@ -184,7 +196,9 @@ def judged(
         claims = verify_any(evidence, choices, now=now)
     except AttestationError as exc:
         hint = exc.hint or "do not trust what sent this evidence"
-        return Verdict(evidence=evidence, now=now, as_of=as_of, claims=None, checks=(failed(exc),), hint=hint)
+        told = {name: exc.details[name] for name in _REACHED if name in exc.details}
+        check = failed(exc)
+        return Verdict(evidence=evidence, now=now, as_of=as_of, claims=None, checks=(check,), hint=hint, reached=told)
     held = f"for this platform, {'then' if as_of else 'now'}"
     checks = [
         Finding("signatures", "a chain to a trusted root", "hold, up to the root above", passed=True),
@@ -206,6 +220,13 @@ def judged(
     wrong = [check.check.rpartition(": ")[2] for check in checks if not check.passed]
     hint = "; ".join(dict.fromkeys(_HINTS.get(name, _OTHER) for name in wrong))
     return Verdict(evidence=evidence, now=now, as_of=as_of, claims=claims, checks=tuple(checks), hint=hint)
+
+
+def limits(claims: Claims | None) -> list[str]:
+    """Return what the measurement in `claims` does not cover, as lines of text."""
+    found = claims.limits if claims else ()
+    wrapped = [textwrap.wrap(one, 110, initial_indent="  - ", subsequent_indent="    ") for one in found]
+    return ["", "limits of what is measured:", *(line for lines in wrapped for line in lines)] if found else []
 
 
 def failed(exc: AttestationError) -> Finding:

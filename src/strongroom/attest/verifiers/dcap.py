@@ -40,8 +40,9 @@ from strongroom.attest.markers import SIMULATED_FMSPC
 from strongroom.attest.quote import Quote, parse_quote
 from strongroom.attest.verifiers import sgx
 from strongroom.attest.verifiers.chains import Chain, certified, issuers, tcb_info, tcb_signers
-from strongroom.attest.verifiers.refusals import Judged, classified
-from strongroom.errors import EndorsementError, EvidenceError, VerificationError
+from strongroom.attest.verifiers.checks import classified, judge, reached
+from strongroom.attest.verifiers.refusals import Judged
+from strongroom.errors import AttestationError, EndorsementError, EvidenceError, VerificationError
 
 __all__ = ["DCAPVerifier"]
 
@@ -83,7 +84,12 @@ class DCAPVerifier:
             # 5. dcap-qvl proves the rest. A TDX module of 1.5 may be replaced while domains run, by a newer one alone.
             judged = Judged(quote, chain, signers, endorsements, now)
             proven = self._proven(judged)
-            _check_running_module(quote)
+            try:
+                _check_pce(judged)
+                _check_running_module(quote)
+            except AttestationError as exc:
+                exc.details |= reached(judge(judged, self.anchor))
+                raise
             # 6. Claims are what the signatures cover.
             return _claims(judged, proven, self.anchor)
         except EndorsementError as exc:
@@ -115,13 +121,16 @@ class DCAPVerifier:
             else:
                 proven = json.loads(library(judged.quote.raw))
         except ValueError as exc:
-            raise classified(str(exc), judged) from exc
+            raise classified(str(exc), judged, self.anchor) from exc
         if not isinstance(proven, dict):
             raise VerificationError("dcap-qvl answered something that is not an object")
-        got, expected = judged.platform.pce_id.hex(), str(tcb_info(judged.endorsements).get("pceId")).lower()
-        if got != expected:
-            raise EndorsementError(f"pceid: expected {expected} of the TCB info, got {got}")
         return proven
+
+
+def _check_pce(judged: Judged) -> None:
+    got, expected = judged.platform.pce_id.hex(), str(tcb_info(judged.endorsements).get("pceId")).lower()
+    if got != expected:
+        raise EndorsementError(f"pceid: expected {expected} of the TCB info, got {got}")
 
 
 def _check_running_module(quote: Quote) -> None:
