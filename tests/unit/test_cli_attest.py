@@ -28,11 +28,11 @@ from strongroom.attest.endorsement_files import MAKERS, write_bundle
 from strongroom.attest.endorsements import INTEL_ROOT, Endorsements, TrustAnchor
 from strongroom.attest.quote import parse_quote, trimmed
 from strongroom.cli.attest import command
+from strongroom.cli.evidence import _known_roots
 from strongroom.cli.service import command as service
-from strongroom.cli.verdicts import _known_roots
 from strongroom.client.workspace import Workspace
 from strongroom.crypto.x509 import issue, new_csr, new_key, self_signed
-from strongroom.errors import EvidenceError, InputError
+from strongroom.errors import EndorsementError, EvidenceError, InputError
 from strongroom.kms.ca import WorkloadCA
 
 
@@ -359,6 +359,90 @@ def test_what_cannot_be_judged_is_refused_with_the_reason(tmp_path: Path, monkey
         assert value["hint"], name
 
 
+def _show(quote: Path, *more: str) -> tuple[int, dict[str, Any], str]:
+    """Return the exit status, checks by name with the limits, and the page of `attest show`."""
+    words = ["show", str(quote), *more]
+    page, found = (CliRunner().invoke(command, [*words, *form], standalone_mode=False) for form in ([], ["--json"]))
+    for done in (page, found):
+        if done.exception is not None:
+            raise done.exception
+    value = json.loads(found.stdout)
+    return found.return_value, {c["check"]: c for c in value["checks"]} | {"limits": value["limits"]}, page.stdout
+
+
+@pytest.mark.parametrize("kind", ["vcek", "vlek"])
+def test_T374_show_explains_a_report_without_a_floor_and_says_that_it_asked_for_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    _workspace(tmp_path, monkeypatch)
+    maker, quote = Maker(now=datetime.now(UTC)), tmp_path / "q"
+    folder = tmp_path / ".strongroom" / "service" / "endorsements"
+    write_bundle(folder / "own.json", maker.anchor, [maker.endorsements(kind)])
+    monkeypatch.setattr("strongroom.cli.evidence._known_roots", lambda *_: {(maker.anchor.fingerprint, "hardware")})
+    for changes, aliases in (({0x40: b"\x21"}, False), ({0x40: b"\1", 8: b"\0\0\x22"}, True)):  # the second behind CXL
+        quote.write_bytes(maker.report(kind, version=3, changes=changes))
+        status, checks, page = _show(quote)
+        assert status == 0, checks
+        assert checks["signatures and chain"]["detail"].startswith("hold, under the hardware maker's root")
+        assert ("BadRAM" in checks["endorsements"]["detail"]) is aliases
+        assert "UpToDate" not in page
+        assert checks["floor"]["passed"] is None
+        assert f"not asked of TCB {maker.tcb}" in checks["floor"]["detail"]
+        assert "  ----  floor: " in page
+        assert "limits of what is measured:\n  - launch digest: " in page
+        assert "Milan: whoever has a chip" in page
+    for altered, reason in (
+        (quote.read_bytes()[:-1], "report"),
+        (maker.report(kind, changes={8: b"\0\0\x0a"}), "bit 19"),
+    ):
+        quote.write_bytes(altered)
+        if reason == "report":
+            with pytest.raises(EvidenceError):
+                _show(quote)
+        else:
+            status, checks, page = _show(quote)
+            assert (status, reason in page, "floor" in checks, checks["limits"]) == (1, True, False, [])
+
+
+@pytest.mark.parametrize(("name", "words"), [("sgx3", "MRENCLAVE: "), ("tdx5-1.5", "RTMR0 to RTMR3: extended after")])
+def test_limits_of_what_is_measured_are_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("STRONGROOM_WORKSPACE", raising=False)
+    given, policy = [PKI.endorsements(datetime.now(UTC), tee=tee(name))], POLICIES[tee(name)]
+    _, page, value = _verify(tmp_path, case(name).quote, policy, PKI.anchor(), given)
+    status, checks, shown = _show(tmp_path / "q", "--endorsements", str(tmp_path / "e"))
+    assert status == 0
+    assert any(one.startswith(words) for one in value["claims"]["limits"])
+    assert checks["limits"] == value["claims"]["limits"]
+    for text in (page, shown):
+        assert f"\n  - {words}" in text
+    assert max(map(len, page.splitlines())) < 200
+
+
+def test_show_works_where_there_is_no_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("STRONGROOM_WORKSPACE", raising=False)
+    (tmp_path / "q").write_bytes(case("tdx4").quote)
+    status, checks, page = _show(tmp_path / "q")
+    assert status == 1, "nothing is proven"
+    assert "Measurement" in page
+    found = checks["signatures and chain"]
+    assert (found["passed"], found["detail"]) == (
+        None, "not checked: there is no workspace here, and no --endorsements",
+    )  # fmt: skip
+    write_bundle(tmp_path / "e", PKI.anchor(), [PKI.endorsements(datetime.now(UTC), tee="tdx")])
+    status, checks, page = _show(tmp_path / "q", "--endorsements", str(tmp_path / "e"))
+    assert (status, checks["signatures and chain"]["passed"]) == (0, True)
+    assert "under the SIMULATED root" in page
+    with pytest.raises(EndorsementError, match="are not readable"):
+        _show(tmp_path / "q", "--endorsements", str(tmp_path / "missing"))
+    write_bundle(tmp_path / "e", replace(PKI.anchor(), kind="hardware"), [])
+    with pytest.raises(InputError, match="expected Intel's, AMD's or a simulated one"):
+        _show(tmp_path / "q", "--endorsements", str(tmp_path / "e"))
+
+
 @pytest.mark.parametrize("kind", ["hardware", "simulated"])
 def test_T261_show_believes_no_root_that_only_a_file_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any
@@ -376,7 +460,7 @@ def test_T261_show_believes_no_root_that_only_a_file_names(
     status, checks = show()
     assert (status, set(checks)) == (1, {"length", "verification"})
     assert f"expected one of none, got {PKI.anchor().fingerprint[:16]}" in checks["verification"]["detail"]
-    monkeypatch.setattr("strongroom.cli.verdicts._known_roots", lambda *_: {(PKI.anchor().fingerprint, kind)})
+    monkeypatch.setattr("strongroom.cli.evidence._known_roots", lambda *_: {(PKI.anchor().fingerprint, kind)})
     assert show()[0] == 0
 
 
@@ -392,7 +476,7 @@ def test_T279_roots_that_a_service_lists_do_not_count_where_it_is_judged(
         def call(self, *_: str) -> dict[str, object]:
             return {"anchors": [{"fingerprint": "ab" * 32, "kind": "hardware"}]}
 
-    monkeypatch.setattr("strongroom.cli.verdicts.owner", Lists)
+    monkeypatch.setattr("strongroom.cli.evidence.owner", Lists)
     assert ("ab" * 32, "hardware") in _known_roots(here, True)
     assert ("ab" * 32, "hardware") not in _known_roots(here, False)
 

@@ -46,6 +46,25 @@ from strongroom.errors import AttestationError, EndorsementError, EvidenceError,
 
 __all__ = ["DCAPVerifier"]
 
+_MRENCLAVE = (
+    "MRENCLAVE: the enclave's pages and their rights as they were before it started; what it reads later only as far "
+    "as its code checks it (Gramine: trusted files, whose hashes are in the manifest that is measured)"
+)
+_CONFIGID = (
+    "CONFIGID, CONFIGSVN: chosen by whoever started the enclave, and not measured; MRSIGNER alone names a key, and no "
+    "code or version"
+)
+_MRTD = "MRTD: what the host put into memory before the domain started, which is its firmware; nothing later"
+_RTMRS = (
+    "RTMR0 to RTMR3: extended after the start, by firmware (0: its configuration and the host's ACPI tables, 1: the "
+    "kernel, 2: command line and first file system) and by the kernel and its programs (3); each is as true as the "
+    "code that measures, so all of them and MRTD have to be named; nothing that is read from a disk later"
+)
+_MRCONFIGID = (
+    "MRCONFIGID, MROWNER, MROWNERCONFIG: chosen by the host at launch, and not measured; they bind a job or name "
+    "somebody only where they are compared"
+)
+_LIMITS = {"sgx": (_MRENCLAVE, _CONFIGID), "tdx": (_MRTD, _RTMRS, _MRCONFIGID)}
 _FRESH = "fetch this platform's endorsements again; if they are current, the platform itself needs its maker's updates"
 
 
@@ -191,6 +210,7 @@ def _claims(judged: Judged, proven: Mapping[str, object], anchor: TrustAnchor) -
         cached_keys=pck.cached_keys,
         smt=pck.smt,
         rtmrs=tuple(quote[f"body.rtmr{i}"] for i in range(4)) if quote.tee == "tdx" else (),
+        limits=_LIMITS[quote.tee],
     )
 
 

@@ -194,7 +194,7 @@ def _leaf(report: SNPReport, endorsements: SNPEndorsements, ask: x509.Certificat
             chip, tcb = report["chip_id"].hex()[:16], report.tcb("reported_tcb")
             raise EndorsementError(
                 f"endorsements: no {report.signer.upper()} of chip {chip} for TCB {tcb}, and the report brings none",
-                hint="`strongroom attest endorsements fetch snp --report FILE` gets it",
+                hint="`strongroom attest endorsements fetch REPORT` gets it",
             )
         leaf = load_certificate("key", found)
     if leaf.issuer != ask.subject:
