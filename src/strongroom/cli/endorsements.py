@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import click
 
+from strongroom.attest.endorsement_files import SOON_DAYS, end_of, ends, read_folder
 from strongroom.cli import output
 from strongroom.cli.common import epilog, json_option, workspace
 from strongroom.errors import EndorsementError, InputError
@@ -21,9 +22,8 @@ if TYPE_CHECKING:
     from strongroom.attest.endorsements import TrustAnchor
     from strongroom.attest.evidence import Evidence
 
-__all__ = ["anchor_option", "command", "read_anchor", "snp_settings"]
+__all__ = ["anchor_option", "command", "read_anchor", "snp_settings", "state"]
 
-_SOON_DAYS = 7
 anchor_option = click.option(
     "--anchor", "anchor_file", type=click.Path(path_type=Path), help="Certificate of a root beside Intel's and AMD's."
 )
@@ -109,7 +109,7 @@ def fetch(
     known, proof = _known(folder, plan.file) if folder else None, Evidence(tee=plan.tee, quote=raw)
     wanted = renew or out or edition is not None or update == "early"
     if known is not None and not wanted and _holds(known, anchor_file, proof, now):
-        output.say(f"those at hand verify {evidence} and hold for more than {_SOON_DAYS} days: nothing fetched")
+        output.say(f"those at hand verify {evidence} and hold for more than {SOON_DAYS} days: nothing fetched")
         return
     found = plan.fetch(source, _text(ca_file), known)
     anchor = anchor_of(found, read_anchor(anchor_file))
@@ -258,7 +258,6 @@ def _known(folder: Path, name: str) -> AnyEndorsements | None:
 
 def _no_older(anchor: TrustAnchor, endorsements: AnyEndorsements, folder: Path | None) -> AnyEndorsements:
     # Proven to be the maker's, and no older than what is at hand; the service remembers more, and refuses on its own.
-    from strongroom.attest.endorsement_files import read_folder
     from strongroom.attest.verifiers.newest import Mark, newest
 
     seen: dict[str, Mark] = {}
@@ -274,7 +273,7 @@ def _holds(known: AnyEndorsements, anchor_file: Path | None, evidence: Evidence,
     from strongroom.attest.verifiers.choose import asking_nothing
     from strongroom.errors import AttestationError
 
-    if min(end for _, _, end in known.parts()) < now + timedelta(days=_SOON_DAYS):
+    if min(end for _, _, end in known.parts()) < now + timedelta(days=SOON_DAYS):
         return False
     try:
         anchor = anchor_of(known, read_anchor(anchor_file))
@@ -319,14 +318,20 @@ def _state(start: datetime, end: datetime, now: datetime) -> str:
         return f"EXPIRED {-days} days ago: fetch new ones"
     if now < start:
         return "not yet: is the clock right?"
-    return f"expires in {days} days: fetch new ones" if days < _SOON_DAYS else f"{days} days"
+    return f"expires in {days} days: fetch new ones" if days < SOON_DAYS else f"{days} days"
 
 
 def _say_end(endorsements: AnyEndorsements, now: datetime) -> None:
-    name, _, end = min(endorsements.parts(), key=lambda part: part[2])
-    days = (end - now).days
-    mark = "WARNING: " if days < _SOON_DAYS else ""
-    output.say(f"{mark}{name} holds until {end:%Y-%m-%d} ({days} days); nothing verifies with it after that")
+    text, days = end_of(endorsements, now)
+    output.say(f"{'WARNING: ' if days < SOON_DAYS else ''}{text}")
+
+
+def state(folder: Path, now: datetime) -> tuple[str, str] | None:
+    """Return whether the makers' endorsements in `folder` end soon and which, None if there are none."""
+    found = ends(read_folder(folder)[0], now)
+    soon = [text for days, text in found if days < SOON_DAYS]
+    fetch = "; `strongroom attest endorsements fetch QUOTE` gets new ones"
+    return ("WARNING" if soon else "ok", "; ".join(soon) + fetch if soon else found[0][1]) if found else None
 
 
 def _details(endorsements: AnyEndorsements) -> dict[str, object]:

@@ -165,7 +165,7 @@ def _check(check: str, whose: str, key: object, signature: bytes, signed: bytes)
 
 
 def _levels(quote: Quote, platform: Platform, info: Level, identity: Level) -> dict[str, Level]:
-    _equal("tcb_info", f"one of {quote.tee.upper()}", f"one of {info['id']}", EndorsementError)
+    _equal("tcb_info", f"one of {quote.tee.upper()}", f"one of {info['id']}")
     _equal("fmspc", str(info["fmspc"]).upper(), platform.fmspc.hex().upper())
     for status in {level["tcbStatus"] for level in info["tcbLevels"]} - _STATUSES:
         raise EndorsementError(f"tcb_info: expected statuses that Intel defines, got {status!r:.40}")
@@ -259,8 +259,10 @@ def _module_level(check: str, quote: Quote, info: Level, svn: bytes) -> Level | 
 
 def _enclave_level(quote: Quote, identity: Level) -> Level:
     # 4.1.2.4.14 and .15: the quoting enclave is Intel's, of a level that the identity names.
-    wanted = ("TD_QE" if quote.tee == "tdx" else "QE", 2)
-    _equal("qe_identity", "{} version {}".format(*wanted), f"{identity['id']} version {identity['version']}")
+    wanted, given = ("TD_QE" if quote.tee == "tdx" else "QE", 2), (identity["id"], identity["version"])
+    if given != wanted:
+        expected, got = ("{} version {}".format(*one) for one in (wanted, given))
+        raise EndorsementError(f"qe_identity: expected {expected}, got {got}")
     misc = quote["qe_report.misc_select"][::-1]  # written as a number
     _masked("qe_miscselect", "MISCSELECT", misc, identity["miscselect"], identity["miscselectMask"])
     attributes, mask = quote["qe_report.attributes"], identity["attributesMask"]
