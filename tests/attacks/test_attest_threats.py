@@ -49,7 +49,7 @@ def test_T01_quote_of_another_measurement() -> None:
 
 
 def test_T02_debug_enclave() -> None:
-    with pytest.raises(VerificationError, match="Debug"):
+    with pytest.raises(VerificationError, match="debug: expected a production enclave"):
         PLATFORM.claims(debug=True)
     claims = replace(PLATFORM.claims(), debug=True)  # and if a verifier let it through
     with pytest.raises(AppraisalError, match="debug: expected"):

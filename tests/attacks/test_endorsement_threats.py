@@ -1,10 +1,11 @@
-"""One test per threat to what a trust service believes of hardware (docs/threat-model.md, T261 to T264)."""
+"""One test per threat to what a trust service believes of hardware (docs/threat-model.md, T261 to T264, T375)."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,9 +20,12 @@ from strongroom.attest.endorsement_files import file_name, write_bundle
 from strongroom.attest.endorsements import INTEL_ROOT, TrustAnchor
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.verifiers import verify_any
+from strongroom.cli import doctor
 from strongroom.cli import endorsements as endorsement_commands
 from strongroom.cli import service as service_commands
+from strongroom.client.workspace import Workspace
 from strongroom.errors import EndorsementError, InputError, UnavailableError
+from strongroom.service.guest_api import GuestAPI
 
 
 @pytest.fixture
@@ -96,7 +100,7 @@ def test_T262_an_older_revocation_list_hides_nothing_beside_a_newer_one(later: i
     evidence, verifier = Evidence(tee="sgx", quote=intel.quote), Platform().verifier
     verify_any(evidence, [(verifier, old)], now=NOW)
     both = [(verifier, old), (verifier, new)]
-    with pytest.raises(EndorsementError, match="revoked: SGX PCK Certificate"):
+    with pytest.raises(EndorsementError, match=r"revoked: .*SGX PCK Certificate"):
         verify_any(evidence, both[::-1] if later else both, now=NOW)
     newer = case("sgx3", tcb_eval_number=2, tcb_status="OutOfDate").endorsements
     found = [(verifier, one) for one in ((newer, intel.endorsements) if later else (intel.endorsements, newer))]
@@ -141,7 +145,7 @@ def test_T262_import_takes_nothing_older_or_unsigned(tmp_path: Path, monkeypatch
     now = datetime.now(UTC)
     maker, bundle, root = Maker(now=now), tmp_path / "b.json", tmp_path / "ark.pem"
     root.write_bytes(maker.ark.public_bytes(Encoding.PEM))
-    monkeypatch.setattr(endorsement_commands, "_folder", lambda: tmp_path / "known")
+    monkeypatch.setattr(endorsement_commands, "_folder", lambda *_: tmp_path / "known")
 
     def take(**changes: bytes) -> None:
         write_bundle(bundle, maker.anchor, [maker.endorsements(**changes)])
@@ -237,3 +241,47 @@ def test_T264_other_settings_are_said_and_end_sessions(
 
 def _full_disk(*_: object, **__: object) -> None:
     raise UnavailableError("the disk is full")
+
+
+def test_T375_endorsements_do_not_end_unannounced(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """From that day on every guest is refused, so doctor, status and the service's log say it a week before."""
+    now, pki, folder = datetime.now(UTC), make_pki("two"), house.folder / "service" / "endorsements"
+    own = replace(pki.anchor(), kind="hardware")
+    house.as_owner()("PUT", "/v1/anchors", {"fingerprint": own.fingerprint, "own_root": True})
+    job, _ = house.ready()
+    (house.folder / "workspace.toml").write_text('identity = "i"\nowner = "o"\nname = "n"\n')
+    monkeypatch.setenv("STRONGROOM_WORKSPACE", str(house.folder))
+    here = Workspace.find(house.folder)
+    client = SimpleNamespace(workspace=here, call=lambda *_: dict(house.as_owner()("GET", "/v1/status").json))
+    monkeypatch.setattr(service_commands, "owner", lambda: client)
+
+    def said() -> tuple[tuple[str, str] | None, str, list[str]]:
+        row = next((row[1:] for row in doctor._workspace() if row[0] == "endorsements"), None)
+        status = CliRunner().invoke(service_commands.command, ["status"], standalone_mode=False)
+        assert status.exception is None, status.exception
+        caplog.clear()
+        GuestAPI(house.service)._choices(house.service.trusted().anchors, now)
+        logged = [r.getMessage() for r in caplog.records if "endorsements end" in r.getMessage()]
+        return row, status.stdout, logged  # type: ignore[return-value]
+
+    assert said()[0] is None, "SIMULATED ones are renewed by jobs"
+    for age, words in ((31, "(-2 days)"), (25, "(4 days)"), (0, "(29 days)")):
+        write_bundle(folder / "own.json", own, [pki.endorsements(now - timedelta(days=age), tee="sgx")])
+        row, status, logged = said()
+        assert row is not None
+        assert words in row[1]
+        assert (row[0], "fetch" in row[1]) == (("WARNING", True) if age else ("ok", False))
+        assert (f"WARNING: {row[1]}" if age else row[1]) in status
+        assert [words.strip("()").split()[0] in one for one in logged] == [True] * bool(age), logged
+        if age == 25:
+            caplog.clear()
+            house.guest(job).attested()
+            house.guest(job).attested()
+            assert len([r for r in caplog.records if "endorsements end" in r.getMessage()]) == 1, "once a day"
+    # What another file renews does not end.
+    write_bundle(folder / "old.json", own, [pki.endorsements(now - timedelta(days=31))])
+    row, _, logged = said()
+    assert row is not None
+    assert (row[0], logged) == ("ok", [])

@@ -403,7 +403,7 @@ def test_T341_a_certificate_is_given_for_evidence_of_its_key_and_this_session_al
         "enclave": (made(config_id=bytes(63) + b"x"), "verification", "init data: expected config id"),
         "code": (made(measurement=b"\xee" * 32), "verification", "measurement: expected a1a1.* as attested, got eeee"),
         "version": (made(isv_svn=2), "verification", "isv_svn: expected 3 as attested, got 2"),
-        "debug": (made(debug=True), "verification", "Debug mode"),
+        "debug": (made(debug=True), "verification", "a debug enclave"),
         "root": (made(platform=stranger), "verification", "root"),
         "altered": (bytes(altered), "verification", "signature"),
         "bound": (made(report_data=bytes(64)), "verification", "report data: expected"),

@@ -206,3 +206,20 @@ def test_commands(makers: Makers, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     bundle.write_text("{}")
     with pytest.raises(EndorsementError, match="are not readable"):
         run("show", str(bundle))
+
+
+def test_a_bundle_is_fetched_where_there_is_no_workspace(
+    makers: Makers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maker = makers.amd["Milan"] = Maker(now=datetime.now(UTC))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("STRONGROOM_WORKSPACE", raising=False)
+    Path("ark.pem").write_bytes(maker.ark.public_bytes(Encoding.PEM))
+    Path("q").write_bytes(maker.report(version=3))
+    words = ["fetch", "q", "--from", makers.url, "--anchor", "ark.pem"]
+    done = CliRunner().invoke(command, [*words, "--out", "b"], standalone_mode=False)
+    assert done.exception is None, done.exception
+    assert "wrote b: q verifies with it" in done.output
+    assert read_bundle(Path("b"))[0] == maker.anchor
+    with pytest.raises(InputError, match="there is no workspace here"):
+        raise CliRunner().invoke(command, words, standalone_mode=False).exception or AssertionError

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 from cryptography import x509 as cx
-from tests.fakes.attest_parts import FakeAttester
+from tests.fakes.attest_parts import MEASUREMENT, FakeAttester
 from tests.fakes.service_parts import MANIFEST, Client, House, document, key_bytes, make_house, new_manifest, owner_pem
 
 from strongroom._encoding import parse_json
@@ -283,6 +283,16 @@ def test_the_whole_exchange(house: House) -> None:
     done = [(d["action"], d["allowed"]) for d in house.decisions()][-4:]
     assert done == [("release", True), ("commit", True), ("commit", False), ("certificate", True)]
     assert all("SIMULATED" in d["actor"] for d in house.decisions()[-4:])
+    # Each decision says by which value the code was taken, in which revision of the owner's policy, and since when.
+    stored = house.as_owner()("GET", "/v1/keys/sales/policy").json
+    for number in (-4, -3, -1):
+        details = house.decisions()[number]["details"]
+        by = {name: details[name] for name in ("policy_revision", "policy_set", "references")}
+        assert by == {
+            "policy_revision": stored["revision"],
+            "policy_set": stored["updated"],
+            "references": [f"measurement {MEASUREMENT.hex()}"],
+        }
 
 
 def test_a_refused_job_waits_for_its_owner_and_is_then_allowed(house: House) -> None:

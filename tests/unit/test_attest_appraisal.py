@@ -327,8 +327,24 @@ def test_reference_values_that_accept_are_named() -> None:
     good, bad = Reference(ids[0], ids[2], (GOOD,)), Reference(ids[1], ids[2], (BAD,))
     policy = AnyOf((bad, AnyOf((good,)), GOOD))
     appraise(policy, HARDWARE)
-    assert references(policy, HARDWARE) == [ids[0]]
+    own = f"measurement {MEASUREMENT.hex()}"
+    assert references(policy, HARDWARE) == [ids[0], own]
     assert policy_from_json(policy_to_json(policy)) == policy
+    # An owner who asks for more puts it beside the values, or around them.
+    claims = replace(HARDWARE.claims, tcb_eval_number=17, tcb_status="OutOfDate")
+    late = AppraisalContext(claims=claims, job=HARDWARE.job)
+    for more in (MinimumEvaluation(17), TcbStatus(("UpToDate", "OutOfDate"))):
+        for stricter in (
+            AllOf((good, more)),
+            AllOf((more, AnyOf((bad, good)))),
+            AnyOf((AllOf((AllOf((good,)), more)),)),
+        ):
+            context = (
+                late if isinstance(more, TcbStatus) else replace(late, claims=replace(claims, tcb_status="UpToDate"))
+            )
+            appraise(stricter, context)
+            assert references(stricter, context) == [ids[0]]
+    assert references(AllOf((GOOD, JobDigest(("sha256:" + "0" * 64,)))), HARDWARE) == [own]
     check_pins_code(good)
     assert references(AnyOf((good,)), SIMULATED) == []
     assert _reasons(Reference(ids[0], ids[2], ()))

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from tests.fakes.attest_parts import JOB, MEASUREMENT, FakeAttester, Platform, make_pki
-from tests.fakes.quote_parts import PKI, case, tee
+from tests.fakes.quote_parts import FORMATS, PKI, case, tee
 from tests.fakes.second_verifier import STATUSES
 from tests.fakes.service_parts import ratls_extension
 from tests.fakes.snp_parts import Maker
@@ -28,11 +28,11 @@ from strongroom.attest.endorsement_files import MAKERS, write_bundle
 from strongroom.attest.endorsements import INTEL_ROOT, Endorsements, TrustAnchor
 from strongroom.attest.quote import parse_quote, trimmed
 from strongroom.cli.attest import command
+from strongroom.cli.evidence import _known_roots
 from strongroom.cli.service import command as service
-from strongroom.cli.verdicts import _known_roots
 from strongroom.client.workspace import Workspace
 from strongroom.crypto.x509 import issue, new_csr, new_key, self_signed
-from strongroom.errors import EvidenceError, InputError
+from strongroom.errors import EndorsementError, EvidenceError, InputError
 from strongroom.kms.ca import WorkloadCA
 
 
@@ -106,7 +106,7 @@ def _verify(
 
 
 @pytest.mark.parametrize("status", STATUSES)
-@pytest.mark.parametrize("name", ["sgx3", "sgx4", "sgx5", "tdx4", "tdx5", "tdx5-1.5"])
+@pytest.mark.parametrize("name", FORMATS)
 def test_every_status_has_a_verdict_that_explains_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, status: str
 ) -> None:
@@ -127,7 +127,19 @@ def test_every_status_has_a_verdict_that_explains_itself(
     if status == "Revoked":
         assert value["root"] is None
         assert page.startswith("REFUSED: nothing is proven, so the policy was not asked")
+        assert (value["tcb_status"], value["advisory_ids"]) == ("Revoked", advisories)
+        level = value["tcb_levels"]["platform"]
+        assert (level["status"], level["date"], level["advisories"]) == ("Revoked", "2024-01-01T00:00:00Z", advisories)
+        assert {"platform", "qe"} <= set(value["tcb_levels"])
+        assert list(failed) == ["tcb_status"]
+        assert failed["tcb_status"]["expected"] == "levels that are not Revoked"
+        got = r"platform level of 2024-01-01.* Revoked; advisories: INTEL-SA-00615"
+        assert re.fullmatch(got, failed["tcb_status"]["got"])
+        assert re.search(
+            r"platform +Revoked\nadvisories +INTEL-SA-00615\nlevels +platform Revoked as of 2024-01-01", page
+        )
         return
+    assert value["tcb_levels"] is None
     assert (value["root"], value["tcb_status"], value["advisory_ids"]) == ("simulated", status, advisories)
     assert failed["tcb_status"]["expected"] == "UpToDate"
     assert failed["tcb_status"]["got"] == f"{status} (INTEL-SA-00615)"
@@ -142,6 +154,67 @@ def test_every_status_has_a_verdict_that_explains_itself(
         "expected hardware\n          got simulated"
         in _verify(tmp_path, case(name).quote, hardware, PKI.anchor(), given)[1]
     )
+
+
+def _relaunched(now: datetime, svn: int, configured: str) -> tuple[bytes, Endorsements]:
+    """Return a quote of a domain that a module of `svn` launched, level 3, while level 4, the newest, runs now."""
+    given = replace(case("tdx5-1.5"), endorsements=PKI.endorsements(now, tee="tdx", tcb_status=configured))
+    given = given.body(0, bytes([svn])).body(584, b"\4")
+
+    def levels(document: dict[str, Any]) -> None:
+        module = document["tdxModuleIdentities"][0]["tcbLevels"]
+        old = {"tcbStatus": "OutOfDate", "advisoryIDs": ["INTEL-SA-01234"]}
+        module[:] = [{**module[0], "tcb": {"isvsvn": 4}}, {**module[0], **old}]
+
+    given = given.document("tcb_info", levels)
+    return given.quote, given.endorsements
+
+
+@pytest.mark.parametrize(
+    ("configured", "status"),
+    [("UpToDate", "TDRelaunchAdvised"), ("ConfigurationNeeded", "TDRelaunchAdvisedConfigurationNeeded")],
+)
+def test_a_domain_whose_module_was_updated_under_it_is_told_to_start_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, configured: str, status: str
+) -> None:
+    _workspace(tmp_path, monkeypatch)
+    quote, endorsements = _relaunched(datetime.now(UTC), 3, configured)
+    strict = [WAIVER, POLICIES["tdx"]]
+    allowing = {"kind": "tcb_status", "allowed": [status], "advisories": ["INTEL-SA-01234"]}
+    for more, code in (([], 1), ([allowing], 0)):
+        policy = {"kind": "all_of", "policies": [*strict, *more]}
+        found, page, value = _verify(tmp_path, quote, policy, PKI.anchor(), [endorsements])
+        assert (found, value["tcb_status"], value["advisory_ids"]) == (code, status, ["INTEL-SA-01234"]), page
+        assert re.search(rf"platform +{status} as of 2024-01-01", page)
+    newest, endorsements = _relaunched(datetime.now(UTC), 4, "UpToDate")
+    assert _verify(tmp_path, newest, {"kind": "all_of", "policies": strict}, PKI.anchor(), [endorsements])[0] == 0
+
+
+@pytest.mark.parametrize("status", ["UpToDate", "OutOfDate", "ConfigurationNeeded", "OutOfDateConfigurationNeeded"])
+def test_every_status_of_snp_has_a_verdict_that_explains_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: str
+) -> None:
+    _workspace(tmp_path, monkeypatch)
+    maker, late, unchecked = Maker(now=datetime.now(UTC)), "OutOfDate" in status, "Configuration" in status
+    anchor = replace(maker.anchor, kind="simulated")
+    quote = maker.report(version=3, changes={0x40: b"\1"} if unchecked else {})
+    given, floor = [maker.endorsements()], f"19-01-1={replace(maker.tcb, snp=99) if late else maker.tcb}"
+    strict = {"kind": "all_of", "policies": [WAIVER, POLICIES["snp"]]}
+    code, page, value = _verify(tmp_path, quote, strict, anchor, given, "--minimum-tcb", floor)
+    assert (code, value["tcb_status"], value["advisory_ids"]) == (status != "UpToDate", status, [])
+    failed = [check for check in value["checks"] if not check["passed"]]
+    assert failed == [{"check": "tcb_status", "passed": False, "expected": "UpToDate", "got": status}][: len(failed)]
+    assert re.search(rf"platform +{status}\n", page)
+    said = value["claims"]["tcb"]
+    assert re.search(rf"versions +{re.escape(said)}\n", page)
+    assert ("reported_tcb: snp is 20, below 99" in said, "BadRAM" in said) == (late, unchecked), said
+    allowing = {"kind": "all_of", "policies": [*strict["policies"], {"kind": "tcb_status", "allowed": [status]}]}
+    assert _verify(tmp_path, quote, allowing, anchor, given, "--minimum-tcb", floor)[0] == 0
+    # What refuses before a policy is asked says it too, and no status where the signature does not hold.
+    no_smt = _verify(tmp_path, quote, strict, anchor, given, "--minimum-tcb", floor, "--no-smt")[2]
+    assert (no_smt["claims"], no_smt["tcb_status"], no_smt["advisory_ids"]) == (None, status, [])
+    altered = _verify(tmp_path, quote[:0x50] + b"x" + quote[0x51:], strict, anchor, given, "--minimum-tcb", floor)[2]
+    assert (altered["checks"][0]["check"], altered["tcb_status"]) == ("signature", None)
 
 
 def test_an_snp_report_has_a_verdict_and_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,6 +359,90 @@ def test_what_cannot_be_judged_is_refused_with_the_reason(tmp_path: Path, monkey
         assert value["hint"], name
 
 
+def _show(quote: Path, *more: str) -> tuple[int, dict[str, Any], str]:
+    """Return the exit status, checks by name with the limits, and the page of `attest show`."""
+    words = ["show", str(quote), *more]
+    page, found = (CliRunner().invoke(command, [*words, *form], standalone_mode=False) for form in ([], ["--json"]))
+    for done in (page, found):
+        if done.exception is not None:
+            raise done.exception
+    value = json.loads(found.stdout)
+    return found.return_value, {c["check"]: c for c in value["checks"]} | {"limits": value["limits"]}, page.stdout
+
+
+@pytest.mark.parametrize("kind", ["vcek", "vlek"])
+def test_T374_show_explains_a_report_without_a_floor_and_says_that_it_asked_for_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    _workspace(tmp_path, monkeypatch)
+    maker, quote = Maker(now=datetime.now(UTC)), tmp_path / "q"
+    folder = tmp_path / ".strongroom" / "service" / "endorsements"
+    write_bundle(folder / "own.json", maker.anchor, [maker.endorsements(kind)])
+    monkeypatch.setattr("strongroom.cli.evidence._known_roots", lambda *_: {(maker.anchor.fingerprint, "hardware")})
+    for changes, aliases in (({0x40: b"\x21"}, False), ({0x40: b"\1", 8: b"\0\0\x22"}, True)):  # the second behind CXL
+        quote.write_bytes(maker.report(kind, version=3, changes=changes))
+        status, checks, page = _show(quote)
+        assert status == 0, checks
+        assert checks["signatures and chain"]["detail"].startswith("hold, under the root of nobody who makes hardware, ")
+        assert ("BadRAM" in checks["endorsements"]["detail"]) is aliases
+        assert "UpToDate" not in page
+        assert checks["floor"]["passed"] is None
+        assert f"not asked of TCB {maker.tcb}" in checks["floor"]["detail"]
+        assert "  ----  floor: " in page
+        assert "limits of what is measured:\n  - launch digest: " in page
+        assert "Milan: whoever has a chip" in page
+    for altered, reason in (
+        (quote.read_bytes()[:-1], "report"),
+        (maker.report(kind, changes={8: b"\0\0\x0a"}), "bit 19"),
+    ):
+        quote.write_bytes(altered)
+        if reason == "report":
+            with pytest.raises(EvidenceError):
+                _show(quote)
+        else:
+            status, checks, page = _show(quote)
+            assert (status, reason in page, "floor" in checks, checks["limits"]) == (1, True, False, [])
+
+
+@pytest.mark.parametrize(("name", "words"), [("sgx3", "MRENCLAVE: "), ("tdx5-1.5", "RTMR0 to RTMR3: extended after")])
+def test_limits_of_what_is_measured_are_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("STRONGROOM_WORKSPACE", raising=False)
+    given, policy = [PKI.endorsements(datetime.now(UTC), tee=tee(name))], POLICIES[tee(name)]
+    _, page, value = _verify(tmp_path, case(name).quote, policy, PKI.anchor(), given)
+    status, checks, shown = _show(tmp_path / "q", "--endorsements", str(tmp_path / "e"))
+    assert status == 0
+    assert any(one.startswith(words) for one in value["claims"]["limits"])
+    assert checks["limits"] == value["claims"]["limits"]
+    for text in (page, shown):
+        assert f"\n  - {words}" in text
+    assert max(map(len, page.splitlines())) < 200
+
+
+def test_show_works_where_there_is_no_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("STRONGROOM_WORKSPACE", raising=False)
+    (tmp_path / "q").write_bytes(case("tdx4").quote)
+    status, checks, page = _show(tmp_path / "q")
+    assert status == 1, "nothing is proven"
+    assert "Measurement" in page
+    found = checks["signatures and chain"]
+    assert (found["passed"], found["detail"]) == (
+        None, "not checked: there is no workspace here, and no --endorsements",
+    )  # fmt: skip
+    write_bundle(tmp_path / "e", PKI.anchor(), [PKI.endorsements(datetime.now(UTC), tee="tdx")])
+    status, checks, page = _show(tmp_path / "q", "--endorsements", str(tmp_path / "e"))
+    assert (status, checks["signatures and chain"]["passed"]) == (0, True)
+    assert "under the SIMULATED root" in page
+    with pytest.raises(EndorsementError, match="are not readable"):
+        _show(tmp_path / "q", "--endorsements", str(tmp_path / "missing"))
+    write_bundle(tmp_path / "e", replace(PKI.anchor(), kind="hardware"), [])
+    with pytest.raises(InputError, match="expected Intel's, AMD's or a simulated one"):
+        _show(tmp_path / "q", "--endorsements", str(tmp_path / "e"))
+
+
 @pytest.mark.parametrize("kind", ["hardware", "simulated"])
 def test_T261_show_believes_no_root_that_only_a_file_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any
@@ -303,7 +460,7 @@ def test_T261_show_believes_no_root_that_only_a_file_names(
     status, checks = show()
     assert (status, set(checks)) == (1, {"length", "verification"})
     assert f"expected one of none, got {PKI.anchor().fingerprint[:16]}" in checks["verification"]["detail"]
-    monkeypatch.setattr("strongroom.cli.verdicts._known_roots", lambda *_: {(PKI.anchor().fingerprint, kind)})
+    monkeypatch.setattr("strongroom.cli.evidence._known_roots", lambda *_: {(PKI.anchor().fingerprint, kind)})
     assert show()[0] == 0
 
 
@@ -319,7 +476,7 @@ def test_T279_roots_that_a_service_lists_do_not_count_where_it_is_judged(
         def call(self, *_: str) -> dict[str, object]:
             return {"anchors": [{"fingerprint": "ab" * 32, "kind": "hardware"}]}
 
-    monkeypatch.setattr("strongroom.cli.verdicts.owner", Lists)
+    monkeypatch.setattr("strongroom.cli.evidence.owner", Lists)
     assert ("ab" * 32, "hardware") in _known_roots(here, True)
     assert ("ab" * 32, "hardware") not in _known_roots(here, False)
 

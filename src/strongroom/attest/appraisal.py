@@ -83,6 +83,7 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
+_NAMES = ("measurement", "snp_measurement", "signer", *TDX_REGISTERS)
 _CODE = frozenset({"code", "signer", "version"})
 _JOB = frozenset({"job"})
 _MAX_DEPTH = 8
@@ -117,13 +118,26 @@ def appraise(policy: Policy, context: AppraisalContext) -> None:
         )
 
 
-def references(policy: Policy, context: AppraisalContext) -> list[str]:
-    """Return the ids of the reference values among the choices of `policy` that accept the claims."""
-    if isinstance(policy, AnyOf):
-        return [found for inner in policy.policies for found in references(inner, context)]
-    if isinstance(policy, Reference) and all(finding.passed for finding in findings(policy, context)):
-        return [policy.id]
-    return []
+def references(policy: Policy, context: AppraisalContext, scope: Scope | None = None) -> list[str]:
+    """Return which reference values `policy`, which accepts the claims, took the code by, in each choice that does.
+
+    Signed ones by their id; where an owner named the value in the policy itself, the kind of check and what it found
+    (`measurement a1…`).
+    """
+    scope = scope or Scope()
+    match policy:
+        case AnyOf():
+            accept = [p for p in policy.policies if all(found.passed for found in p.judge(context, scope))]
+            used = [name for inner in accept for name in references(inner, context, scope)]
+        case AllOf():
+            used = [name for inner in policy.policies for name in references(inner, context, policy.inside(scope))]
+        case Reference():
+            used = [policy.id]
+        case Measurement() | SnpMeasurement() | Signer() | TdxMeasurements():
+            used = [f"{found.check} {found.got}" for found in policy.judge(context, scope) if found.check in _NAMES]
+        case _:
+            used = []
+    return list(dict.fromkeys(used))
 
 
 def rego_modules(policy: Policy) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 from cryptography import x509
@@ -18,12 +19,16 @@ from strongroom._encoding import parse_json
 from strongroom._unix import write_whole
 from strongroom.attest.endorsement_snp import AMD_ROOTS, AnyEndorsements, SNPEndorsements, read_endorsements
 from strongroom.attest.endorsements import INTEL_ROOT, TrustAnchor
+from strongroom.attest.verifiers.newest import newest
 from strongroom.crypto.x509 import UNREADABLE, common_name
 from strongroom.errors import EndorsementError, InputError
 
 __all__ = [
     "MAKERS",
+    "SOON_DAYS",
     "anchor_of",
+    "end_of",
+    "ends",
     "file_name",
     "read_bundle",
     "read_folder",
@@ -36,6 +41,7 @@ __all__ = [
 MAKERS = {INTEL_ROOT.fingerprint: "Intel", **{value: f"AMD {line}" for line, value in AMD_ROOTS.items()}}
 """The makers' roots by fingerprint."""
 
+SOON_DAYS = 7
 _MAX_BYTES = 64 << 20
 
 
@@ -87,6 +93,26 @@ def read_folder(folder: Path) -> tuple[list[tuple[TrustAnchor, AnyEndorsements]]
             continue
         found += [(anchor, one) for one in endorsements]
     return found, refused
+
+
+def end_of(endorsements: AnyEndorsements, now: datetime) -> tuple[str, int]:
+    """Return which part of `endorsements` ends first and when, in words, and how many whole days that is from `now`."""
+    name, _, end = min(endorsements.parts(), key=lambda part: part[2])
+    days = (end - now).days
+    return f"{name} holds until {end:%Y-%m-%d} ({days} days); nothing verifies with it after that", days
+
+
+def ends(found: Sequence[tuple[TrustAnchor, AnyEndorsements]], now: datetime) -> list[tuple[int, str]]:
+    """Return in how many days each of `found` ends, and that in words, the next to end first.
+
+    Of each part the newest counts, as where evidence is verified. SIMULATED ones are left out: jobs renew them.
+    """
+    ending = []
+    for (anchor, _), one in zip(found, newest(found), strict=True):
+        if anchor.kind == "hardware" and not isinstance(one, EndorsementError):
+            text, days = end_of(one, now)
+            ending.append((days, f"{title(one)}: {text}"))
+    return sorted(ending)
 
 
 def stamp_of(folder: Path) -> tuple[tuple[str, int], ...]:

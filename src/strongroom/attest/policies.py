@@ -362,12 +362,7 @@ class AllOf:
 
     def judge(self, context: AppraisalContext, scope: Scope) -> list[Finding]:
         """Return every comparison that decides, passed or not."""
-        checks = [p for p in self.policies if not isinstance(p, UnsafeAcceptSimulated)]
-        inner = replace(
-            _admitting(scope, checks),
-            simulated=scope.simulated or len(checks) < len(self.policies),
-            tcb_status=scope.tcb_status or any(isinstance(p, TcbStatus) for p in checks),
-        )
+        checks, inner = [p for p in self.policies if not isinstance(p, UnsafeAcceptSimulated)], self.inside(scope)
         if not checks:
             return [Finding("all_of", "at least one check", "none")]
         found = [f for policy in checks if not isinstance(policy, Rego) for f in policy.judge(context, inner)]
@@ -375,6 +370,14 @@ class AllOf:
             if isinstance(policy, Rego) and all(f.passed for f in found):
                 found += policy.judge(context, inner)
         return list(dict.fromkeys(found))
+
+    def inside(self, scope: Scope) -> Scope:
+        """Return the scope of the policies inside."""
+        return replace(
+            _admitting(scope, self.policies),
+            simulated=scope.simulated or any(isinstance(p, UnsafeAcceptSimulated) for p in self.policies),
+            tcb_status=scope.tcb_status or any(isinstance(p, TcbStatus) for p in self.policies),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,17 +7,20 @@ from pathlib import Path
 
 import click
 
+from strongroom.attest.claims import Claims
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.findings import shown_flag
 from strongroom.attest.quote import FieldRow, Quote, describe, parse_quote, trimmed
 from strongroom.attest.snp import parse_report
 from strongroom.attest.verifiers import verify_any
 from strongroom.attest.verifiers.chains import platform
+from strongroom.attest.verifiers.choose import asking_nothing
 from strongroom.cli import output
 from strongroom.cli.common import epilog, json_option, workspace
 from strongroom.cli.endorsements import command as endorsements
-from strongroom.cli.verdicts import bound, read_evidence, trusted_choices, verify
-from strongroom.errors import AttestationError
+from strongroom.cli.evidence import bundle_option, read_evidence, trusted_choices
+from strongroom.cli.verdicts import bound, limits, verify
+from strongroom.errors import AttestationError, InputError
 
 __all__ = ["command"]
 
@@ -57,28 +60,37 @@ def quote(job_file: Path, target: Path) -> None:
     output.say(f"wrote {len(raw)} bytes: `strongroom attest show {target}`")
 
 
-@command.command("show", epilog=epilog("strongroom attest show quote.bin", "strongroom attest show quote.bin --json"))
+@command.command(
+    "show", epilog=epilog("strongroom attest show quote.bin", "strongroom attest show quote.bin --endorsements b.json")
+)
 @click.argument("evidence", type=click.Path(path_type=Path))
+@bundle_option
 @json_option
-def show(evidence: Path, as_json: bool) -> int:
-    """Explain EVIDENCE (a quote or report: binary, base64, RCAR JSON or in an RA-TLS certificate) field by field."""
+def show(evidence: Path, bundle: Path | None, as_json: bool) -> int:
+    """Explain EVIDENCE (a quote or report: binary, base64, RCAR JSON or in an RA-TLS certificate) field by field.
+
+    Exit 0 if its signatures hold under a trusted root. Whether it will do is asked by `verify`: no policy and no floor
+    is known here.
+    """
     tee, raw, certificate = read_evidence(evidence)
     rows = describe(parse_report(raw).fields) if tee == "snp" else _quote_rows(parse_quote(trimmed(raw)))
-    checks = _checks(raw, tee, certificate)
+    checks, claims = _checks(raw, tee, certificate, bundle)
     value = {
         "tee": tee,
         "fields": [
             {"name": r.name, "offset": r.offset, "size": r.size, "value": r.value, "meaning": r.meaning} for r in rows
         ],
         "checks": [{"check": name, "passed": passed, "detail": detail} for name, passed, detail in checks],
+        "limits": list(claims.limits) if claims else [],
     }
     text = output.table(
         ("offset", "size", "field", "value", "meaning"),
         [(r.offset, r.size, r.name, _short(r.value), r.meaning) for r in rows],
     )
-    text += ["", "checks:"] + [f"  {'pass' if passed else 'FAIL'}  {name}: {detail}" for name, passed, detail in checks]
-    output.data(value, as_json, text)
-    return 0 if all(passed for _, passed, _ in checks) else 1
+    words = {True: "pass", False: "FAIL", None: "----"}
+    text += ["", "checks:"] + [f"  {words[passed]}  {name}: {detail}" for name, passed, detail in checks]
+    output.data(value, as_json, text + limits(claims))
+    return 0 if claims and all(passed is not False for _, passed, _ in checks) else 1
 
 
 def _quote_rows(quote: Quote) -> list[FieldRow]:
@@ -109,24 +121,37 @@ def _short(text: str) -> str:
     return line if len(line) <= 66 else line[:63] + "..."
 
 
-def _checks(raw: bytes, tee: str, certificate: bytes) -> list[tuple[str, bool, str]]:
-    checks = []
+def _checks(
+    raw: bytes, tee: str, certificate: bytes, bundle: Path | None
+) -> tuple[list[tuple[str, bool | None, str]], Claims | None]:
+    """Return what was checked, with None for what was not asked, and what is proven."""
     one = raw if tee == "snp" else trimmed(raw)
     exact = one == raw
-    checks.append(
-        ("length", exact, "no bytes after the quote" if exact else "bytes after the quote: a service refuses it")
-    )
+    length = "no bytes after the quote" if exact else "bytes after the quote: a service refuses it"
+    checks: list[tuple[str, bool | None, str]] = [("length", exact, length)]
     try:
-        claims = verify_any(Evidence(tee=tee, quote=one), trusted_choices(None, {}), now=datetime.now(UTC))
+        choices = trusted_choices(bundle, {})
+    except InputError as exc:
+        if bundle is not None:
+            raise
+        return [*checks, ("signatures and chain", None, f"not checked: {exc}, and no --endorsements")], None
+    try:
+        choices = [(asking_nothing(verifier.anchor, e, one), e) for verifier, e in choices]
+        claims = verify_any(Evidence(tee=tee, quote=one), choices, now=datetime.now(UTC))
     except AttestationError as exc:
-        return [*checks, (exc.code, False, str(exc))]
+        return [*checks, (exc.code, False, str(exc))], None
     root = {"simulated": "SIMULATED root", "own": "root of nobody who makes hardware,"}.get(claims.root, "maker's root")
     checks.append(("signatures and chain", True, f"hold, under the {root} {claims.root_fingerprint[:16]}"))
-    checks.append(("endorsements", True, f"cover this platform now, TCB status {claims.tcb_status}"))
-    checks.append(
-        ("debug", not claims.debug, "the enclave's memory is closed" if not claims.debug else "debug enclave")
-    )
+    status = f", TCB status {claims.tcb_status}"
+    if tee == "snp":  # without a floor everything is out of date
+        status = "; ConfigurationNeeded: memory aliases not looked for (BadRAM)" * ("Config" in claims.tcb_status)
+    checks.append(("endorsements", True, f"cover this platform now{status}"))
+    if tee == "snp":
+        judges = "`strongroom attest verify` judges versions, provider and configuration"
+        checks.append(("floor", None, f"not asked of TCB {claims.tcb.partition(',')[0]}: {judges}"))
+    closed = "the enclave's memory is closed" if not claims.debug else "debug enclave"
+    checks.append(("debug", not claims.debug, closed))
     if certificate:
         found = bound(certificate, claims, datetime.now(UTC))
         checks.append(("certificate", found.passed, found.got if found.passed else str(found)))
-    return checks
+    return checks, claims

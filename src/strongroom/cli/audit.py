@@ -56,12 +56,11 @@ def _why(record: dict[str, Any]) -> str:
             f" (+{len(details['reasons']) - 1})" if len(details["reasons"]) > 1 else ""
         )
     if "uses" in details:
-        by = (
-            f", by reference values {', '.join(r[:23] for r in details['references'])}"
-            if "references" in details
-            else ""
-        )
-        return f"policy revision {details['policy_revision']} allows {', '.join(details['uses'])}{by}"
+        # A signed value's id, or what the owner named in the policy, at the time that the revision is from.
+        values = ", ".join(r[: r.find(" ") + 24] for r in details.get("references", ()))
+        by = f", by reference values {values}" if values else ""
+        since = f" of {details['policy_set'][:16]}" if "policy_set" in details else ""
+        return f"policy revision {details['policy_revision']}{since} allows {', '.join(details['uses'])}{by}"
     if "epoch" in details:
         return f"epoch {details['epoch']}"
     return ", ".join(f"{k}={v}" for k, v in details.items() if isinstance(v, str | int))[:80]

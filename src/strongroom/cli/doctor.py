@@ -7,6 +7,7 @@ import platform
 import shlex
 import shutil
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
@@ -14,6 +15,7 @@ import click
 from strongroom.attest.simulated.platform import FUSE
 from strongroom.cli import output
 from strongroom.cli.common import epilog, json_option, settings
+from strongroom.cli.endorsements import state
 from strongroom.client.workspace import Workspace
 from strongroom.errors import StrongroomError
 from strongroom.guest.confine import landlock_abi
@@ -107,6 +109,8 @@ def _workspace() -> list[_Row]:
     if here.embedded:
         rows.append(("ports", "none", "Unix sockets only; `strongroom service run --listen HOST:PORT` opens two"))
         rows.append(("trust service", "running" if here.is_running() else "stopped", "starts by itself when needed"))
+        if (found := state(here.service_folder / "endorsements", datetime.now(UTC))) is not None:
+            rows.append(("endorsements", *found))
     else:
         rows.append(("trust service", "elsewhere", f"another owner's, at {here.service}"))
     for path in (here.folder / "owner.key", *([here.seed] if here.embedded else [])):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import click
 
+from strongroom.attest.endorsement_files import SOON_DAYS, end_of, ends, read_folder
 from strongroom.cli import output
 from strongroom.cli.common import epilog, json_option, workspace
 from strongroom.errors import EndorsementError, InputError
@@ -21,9 +22,8 @@ if TYPE_CHECKING:
     from strongroom.attest.endorsements import TrustAnchor
     from strongroom.attest.evidence import Evidence
 
-__all__ = ["anchor_option", "command", "read_anchor", "snp_settings"]
+__all__ = ["anchor_option", "command", "read_anchor", "snp_settings", "state"]
 
-_SOON_DAYS = 7
 anchor_option = click.option(
     "--anchor", "anchor_file", type=click.Path(path_type=Path), help="Certificate of a root beside Intel's and AMD's."
 )
@@ -99,21 +99,23 @@ def fetch(
     """Fetch what verifying EVIDENCE (an SGX or TDX quote, or an SNP report) takes, and verify it once with that."""
     from strongroom.attest.endorsement_files import anchor_of, file_name, write_bundle
     from strongroom.attest.evidence import Evidence
-    from strongroom.attest.verifiers.choose import verifier_for
+    from strongroom.attest.quote import trimmed
+    from strongroom.attest.verifiers.choose import asking_nothing
 
-    raw, now, folder = _read(evidence), datetime.now(UTC), _folder()
+    raw, now, folder = _read(evidence), datetime.now(UTC), _folder(out)
     snp = raw[2:4] == b"\0\0"  # a quote has the type of its attestation key there, which is 2
+    raw = raw if snp else trimmed(raw)
     plan = _plan_snp(raw, product) if snp else _plan_intel(raw, update, edition)
-    known, proof = _known(folder, plan.file), Evidence(tee=plan.tee, quote=raw)
+    known, proof = _known(folder, plan.file) if folder else None, Evidence(tee=plan.tee, quote=raw)
     wanted = renew or out or edition is not None or update == "early"
-    if known is not None and not wanted and _holds(known, anchor_file, proof, plan.settings, now):
-        output.say(f"those at hand verify {evidence} and hold for more than {_SOON_DAYS} days: nothing fetched")
+    if known is not None and not wanted and _holds(known, anchor_file, proof, now):
+        output.say(f"those at hand verify {evidence} and hold for more than {SOON_DAYS} days: nothing fetched")
         return
     found = plan.fetch(source, _text(ca_file), known)
     anchor = anchor_of(found, read_anchor(anchor_file))
-    claims = verifier_for(anchor, found, plan.settings).verify(proof, found, now=now)
-    found = _no_older(anchor, found)
-    target = out or folder / file_name(found)
+    claims = asking_nothing(anchor, found, raw).verify(proof, found, now=now)
+    found = _no_older(anchor, found, folder)
+    target = out or cast(Path, folder) / file_name(found)
     write_bundle(target, anchor, [found])
     output.say(f"wrote {target}: {evidence} verifies with it, {plan.said or f'TCB status {claims.tcb_status}'}")
     _say_end(found, now)
@@ -128,7 +130,6 @@ class _Plan:
     tee: str
     file: str
     fetch: Callable[[str | None, str, AnyEndorsements | None], AnyEndorsements]
-    settings: dict[str, str] = field(default_factory=dict)
     said: str = ""
     floor: str = "`"
 
@@ -136,22 +137,17 @@ class _Plan:
 def _plan_snp(raw: bytes, product: str | None) -> _Plan:
     from strongroom.attest.endorsement_fetch import AMD_KDS, MakerService, fetch_snp
     from strongroom.attest.snp import parse_report
-    from strongroom.attest.verifiers.chip_keys import provider_of
 
     report = parse_report(raw)
     line, tcb, vlek = product or report.line, report.tcb("reported_tcb"), report.signer == "vlek"
     if line is None:
         raise InputError("a report of version 2 does not name its product line", hint="--product Milan, or Genoa")
-    # To prove that what was fetched fits. It says nothing of whether these versions, this provider or CXL will do.
-    settings = {"minimum_tcb": f"{report.processor}={tcb}", "cxl": "allowed"}
-    settings |= {"vlek": provider_of(report.certificate)} if vlek and report.certificate else {}
     return _Plan(
         "snp",
         f"snp-sev-{'vlek-' * vlek}{line.lower()}.json",
         lambda source, ca_pem, known: fetch_snp(
             MakerService(source or AMD_KDS, ca_pem=ca_pem), report, line, cast("SNPEndorsements | None", known)
         ),
-        settings,
         f"it calls itself {report.processor} with TCB {tcb}, which is no floor",
         f" --minimum-tcb {report.processor}=VERSIONS` with those of AMD's latest security bulletin",
     )
@@ -161,9 +157,9 @@ def _plan_intel(raw: bytes, update: str, edition: int | None) -> _Plan:
     import dcap_qvl
 
     from strongroom.attest.endorsement_fetch import INTEL_PCS, MakerService, fetch_intel
-    from strongroom.attest.quote import parse_quote, trimmed
+    from strongroom.attest.quote import parse_quote
 
-    quote = parse_quote(trimmed(raw))
+    quote = parse_quote(raw)
     try:
         found = dcap_qvl.Quote.parse(quote.raw)
         fmspc, ca = found.fmspc().lower(), found.ca()
@@ -191,15 +187,15 @@ def import_(bundle: Path, anchor_file: Path | None) -> None:
     from strongroom.attest.endorsement_files import anchor_of, file_name, read_bundle, write_bundle
     from strongroom.attest.endorsements import check_window
 
-    now = datetime.now(UTC)
+    now, folder = datetime.now(UTC), cast(Path, _folder())
     _, found = read_bundle(bundle)
     if not found:
         raise InputError(f"{bundle} has no endorsements")
     for one in found:
         anchor = anchor_of(one, read_anchor(anchor_file))
         check_window(one.parts(), now)
-        endorsements = _no_older(anchor, one)
-        write_bundle(_folder() / file_name(endorsements), anchor, [endorsements])
+        endorsements = _no_older(anchor, one, folder)
+        write_bundle(folder / file_name(endorsements), anchor, [endorsements])
         output.say(f"took in {file_name(endorsements)}; root {anchor.fingerprint}")
         _say_end(endorsements, now)
 
@@ -214,7 +210,7 @@ def show(bundle: Path | None, as_json: bool) -> int:
     from strongroom.attest.endorsement_files import MAKERS, read_bundle, title
 
     now, rows, values = datetime.now(UTC), [], []
-    for path in [bundle] if bundle else sorted(_folder().glob("*.json")):
+    for path in [bundle] if bundle else sorted(cast(Path, _folder()).glob("*.json")):
         anchor, found = read_bundle(path)
         maker = "SIMULATED" if anchor.kind == "simulated" else MAKERS.get(anchor.fingerprint, "another root")
         for endorsements in found:
@@ -237,11 +233,18 @@ def show(bundle: Path | None, as_json: bool) -> int:
     return 1 if any(row[5].startswith("EXPIRED") for row in rows) else 0
 
 
-def _folder() -> Path:
-    here = workspace()
-    if not here.embedded:
+def _folder(out: Path | None = None) -> Path | None:
+    # None where there is no service of one's own, and what is made goes to `out`: any machine can fetch for another.
+    try:
+        here = workspace()
+        if here.embedded:
+            return here.service_folder / "endorsements"
+    except InputError:
+        if out is None:
+            raise
+    if out is None:
         raise InputError("this workspace has no trust service of its own", hint=f"its administrator, at {here.service}")
-    return here.service_folder / "endorsements"
+    return None
 
 
 def _known(folder: Path, name: str) -> AnyEndorsements | None:
@@ -253,31 +256,28 @@ def _known(folder: Path, name: str) -> AnyEndorsements | None:
         return None
 
 
-def _no_older(anchor: TrustAnchor, endorsements: AnyEndorsements) -> AnyEndorsements:
+def _no_older(anchor: TrustAnchor, endorsements: AnyEndorsements, folder: Path | None) -> AnyEndorsements:
     # Proven to be the maker's, and no older than what is at hand; the service remembers more, and refuses on its own.
-    from strongroom.attest.endorsement_files import read_folder
     from strongroom.attest.verifiers.newest import Mark, newest
 
     seen: dict[str, Mark] = {}
-    newest(read_folder(_folder())[0], seen)
+    newest(read_folder(folder)[0] if folder else [], seen)
     [found] = newest([(anchor, endorsements)], seen)
     if isinstance(found, EndorsementError):
         raise found
     return found
 
 
-def _holds(
-    known: AnyEndorsements, anchor_file: Path | None, evidence: Evidence, settings: dict[str, str], now: datetime
-) -> bool:
+def _holds(known: AnyEndorsements, anchor_file: Path | None, evidence: Evidence, now: datetime) -> bool:
     from strongroom.attest.endorsement_files import anchor_of
-    from strongroom.attest.verifiers.choose import verifier_for
+    from strongroom.attest.verifiers.choose import asking_nothing
     from strongroom.errors import AttestationError
 
-    if min(end for _, _, end in known.parts()) < now + timedelta(days=_SOON_DAYS):
+    if min(end for _, _, end in known.parts()) < now + timedelta(days=SOON_DAYS):
         return False
     try:
         anchor = anchor_of(known, read_anchor(anchor_file))
-        verifier_for(anchor, known, settings).verify(evidence, known, now=now)
+        asking_nothing(anchor, known, evidence.quote).verify(evidence, known, now=now)
     except AttestationError:
         return False
     return True
@@ -318,14 +318,20 @@ def _state(start: datetime, end: datetime, now: datetime) -> str:
         return f"EXPIRED {-days} days ago: fetch new ones"
     if now < start:
         return "not yet: is the clock right?"
-    return f"expires in {days} days: fetch new ones" if days < _SOON_DAYS else f"{days} days"
+    return f"expires in {days} days: fetch new ones" if days < SOON_DAYS else f"{days} days"
 
 
 def _say_end(endorsements: AnyEndorsements, now: datetime) -> None:
-    name, _, end = min(endorsements.parts(), key=lambda part: part[2])
-    days = (end - now).days
-    mark = "WARNING: " if days < _SOON_DAYS else ""
-    output.say(f"{mark}{name} holds until {end:%Y-%m-%d} ({days} days); nothing verifies with it after that")
+    text, days = end_of(endorsements, now)
+    output.say(f"{'WARNING: ' if days < SOON_DAYS else ''}{text}")
+
+
+def state(folder: Path, now: datetime) -> tuple[str, str] | None:
+    """Return whether the makers' endorsements in `folder` end soon and which, None if there are none."""
+    found = ends(read_folder(folder)[0], now)
+    soon = [text for days, text in found if days < SOON_DAYS]
+    fetch = "; `strongroom attest endorsements fetch QUOTE` gets new ones"
+    return ("WARNING" if soon else "ok", "; ".join(soon) + fetch if soon else found[0][1]) if found else None
 
 
 def _details(endorsements: AnyEndorsements) -> dict[str, object]:

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
 
@@ -13,7 +14,7 @@ import click
 
 from strongroom.cli import output
 from strongroom.cli.common import epilog, json_option, owner, workspace
-from strongroom.cli.endorsements import anchor_option, read_anchor, snp_settings
+from strongroom.cli.endorsements import anchor_option, read_anchor, snp_settings, state
 from strongroom.cli.service_verify import build, measure, verify
 from strongroom.client.workspace import FOLDER, Workspace
 from strongroom.errors import InputError, UnavailableError
@@ -93,8 +94,6 @@ def run(listen: str, enclave: str | None, admin: Path | None) -> None:
 
 
 def _simulated(folder: Path) -> None:
-    from datetime import UTC, datetime
-
     from strongroom.client.endorsements import refresh_endorsements
 
     refresh_endorsements(folder, now=datetime.now(UTC))
@@ -127,6 +126,8 @@ def status(as_json: bool) -> None:
     client = owner()
     here, found = client.workspace, client.call("GET", "/v1/status")
     anchors, locked = cast(list[dict[str, str]], found["anchors"]), bool(found["locked"])
+    ends = state(here.service_folder / "endorsements", datetime.now(UTC)) if here.embedded else None
+    mark = "WARNING: " if ends and ends[0] == "WARNING" else ""
     text = output.facts(
         {
             "version": found["version"],
@@ -138,13 +139,14 @@ def status(as_json: bool) -> None:
                 for f in [a["fingerprint"]]
             )
             or ("not known while it is locked" if locked else "nothing"),
+            **({"endorsements": mark + ends[1]} if ends else {}),
             "lease": "not known while it is locked" if locked else f"{found['lease_s']} s",
             "identity": here.identity,
             "you": f"{here.name} ({here.owner[:16]})" + (", who administers it" if found["admin"] else ""),
             "note": found["note"],
         }
     )
-    output.data(found, as_json, text)
+    output.data({**found, "endorsements": ends[1] if ends else None}, as_json, text)
 
 
 @command.command("unlock", epilog=epilog("strongroom service unlock", "strongroom service unlock < shares.txt"))
@@ -286,8 +288,6 @@ def distrust(root: str) -> None:
 @command.command("refresh-endorsements", epilog=epilog("strongroom service refresh-endorsements"))
 def refresh() -> None:
     """Renew the simulated platform's endorsements; jobs do it once a day by themselves. SIMULATED."""
-    from datetime import UTC, datetime
-
     from strongroom.client.endorsements import refresh_endorsements
 
     refresh_endorsements(_own().folder, now=datetime.now(UTC))

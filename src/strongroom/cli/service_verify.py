@@ -15,7 +15,8 @@ from strongroom.attest.appraisal import AllOf, Measurement, NotDebug, Policy, Tc
 from strongroom.cli import output
 from strongroom.cli.common import epilog, json_option, workspace
 from strongroom.cli.endorsements import snp_settings
-from strongroom.cli.verdicts import Choices, Verdict, failed, judged, read_policy, trusted_choices
+from strongroom.cli.evidence import Choices, read_policy, trusted_choices
+from strongroom.cli.verdicts import Verdict, failed, judged
 from strongroom.errors import AttestationError, InputError
 
 if TYPE_CHECKING:

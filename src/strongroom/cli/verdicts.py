@@ -6,50 +6,40 @@ only if it is a maker's own, whatever a file calls it; a simulated one is called
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import json
 import re
-import ssl
-from collections.abc import Sequence
-from dataclasses import dataclass
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import click
 
 from strongroom.attest import ratls
-from strongroom.attest.appraisal import AppraisalContext, Finding, Policy, check_pins_code, findings, policy_from_json
+from strongroom.attest.appraisal import AppraisalContext, Finding, Policy, check_pins_code, findings
 from strongroom.attest.claims import Claims, check_init_data
-from strongroom.attest.endorsement_files import MAKERS, read_bundle, read_folder
-from strongroom.attest.endorsement_snp import AnyEndorsements
+from strongroom.attest.endorsement_files import MAKERS
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.findings import shown_flag
 from strongroom.attest.policies import PLATFORM_FLAGS
-from strongroom.attest.verifiers import AnchoredVerifier, verify_any
-from strongroom.attest.verifiers.choose import verifier_for
+from strongroom.attest.verifiers import verify_any
 from strongroom.cli import output
-from strongroom.cli.common import epilog, json_option, owner, workspace
+from strongroom.cli.common import epilog, json_option
 from strongroom.cli.endorsements import snp_settings
+from strongroom.cli.evidence import Choices, bundle_option, read_evidence, read_policy, trusted_choices
 from strongroom.errors import AttestationError, InputError
 
-if TYPE_CHECKING:
-    from strongroom.client.workspace import Workspace
-
 __all__ = [
-    "Choices",
     "Verdict",
     "bound",
     "failed",
     "judged",
-    "read_evidence",
-    "read_policy",
-    "trusted_choices",
+    "limits",
     "verify",
 ]
 
-Choices = Sequence[tuple[AnchoredVerifier, AnyEndorsements]]
 _REASON = re.compile(r"(?P<check>[^:]+): (?P<about>.*?)expected (?P<expected>.*?), got (?P<got>.*)", re.DOTALL)
 _WANTED = {
     "evidence": "one whole quote or report",
@@ -68,6 +58,7 @@ _HINTS = {
     "minimum_evaluation": "fetch newer endorsements (`strongroom attest endorsements fetch`)",
     "job_digest": "name the job with --job, and compare it with the one that the policy allows",
 }
+_REACHED = ("tcb_status", "advisory_ids", "tcb_levels")
 _OTHER = "compare what was expected with the reference values of your build (`strongroom job build`)"
 
 
@@ -80,6 +71,7 @@ class Verdict:
         as_of: The owner named the time; it is not the time now.
         checks: Every comparison in order, up to the first that says the evidence is not true.
         hint: What to do about a refusal.
+        reached: Without claims: `tcb_status`, `advisory_ids` and `tcb_levels`, as far as signatures prove them.
     """
 
     evidence: Evidence
@@ -88,6 +80,7 @@ class Verdict:
     claims: Claims | None
     checks: tuple[Finding, ...]
     hint: str = ""
+    reached: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def accepted(self) -> bool:
@@ -115,8 +108,9 @@ class Verdict:
             "evidence_sha256": hashlib.sha256(self.evidence.quote).hexdigest(),
             "time": f"{self.now:%Y-%m-%dT%H:%M:%SZ}",
             "as_of": self.as_of,
-            "tcb_status": self.claims.tcb_status if self.claims else None,
-            "advisory_ids": list(self.claims.advisory_ids) if self.claims else None,
+            "tcb_status": self.claims.tcb_status if self.claims else self.reached.get("tcb_status"),
+            "advisory_ids": list(self.claims.advisory_ids) if self.claims else self.reached.get("advisory_ids"),
+            "tcb_levels": self.reached.get("tcb_levels"),
             "checks": [check.to_json() for check in self.checks],
             "hint": self.hint,
             "claims": self.claims.to_json() if self.claims else None,
@@ -141,6 +135,7 @@ class Verdict:
                 text.append(f"  pass  {check.check}: {check.got}")
             else:
                 text += [f"  FAIL  {check.check}", f"          expected {check.expected}", f"          got {check.got}"]
+        text += limits(self.claims)
         return text + (["", f"hint: {self.hint}"] if self.hint else [])
 
     def _facts(self) -> dict[str, str]:
@@ -151,10 +146,15 @@ class Verdict:
             "time": f"{self.now:%Y-%m-%dT%H:%M:%SZ}" + (", as --at says" if self.as_of else ""),
         }
         if (claims := self.claims) is None:
-            return text
+            levels = cast(Mapping[str, Mapping[str, str]], self.reached.get("tcb_levels") or {})
+            said = ", ".join(f"{part} {one['status']} as of {one['date'][:10]}" for part, one in levels.items())
+            status = str(self.reached.get("tcb_status") or "not known: no signature or no level says it")
+            advisories = ", ".join(cast(list[str], self.reached.get("advisory_ids") or []))
+            return text | {"platform": status, "advisories": advisories, "levels": said}
         machine = " or ".join(name.hex() for name in (claims.ppid, claims.piid, claims.chip_id) if name)
         return text | {
             "platform": claims.tcb_status + (f" as of {claims.tcb_date}" if claims.tcb_date else ""),
+            "versions": claims.tcb,
             "advisories": ", ".join(claims.advisory_ids) or "none",
             "edition": "" if claims.tcb_eval_number is None else f"{claims.tcb_eval_number} of the TCB info",
             "machine": machine,
@@ -187,7 +187,9 @@ def judged(
         claims = verify_any(evidence, choices, now=now)
     except AttestationError as exc:
         hint = exc.hint or "do not trust what sent this evidence"
-        return Verdict(evidence=evidence, now=now, as_of=as_of, claims=None, checks=(failed(exc),), hint=hint)
+        told = {name: exc.details[name] for name in _REACHED if name in exc.details}
+        check = failed(exc)
+        return Verdict(evidence=evidence, now=now, as_of=as_of, claims=None, checks=(check,), hint=hint, reached=told)
     held = f"for this platform, {'then' if as_of else 'now'}"
     checks = [
         Finding("signatures", "a chain to a trusted root", "hold, up to the root above", passed=True),
@@ -209,6 +211,13 @@ def judged(
     wrong = [check.check.rpartition(": ")[2] for check in checks if not check.passed]
     hint = "; ".join(dict.fromkeys(_HINTS.get(name, _OTHER) for name in wrong))
     return Verdict(evidence=evidence, now=now, as_of=as_of, claims=claims, checks=tuple(checks), hint=hint)
+
+
+def limits(claims: Claims | None) -> list[str]:
+    """Return what the measurement in `claims` does not cover, as lines of text."""
+    found = claims.limits if claims else ()
+    wrapped = [textwrap.wrap(one, 110, initial_indent="  - ", subsequent_indent="    ") for one in found]
+    return ["", "limits of what is measured:", *(line for lines in wrapped for line in lines)] if found else []
 
 
 def failed(exc: AttestationError) -> Finding:
@@ -245,86 +254,6 @@ def _names_code(policy: Policy) -> Finding:
     return Finding("policy", wanted, wanted if code else "one that would accept any code", code)
 
 
-def read_policy(path: Path) -> Policy:
-    """Return the policy in the file `path`.
-
-    Raises:
-        InputError: Not readable, or not a policy.
-    """
-    try:
-        return policy_from_json(json.loads(path.read_bytes()))
-    except (OSError, ValueError) as exc:
-        raise InputError(f"{path} is not a readable policy: {exc}") from exc
-
-
-def read_evidence(path: Path) -> tuple[str, bytes, bytes]:
-    """Return which TEE's evidence is in the file `path`, its bytes, and the certificate that it was in or b"".
-
-    Raises:
-        InputError: No such file, or another form of JSON.
-    """
-    if not path.exists():
-        raise InputError(f"{path} does not exist", hint="`strongroom attest quote job.toml quote.bin` makes one")
-    raw, certificate = path.read_bytes(), b""
-    try:
-        if raw[:1] == b"{":
-            raw = Evidence.from_json(json.loads(raw), "sgx").quote
-        else:
-            if raw.startswith(b"-----BEGIN CERTIFICATE"):
-                raw = ssl.PEM_cert_to_DER_cert(raw.decode("ascii"))
-            if raw[:2] == b"\x30\x82":
-                certificate, raw = raw, ratls.read_certificate(raw)[1].quote
-            else:
-                raw = base64.b64decode(raw.strip(), validate=True)
-    except json.JSONDecodeError as exc:
-        raise InputError(f"{path} is neither JSON nor a quote") from exc
-    except ValueError:
-        pass  # bytes as they are
-    # A quote has the type of its attestation key in two bytes, which is 2; a report has zeros of its version there.
-    return "snp" if raw[2:4] == b"\0\0" else "tdx" if raw[4:8] == b"\x81\0\0\0" else "sgx", raw, certificate
-
-
-def trusted_choices(bundle: Path | None, settings: dict[str, str], *, of_service: bool = True) -> Choices:
-    """Return verifiers with the endorsements in `bundle`, or in the workspace's trust service.
-
-    What the service's folder holds under roots that nobody here trusts is passed over, and what is not readable. Roots
-    that the service says it trusts count only `of_service`: not where the service itself is judged.
-
-    Raises:
-        InputError: A hardware root in `bundle` that is no maker's own.
-        EndorsementError: `bundle` is not readable.
-    """
-    if bundle is None:
-        here = workspace()
-        known = _known_roots(here, of_service)
-        folder = read_folder(here.service_folder / "endorsements")[0]
-        found = [(anchor, one) for anchor, one in folder if (anchor.fingerprint, anchor.kind) in known]
-    else:
-        anchor, endorsements = read_bundle(bundle)
-        if anchor.kind == "hardware" and anchor.fingerprint not in MAKERS:
-            raise InputError(
-                f"{bundle}: root: expected Intel's, AMD's or a simulated one, got {anchor.fingerprint[:16]}",
-                hint="a file cannot make its own root a hardware maker's",
-            )
-        found = [(anchor, one) for one in endorsements]
-    return [(verifier_for(anchor, one, settings), one) for anchor, one in found]
-
-
-def _known_roots(here: Workspace, of_service: bool) -> set[tuple[str, str]]:
-    # The makers', the simulated platform's of this workspace, and what its service trusts beside.
-    from strongroom.attest.simulated.pki import SimulatedPKI
-    from strongroom.attest.simulated.platform import load_seed
-
-    known = {(fingerprint, "hardware") for fingerprint in MAKERS}
-    if here.seed.exists():
-        anchor = SimulatedPKI.create(load_seed(here.seed), now=datetime.now(UTC)).anchor()
-        known.add((anchor.fingerprint, anchor.kind))
-    if of_service and here.embedded and here.is_running():
-        anchors = cast(list[dict[str, str]], owner().call("GET", "/v1/status")["anchors"])
-        known |= {(a["fingerprint"], a["kind"]) for a in anchors}
-    return known
-
-
 @click.command(
     "verify",
     epilog=epilog(
@@ -338,9 +267,7 @@ def _known_roots(here: Workspace, of_service: bool) -> set[tuple[str, str]]:
 @click.option(
     "--policy", "policy_file", required=True, type=click.Path(path_type=Path), help="What is acceptable (JSON)."
 )
-@click.option(
-    "--endorsements", "bundle", type=click.Path(path_type=Path), help="A bundle; default: the trust service's here."
-)
+@bundle_option
 @click.option("--job", "job_file", type=click.Path(path_type=Path), help="The job file that the evidence should bind.")
 @click.option("--at", metavar="TIME", help="Verify as of this time (ISO 8601, UTC unless it says), not now.")
 @snp_settings

@@ -189,12 +189,12 @@ class Broker:
             with self._store.transaction() as tx:
                 if not volumes or volumes[0]["mode"] != "rw":
                     raise DeniedError(f"the job may not write data set {dataset:.64}: its spec does not say rw")
-                self._decide(tx, guest, wanted, uptime_s)
+                by = self._decide(tx, guest, wanted, uptime_s)
                 if self._datasets.head(tx, wanted.owner, dataset)["key"] != wanted.name:
                     raise DeniedError(f"data set {dataset} is not under key {wanted.name!r}")
                 origin = {"run": guest.run_id, "inputs": _inputs(guest.document, inputs, wanted.owner)}
                 step: _Step = {"epoch": epoch, "manifest": manifest, "new_manifest": new_manifest, "versions": versions}
-                details = {"dataset": dataset, "epoch": epoch + 1, "manifest": new_manifest, **origin}
+                details = {"dataset": dataset, "epoch": epoch + 1, "manifest": new_manifest, **origin, **_by(by)}
                 head = None
                 if self._waits(tx, guest.document, wanted.owner):
                     document = {**origin, "job": guest.job, "claims": guest.claims.to_json()}
@@ -238,14 +238,14 @@ class Broker:
                 raise DeniedError("the job names no key, so no owner can say who its peers are")
             lifetime = min(timedelta(seconds=_max_runtime_s(guest.document)), MAX_CERTIFICATE) + CERTIFICATE_SPARE
             with self._store.transaction() as tx:
-                for wanted in names:
-                    self._decide(tx, guest, wanted, uptime_s)
+                by = [self._decide(tx, guest, wanted, uptime_s) for wanted in names]
                 lease_s = _lease_s(guest, uptime_s)
                 pem = self._ca.issue(
                     csr, job=guest.job, owner=names[0].owner, evidence=evidence, now=now, lifetime=lifetime
                 )
-                for wanted in names:
-                    self._append(tx, guest, wanted, "certificate", now, allowed=True, details={"spki": spki})
+                for wanted, decided in zip(names, by, strict=True):
+                    details = {"spki": spki, **_by(decided)}
+                    self._append(tx, guest, wanted, "certificate", now, allowed=True, details=details)
         except Exception as refusal:  # also the unforeseen: nothing is refused without a record
             self._refuse(guest, names[0] if names else KeyWanted(owner="", name=""), refusal, now, action="certificate")
             raise
@@ -295,8 +295,9 @@ class Broker:
             raise AppraisalError(reasons)
         self._check_others(tx, receiver, wanted)
         self._keys.check_enabled(tx, wanted.owner, wanted.name)
-        revision = self._policies.get(tx, wanted.owner, wanted.name)["revision"]
-        return {"uses": uses, "policy_revision": revision, **self._references(tx, receiver, wanted, uses)}
+        policy = self._policies.get(tx, wanted.owner, wanted.name)
+        by = {"policy_revision": policy["revision"], "policy_set": policy["updated"]}
+        return {"uses": uses, **by, **self._references(tx, receiver, wanted, uses)}
 
     def _references(self, tx: sa.Connection, guest: Guest, wanted: KeyWanted, uses: Sequence[str]) -> dict[str, object]:
         context = AppraisalContext(claims=guest.claims, job=dict(guest.document))
@@ -526,6 +527,11 @@ def _volumes(document: Mapping[str, object]) -> list[dict[str, str]]:
     if len(set(names)) != len(names):
         raise InputError("two volumes of the job document have one name")
     return [{k: str(v) for k, v in volume.items()} for volume in volumes]
+
+
+def _by(decided: Mapping[str, object]) -> dict[str, object]:
+    # Who allowed it, when, and by which values; the uses are the release's.
+    return {name: decided[name] for name in ("policy_revision", "policy_set", "references", "rego") if name in decided}
 
 
 def _inputs(

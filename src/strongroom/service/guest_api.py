@@ -15,14 +15,14 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import TypeGuard
 
 from strongroom._encoding import canonical_json, check_bounds, parse_json
 from strongroom.attest import ratls
 from strongroom.attest.binding import JOB_FILE, MAX_JOB_BYTES, init_data_digest
 from strongroom.attest.claims import check_init_data, check_report_data
-from strongroom.attest.endorsement_files import read_folder, stamp_of
+from strongroom.attest.endorsement_files import SOON_DAYS, ends, read_folder, stamp_of
 from strongroom.attest.endorsement_snp import AnyEndorsements
 from strongroom.attest.endorsements import TrustAnchor
 from strongroom.attest.handshake import COMMIT_TYPE, AttestRequest, AuthRequest, Challenge
@@ -157,7 +157,7 @@ class GuestAPI:
         key = request.tee_key()
         trust = self._service.trusted()
         evidence = request.read_evidence(waiting.tee)
-        claims = verify_any(evidence, self._choices(trust.anchors), now=now)  # 2.
+        claims = verify_any(evidence, self._choices(trust.anchors, now), now=now)  # 2.
         claims = replace(claims, limits=claims.limits + evidence.unread)
         check_report_data(claims, request.report_data())  # 3.
         if request.init_data is None:
@@ -291,7 +291,7 @@ class GuestAPI:
         if (raw := x509.extension_of_csr(csr, ratls.EXTENSION)) is None:
             oid = ratls.EXTENSION.dotted_string
             raise EvidenceError(f"certificate request: expected the extension {oid}, got none")
-        choices = self._choices(self._service.trusted().anchors)
+        choices = self._choices(self._service.trusted().anchors, now)
         claims = ratls.verify_extension(
             raw,
             x509.public_key_of_csr(csr),
@@ -337,9 +337,11 @@ class GuestAPI:
             return {"held": True}
         return {"head": head, "signed": self._service.parts.datasets.signed(head)}
 
-    def _choices(self, anchors: Sequence[Mapping[str, str]]) -> list[tuple[AnchoredVerifier, AnyEndorsements]]:
+    def _choices(
+        self, anchors: Sequence[Mapping[str, str]], now: datetime
+    ) -> list[tuple[AnchoredVerifier, AnyEndorsements]]:
         choices: list[tuple[AnchoredVerifier, AnyEndorsements]] = []
-        found, refused = self._endorsements.current(anchors)
+        found, refused = self._endorsements.current(anchors, now)
         for anchor, endorsements in found:
             for trusted in anchors:
                 if (anchor.fingerprint, anchor.kind) == (trusted["fingerprint"], trusted["kind"]):
@@ -370,9 +372,10 @@ class _EndorsementFiles:
     def __init__(self, service: TrustService) -> None:
         self._service = service
         self._known: tuple[object, list[tuple[TrustAnchor, AnyEndorsements]], list[str]] = (None, [], [])
+        self._warned: date | None = None
 
     def current(
-        self, anchors: Sequence[Mapping[str, str]]
+        self, anchors: Sequence[Mapping[str, str]], now: datetime
     ) -> tuple[list[tuple[TrustAnchor, AnyEndorsements]], list[str]]:
         """Return what may be used under `anchors`, and why the rest may not."""
         folder = self._service.folder / "endorsements"
@@ -387,6 +390,11 @@ class _EndorsementFiles:
             self._known = (stamp, found, refused)
             for reason in refused:
                 _log.warning("endorsements are not used reason=%s", reason)
+        if self._warned != now.date():  # once a day, for the day after the last every guest is refused
+            self._warned = now.date()
+            for days, text in ends(found, now):
+                if days < SOON_DAYS:
+                    _log.warning("endorsements end days=%d %s", days, text)
         return found, refused
 
 

@@ -37,7 +37,7 @@ _OID = "1.3.6.1.4.1.3704.1."
 _SPL = {"bootloader": "3.1", "tee": "3.2", "snp": "3.3", "microcode": "3.8", "fmc": "3.9"}
 _SPL |= {f"reserved{n}": f"3.{n}" for n in range(4, 8)}
 _PSS = padding.PSS(padding.MGF1(hashes.SHA384()), 48)
-FETCH = "`strongroom attest endorsements fetch snp` gets them"
+FETCH = "`strongroom attest endorsements fetch REPORT` gets them"
 
 
 def key_of(report: SNPReport, keys: tuple[bytes, ...], ask: bytes = b"") -> bytes | None:

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 
 from strongroom.attest.endorsement_snp import AnyEndorsements, SNPEndorsements
 from strongroom.attest.endorsements import TrustAnchor
-from strongroom.attest.snp import TCB
+from strongroom.attest.snp import TCB, parse_report
 from strongroom.attest.verifiers import AnchoredVerifier
+from strongroom.attest.verifiers.chip_keys import key_of, provider_of
 from strongroom.attest.verifiers.dcap import DCAPVerifier
 from strongroom.attest.verifiers.snp import SNPRules, SNPVerifier
 from strongroom.errors import InputError
 
-__all__ = ["snp_rules", "tcb_floors", "verifier_for"]
+__all__ = ["asking_nothing", "snp_rules", "tcb_floors", "verifier_for"]
 
 _PROCESSOR = re.compile(r"unnamed|[0-9a-f]{2}-[0-9a-f]{2}-[0-9a-f]{1,2}")
 
@@ -32,6 +33,18 @@ def verifier_for(anchor: TrustAnchor, endorsements: AnyEndorsements, settings: M
     if isinstance(endorsements, SNPEndorsements):
         return SNPVerifier(anchor, snp_rules(settings))
     return DCAPVerifier(anchor)
+
+
+def asking_nothing(anchor: TrustAnchor, endorsements: AnyEndorsements, raw: bytes) -> AnchoredVerifier:
+    """Return the verifier of `endorsements` that proves what `raw` says, and asks nothing of it that an owner could.
+
+    A report's versions have no floor under it, so its status is no verdict on them. Only for explaining.
+    """
+    if not isinstance(endorsements, SNPEndorsements) or raw[2:4] != b"\0\0":
+        return verifier_for(anchor, endorsements, {})
+    report = parse_report(raw)
+    key = report.certificate or key_of(report, endorsements.keys, endorsements.ask)
+    return SNPVerifier(anchor, SNPRules(floors={}, cxl=True, vlek=provider_of(key) if key else ""))
 
 
 def snp_rules(settings: Mapping[str, str]) -> SNPRules | None:

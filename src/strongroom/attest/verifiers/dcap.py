@@ -41,11 +41,31 @@ from strongroom.attest.markers import SIMULATED_FMSPC
 from strongroom.attest.quote import Quote, parse_quote
 from strongroom.attest.verifiers import sgx
 from strongroom.attest.verifiers.chains import Chain, certified, issuers, tcb_info, tcb_signers
-from strongroom.attest.verifiers.refusals import Judged, classified
-from strongroom.errors import EndorsementError, EvidenceError, VerificationError
+from strongroom.attest.verifiers.checks import classified, judge, reached
+from strongroom.attest.verifiers.refusals import Judged
+from strongroom.errors import AttestationError, EndorsementError, EvidenceError, VerificationError
 
 __all__ = ["DCAPVerifier"]
 
+_MRENCLAVE = (
+    "MRENCLAVE: the enclave's pages and their rights as they were before it started; what it reads later only as far "
+    "as its code checks it (Gramine: trusted files, whose hashes are in the manifest that is measured)"
+)
+_CONFIGID = (
+    "CONFIGID, CONFIGSVN: chosen by whoever started the enclave, and not measured; MRSIGNER alone names a key, and no "
+    "code or version"
+)
+_MRTD = "MRTD: what the host put into memory before the domain started, which is its firmware; nothing later"
+_RTMRS = (
+    "RTMR0 to RTMR3: extended after the start, by firmware (0: its configuration and the host's ACPI tables, 1: the "
+    "kernel, 2: command line and first file system) and by the kernel and its programs (3); each is as true as the "
+    "code that measures, so all of them and MRTD have to be named; nothing that is read from a disk later"
+)
+_MRCONFIGID = (
+    "MRCONFIGID, MROWNER, MROWNERCONFIG: chosen by the host at launch, and not measured; they bind a job or name "
+    "somebody only where they are compared"
+)
+_LIMITS = {"sgx": (_MRENCLAVE, _CONFIGID), "tdx": (_MRTD, _RTMRS, _MRCONFIGID)}
 _FRESH = "fetch this platform's endorsements again; if they are current, the platform itself needs its maker's updates"
 
 
@@ -84,7 +104,12 @@ class DCAPVerifier:
             # 5. dcap-qvl proves the rest. A TDX module of 1.5 may be replaced while domains run, by a newer one alone.
             judged = Judged(quote, chain, signers, endorsements, now)
             proven = self._proven(judged)
-            _check_running_module(quote)
+            try:
+                _check_pce(judged)
+                _check_running_module(quote)
+            except AttestationError as exc:
+                exc.details |= reached(judge(judged, self.anchor))
+                raise
             # 6. Claims are what the signatures cover.
             return _claims(judged, proven, self.anchor)
         except EndorsementError as exc:
@@ -116,13 +141,16 @@ class DCAPVerifier:
             else:
                 proven = json.loads(library(judged.quote.raw))
         except ValueError as exc:
-            raise classified(str(exc), judged) from exc
+            raise classified(str(exc), judged, self.anchor) from exc
         if not isinstance(proven, dict):
             raise VerificationError("dcap-qvl answered something that is not an object")
-        got, expected = judged.platform.pce_id.hex(), str(tcb_info(judged.endorsements).get("pceId")).lower()
-        if got != expected:
-            raise EndorsementError(f"pceid: expected {expected} of the TCB info, got {got}")
         return proven
+
+
+def _check_pce(judged: Judged) -> None:
+    got, expected = judged.platform.pce_id.hex(), str(tcb_info(judged.endorsements).get("pceId")).lower()
+    if got != expected:
+        raise EndorsementError(f"pceid: expected {expected} of the TCB info, got {got}")
 
 
 def _check_running_module(quote: Quote) -> None:
@@ -183,6 +211,7 @@ def _claims(judged: Judged, proven: Mapping[str, object], anchor: TrustAnchor) -
         cached_keys=pck.cached_keys,
         smt=pck.smt,
         rtmrs=tuple(quote[f"body.rtmr{i}"] for i in range(4)) if quote.tee == "tdx" else (),
+        limits=_LIMITS[quote.tee],
     )
 
 

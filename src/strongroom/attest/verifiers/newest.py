@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
@@ -135,9 +136,12 @@ def _intel(anchor: TrustAnchor, endorsements: Endorsements) -> dict[str, tuple[s
         text, signature = getattr(endorsements, name), getattr(endorsements, f"{name}_signature")
         key, half = signer.public_key(), len(signature) // 2
         if not isinstance(key, ec.EllipticCurvePublicKey) or half != 32:
-            raise EndorsementError(f"endorsements: {name}_signature is not ECDSA P-256")
+            raise EndorsementError(f"{name}_signature: expected ECDSA P-256, got another")
         r, s = (int.from_bytes(part, "big") for part in (signature[:half], signature[half:]))
-        key.verify(encode_dss_signature(r, s), text.encode(), ec.ECDSA(hashes.SHA256()))
+        try:
+            key.verify(encode_dss_signature(r, s), text.encode(), ec.ECDSA(hashes.SHA256()))
+        except InvalidSignature as exc:
+            raise EndorsementError(f"{name}_signature: expected one by SGX TCB Signing, got another's") from exc
         document = parse_json(text, name)
         assert isinstance(document, dict)  # its dates were read
         edition = document.get("tcbEvaluationDataNumber")
@@ -149,10 +153,10 @@ def _intel(anchor: TrustAnchor, endorsements: Endorsements) -> dict[str, tuple[s
 def _check_root(der: bytes, anchor: TrustAnchor) -> None:
     if der != anchor.certificate_der:
         got = hashlib.sha256(der).hexdigest()[:16]
-        raise EndorsementError(f"endorsements: root: expected {anchor.fingerprint[:16]}, got {got}")
+        raise EndorsementError(f"root: expected {anchor.fingerprint[:16]}, got {got}")
 
 
 def _check_list(name: str, der: bytes, by: x509.Certificate) -> None:
     crl = x509.load_der_x509_crl(der)
     if crl.issuer != by.subject or not crl.is_signature_valid(by.public_key()):  # type: ignore[arg-type]
-        raise EndorsementError(f"endorsements: {name}: expected a list signed by {by.subject.rfc4514_string():.80}")
+        raise EndorsementError(f"{name}: expected a list signed by {by.subject.rfc4514_string():.80}, got another's")

@@ -131,14 +131,14 @@ class SNPVerifier:
         _check_validity((ark, ask, leaf), now)  # 4.
         _check_identity(report, leaf, common_name(ark.subject).removeprefix("ARK-"))  # 5.
         _check_signature(report, leaf)  # 6.
-        provider = text_of(leaf, "5")
-        if report.signer == "vlek" and (not provider or provider != self.rules.vlek):  # 7.
-            wanted = f"a VCEK or a VLEK of {self.rules.vlek}" if self.rules.vlek else "a VCEK"
-            raise VerificationError(
-                f"key: expected {wanted}, got a VLEK of {provider!r:.60}", hint="`strongroom service trust` with --vlek"
-            )
-        _check_policy(report, self.rules)
-        return self._claims(report, (leaf, ask, ark), self.rules.floors.get(report.processor))
+        claims = self._claims(report, (leaf, ask, ark), self.rules.floors.get(report.processor))
+        try:
+            _check_provider(claims, self.rules)  # 7.
+            _check_policy(report, self.rules)
+        except VerificationError as exc:
+            exc.details |= {"tcb_status": claims.tcb_status, "advisory_ids": []}
+            raise
+        return claims
 
     def _claims(self, report: SNPReport, chain: tuple[x509.Certificate, ...], floor: TCB | None) -> Claims:
         root = stands_for(self.anchor, marked=any(SIMULATED_NAME in str(c.subject) for c in chain))
@@ -195,7 +195,7 @@ def _leaf(report: SNPReport, endorsements: SNPEndorsements, ask: x509.Certificat
             chip, tcb = report["chip_id"].hex()[:16], report.tcb("reported_tcb")
             raise EndorsementError(
                 f"endorsements: no {report.signer.upper()} of chip {chip} for TCB {tcb}, and the report brings none",
-                hint="`strongroom attest endorsements fetch snp --report FILE` gets it",
+                hint="`strongroom attest endorsements fetch REPORT` gets it",
             )
         leaf = load_certificate("key", found)
     if leaf.issuer != ask.subject:
@@ -251,6 +251,15 @@ def _check_signature(report: SNPReport, leaf: x509.Certificate) -> None:
         key.verify(signature, report.signed, ec.ECDSA(hashes.SHA384()))
     except InvalidSignature as exc:
         raise VerificationError("signature: the report is not signed by its chip's key") from exc
+
+
+def _check_provider(claims: Claims, rules: SNPRules) -> None:
+    if claims.signing_key == "vlek" and (not claims.provider or claims.provider != rules.vlek):
+        wanted = f"a VCEK or a VLEK of {rules.vlek}" if rules.vlek else "a VCEK"
+        raise VerificationError(
+            f"key: expected {wanted}, got a VLEK of {claims.provider!r:.60}",
+            hint="`strongroom service trust` with --vlek",
+        )
 
 
 def _check_policy(report: SNPReport, rules: SNPRules) -> None:
