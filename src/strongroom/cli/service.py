@@ -252,6 +252,10 @@ def trust(bundle: Path, settings: dict[str, str], anchor_file: Path | None) -> N
         if (was := before.get(name, "not set")) != (now := settings.get(name, "not set")):
             output.say(f"WARNING: {name} was {was}, is {now}")
     output.say(f"evidence under {MAKERS.get(anchor.fingerprint, 'the root')} {anchor.fingerprint[:16]} is believed")
+    if own:
+        output.say(
+            f"no maker's root: policies have to name it (`strongroom policy set ... --root {anchor.fingerprint}`)"
+        )
     if any(isinstance(one, SNPEndorsements) and title(one).endswith("-Milan") for one in found):
         output.say(
             "WARNING: whoever has a Milan chip can read the seed of its keys (arXiv 2605.12990) and sign any report in "
