@@ -85,6 +85,10 @@ def test_T261_a_bundle_does_not_choose_whom_the_service_believes(
     write_bundle(bundle, MILAN.anchor, [MILAN.endorsements()])
     said = _command(house, monkeypatch, *words)
     assert "is believed" in said
+    assert (
+        f"no maker's root: policies have to name it (`strongroom policy set ... --root {MILAN.anchor.fingerprint}`)"
+        in said
+    )
     assert "WARNING: whoever has a Milan chip" in said
     assert house.service.trusted().anchors[-1]["fingerprint"] == MILAN.anchor.fingerprint
 

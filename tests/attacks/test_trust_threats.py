@@ -23,7 +23,15 @@ from tests.fakes.attest_parts import MEASUREMENT, FakeAttester, Platform, make_p
 from tests.fakes.service_parts import MANIFEST, Client, House, document, make_house, new_manifest, owner_pem
 
 from strongroom._encoding import b64u, b64u_decode, canonical_json
-from strongroom.attest.appraisal import AllOf, Measurement, MinimumSvn, Policy, UnsafeAcceptSimulated
+from strongroom.attest.appraisal import (
+    AllOf,
+    AnyOf,
+    Measurement,
+    MinimumSvn,
+    Policy,
+    UnsafeAcceptSimulated,
+    policy_to_json,
+)
 from strongroom.attest.binding import config_id, init_data_digest, job_init_data
 from strongroom.attest.claims import Claims
 from strongroom.attest.endorsement_files import write_bundle
@@ -40,7 +48,7 @@ from strongroom.cli.service_verify import judge_service
 from strongroom.client.evidence import Pin, Shown, ask
 from strongroom.client.owner import OwnerClient
 from strongroom.client.petnames import Petnames
-from strongroom.client.policies import allow_job
+from strongroom.client.policies import _with, allow_job, allowance
 from strongroom.client.seen import Seen
 from strongroom.client.workspace import Workspace
 from strongroom.crypto import jose, x509
@@ -153,6 +161,25 @@ def test_T276_an_approval_does_not_take_from_hardware_which_code_it_is(
     with pytest.raises(VerificationError, match="nobody"):
         _approve(monkeypatch, _hardware(), *words[:2])
     assert "'kind': 'reference'" in str(_approve(monkeypatch, _hardware(), *words))
+
+
+def test_T381_an_approval_does_not_take_from_evidence_whose_root_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    value, own = ("--measurement", MEASUREMENT.hex()), "ab" * 32
+    claims = _hardware(root="own", root_fingerprint=own)
+    for evidence, words, reason in (
+        (claims, (), f"root: expected one of a hardware maker, got {own}"),
+        (claims, ("--root", "cd" * 32), f"root: expected {'cd' * 32}, got {own}"),
+        (_hardware(), ("--root", own), f"root: expected {own}, got"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            _approve(monkeypatch, evidence, *value, *words)
+    assert f"'kind': 'root', 'values': ['{own}']" in str(_approve(monkeypatch, claims, *value, "--root", own.upper()))
+    assert "'kind': 'root'" not in str(_approve(monkeypatch, _hardware(), *value))
+    # What one root may have, another may not any more: of two policies for one job the laxer would count.
+    allowed = allowance(JOB, MEASUREMENT.hex(), simulated=False)
+    narrower = _with(policy_to_json(allowed), allowance(JOB, MEASUREMENT.hex(), simulated=False, root=own))
+    assert isinstance(narrower, AnyOf)
+    assert len(narrower.policies) == 1
 
 
 def test_T274_whatever_allows_a_job_warns_of_a_program_that_has_the_keys(caplog: pytest.LogCaptureFixture) -> None:

@@ -24,8 +24,9 @@ from tests.fakes.snp_parts import Maker
 
 from strongroom.attest import ratls
 from strongroom.attest.binding import init_data_digest, job_init_data
-from strongroom.attest.endorsement_files import MAKERS, write_bundle
+from strongroom.attest.endorsement_files import write_bundle
 from strongroom.attest.endorsements import INTEL_ROOT, Endorsements, TrustAnchor
+from strongroom.attest.makers import MAKERS
 from strongroom.attest.quote import parse_quote, trimmed
 from strongroom.cli.attest import command
 from strongroom.cli.evidence import _known_roots
@@ -234,6 +235,22 @@ def test_an_snp_report_has_a_verdict_and_is_explained(tmp_path: Path, monkeypatc
     assert {"chip_id", "report_data", "vmpl"} <= {field["name"] for field in json.loads(done.stdout)["fields"]}
 
 
+def test_T380_a_verdict_says_that_a_root_is_no_makers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _workspace(tmp_path, monkeypatch)
+    maker = Maker(now=datetime.now(UTC))
+    own, floor = maker.anchor.fingerprint, f"unnamed={maker.tcb}"
+    write_bundle(tmp_path / ".strongroom/service/endorsements/own.json", maker.anchor, [maker.endorsements()])
+    monkeypatch.setattr("strongroom.cli.verdicts._known_roots", lambda *_: {(own, "hardware")})
+    (tmp_path / "q").write_bytes(maker.evidence(certificate=True).quote)
+    words = ["verify", str(tmp_path / "q"), "--policy", str(tmp_path / "p"), "--minimum-tcb", floor]
+    for more, status in (([], 1), ([{"kind": "root", "values": [own]}], 0)):
+        (tmp_path / "p").write_text(json.dumps({"kind": "all_of", "policies": [POLICIES["snp"], *more]}))
+        done = CliRunner().invoke(command, words, standalone_mode=False)
+        assert (done.exception, done.return_value) == (None, status), done.output
+        assert f"own, no maker's: {own}" in done.stdout
+        assert ("names a root of your own (root)" in done.stdout) is bool(status)
+
+
 def test_T290_a_verdict_as_of_another_time_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _workspace(tmp_path, monkeypatch)
     quote, anchor, then = case("sgx3").quote, PKI.anchor(), datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -383,7 +400,9 @@ def test_T374_show_explains_a_report_without_a_floor_and_says_that_it_asked_for_
         quote.write_bytes(maker.report(kind, version=3, changes=changes))
         status, checks, page = _show(quote)
         assert status == 0, checks
-        assert checks["signatures and chain"]["detail"].startswith("hold, under the root of nobody who makes hardware, ")
+        assert checks["signatures and chain"]["detail"].startswith(
+            "hold, under the root of nobody who makes hardware, "
+        )
         assert ("BadRAM" in checks["endorsements"]["detail"]) is aliases
         assert "UpToDate" not in page
         assert checks["floor"]["passed"] is None

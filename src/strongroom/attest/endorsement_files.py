@@ -17,14 +17,13 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from strongroom._encoding import parse_json
 from strongroom._unix import write_whole
-from strongroom.attest.endorsement_snp import AMD_ROOTS, AnyEndorsements, SNPEndorsements, read_endorsements
-from strongroom.attest.endorsements import INTEL_ROOT, TrustAnchor
+from strongroom.attest.endorsement_snp import AnyEndorsements, SNPEndorsements, read_endorsements
+from strongroom.attest.endorsements import TrustAnchor
 from strongroom.attest.verifiers.newest import newest
 from strongroom.crypto.x509 import UNREADABLE, common_name
 from strongroom.errors import EndorsementError, InputError
 
 __all__ = [
-    "MAKERS",
     "SOON_DAYS",
     "anchor_of",
     "end_of",
@@ -33,30 +32,12 @@ __all__ = [
     "read_bundle",
     "read_folder",
     "stamp_of",
-    "stands_for",
     "title",
     "write_bundle",
 ]
 
-MAKERS = {INTEL_ROOT.fingerprint: "Intel", **{value: f"AMD {line}" for line, value in AMD_ROOTS.items()}}
-"""The makers' roots by fingerprint."""
-
 SOON_DAYS = 7
 _MAX_BYTES = 64 << 20
-
-
-def stands_for(anchor: TrustAnchor, *, marked: bool) -> str:
-    """Return what claims under `anchor` say of it: `hardware` if it is a maker's, `simulated`, or `own`.
-
-    Whoever administers a service can have it believe any root; only those in `MAKERS` are ever called a maker's.
-
-    Args:
-        anchor: The root.
-        marked: Whether the evidence carries a simulated mark.
-    """
-    if marked or anchor.kind == "simulated":
-        return "simulated"
-    return "hardware" if anchor.fingerprint in MAKERS else "own"
 
 
 def read_bundle(path: Path) -> tuple[TrustAnchor, list[AnyEndorsements]]:

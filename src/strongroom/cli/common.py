@@ -20,6 +20,7 @@ __all__ = [
     "json_option",
     "key_argument",
     "owner",
+    "root_option",
     "settings",
     "unsafe_option",
     "workspace",
@@ -29,6 +30,12 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 json_option: Callable[[_F], _F] = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
+root_option: Callable[[_F], _F] = click.option(
+    "--root",
+    default="",
+    metavar="HEX",
+    help="SHA-256 of the one root certificate that evidence may be under: also one that is no hardware maker's.",
+)
 unsafe_option: Callable[[_F], _F] = click.option(
     "--unsafe-accept-simulated",
     is_flag=True,

@@ -207,7 +207,8 @@ def import_(bundle: Path, anchor_file: Path | None) -> None:
 @json_option
 def show(bundle: Path | None, as_json: bool) -> int:
     """Show what BUNDLE holds, or this workspace's trust service, and until when; exit 1 if something has expired."""
-    from strongroom.attest.endorsement_files import MAKERS, read_bundle, title
+    from strongroom.attest.endorsement_files import read_bundle, title
+    from strongroom.attest.makers import MAKERS
 
     now, rows, values = datetime.now(UTC), [], []
     for path in [bundle] if bundle else sorted(cast(Path, _folder()).glob("*.json")):

@@ -17,9 +17,10 @@ import click
 
 from strongroom.attest import ratls
 from strongroom.attest.appraisal import Policy, policy_from_json
-from strongroom.attest.endorsement_files import MAKERS, read_bundle, read_folder
+from strongroom.attest.endorsement_files import read_bundle, read_folder
 from strongroom.attest.endorsement_snp import AnyEndorsements
 from strongroom.attest.evidence import Evidence
+from strongroom.attest.makers import MAKERS
 from strongroom.attest.verifiers import AnchoredVerifier
 from strongroom.attest.verifiers.choose import verifier_for
 from strongroom.cli.common import owner, workspace

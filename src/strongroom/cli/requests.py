@@ -12,7 +12,7 @@ import click
 
 from strongroom.attest.policies import TDX_REGISTERS
 from strongroom.cli import output
-from strongroom.cli.common import check_simulated, epilog, json_option, owner, unsafe_option
+from strongroom.cli.common import check_simulated, epilog, json_option, owner, root_option, unsafe_option
 from strongroom.client.petnames import Petnames
 from strongroom.client.policies import allow_job, measured
 from strongroom.errors import InputError
@@ -60,7 +60,7 @@ def _explain(found: dict[str, object], names: Petnames) -> list[str]:
             "uses": ", ".join(cast(list[str], found["uses"])),
             "job": found["job"],
             **measured({**claims, "measurement": found["measurement"]}),
-            "root": f"{claims['root']}{' (SIMULATED)' if claims['simulated'] else ''}",
+            "root": _root(claims),
             "state": found["state"],
         }
     )
@@ -68,6 +68,12 @@ def _explain(found: dict[str, object], names: Petnames) -> list[str]:
     changes = cast(list[str], found["difference"])
     text += ["", "changed since the last allowed job:"] + [f"  * {c}" for c in changes or ["(no job was allowed yet)"]]
     return [*text, "", *_job(cast(dict[str, Any], found["job_document"]), names)]
+
+
+def _root(claims: dict[str, Any]) -> str:
+    if claims["root"] == "own":
+        return f"own, no maker's: {claims['root_fingerprint']}"
+    return f"{claims['root']}{' (SIMULATED)' if claims['simulated'] else ''}"
 
 
 def _job(document: dict[str, Any], names: Petnames) -> list[str]:
@@ -118,6 +124,7 @@ def _job(document: dict[str, Any], names: Petnames) -> list[str]:
 @click.option(
     "--signer", "signers", multiple=True, type=click.Path(path_type=Path), help="Certificate of who signed --reference."
 )
+@root_option
 @unsafe_option
 @json_option
 def approve(
@@ -127,6 +134,7 @@ def approve(
     registers: tuple[str, ...],
     reference: Path | None,
     signers: tuple[Path, ...],
+    root: str,
     unsafe_accept_simulated: bool,
     as_json: bool,
 ) -> None:
@@ -143,6 +151,7 @@ def approve(
             "expected either the values that you computed or --reference with its --signer",
             hint="signed values take the place of --measurement, --snp-measurement and --tdx",
         )
+    _check_root(root.lower(), claims)
     signed = signed_values(reference, signers) if reference else None
     named = dict(signed.values) if signed else {"measurement": measurement, "snp_measurement": snp_measurement}
     named |= _registers(registers)
@@ -156,12 +165,22 @@ def approve(
         job=str(found["job"]),
         unsafe_accept_simulated=bool(claims["simulated"]) and unsafe_accept_simulated,
         reference=signed,
+        root=root,
         keys=[str(found["key"])],
         request=number,
         claims=claims,
     )
     text = [*_explain(found, Petnames.load(client.workspace)), ""]
     output.data({"request": number, "added": added}, as_json, text + [f"allowed {line}" for line in added])
+
+
+def _check_root(root: str, claims: Mapping[str, object]) -> None:
+    got = str(claims["root_fingerprint"])
+    if root not in ("", got) or (not root and claims["root"] == "own"):
+        raise InputError(
+            f"root: expected {root or 'one of a hardware maker'}, got {got}",
+            hint="no maker's root: repeat with --root if you know whose it is, and want to believe it",
+        )
 
 
 def _registers(given: Sequence[str]) -> dict[str, str]:

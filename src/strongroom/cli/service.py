@@ -121,7 +121,7 @@ def stop() -> None:
 @json_option
 def status(as_json: bool) -> None:
     """Show what the service is, trusts, and whether it is locked."""
-    from strongroom.attest.endorsement_files import MAKERS
+    from strongroom.attest.makers import MAKERS
 
     client = owner()
     here, found = client.workspace, client.call("GET", "/v1/status")
@@ -233,8 +233,9 @@ def trust(bundle: Path, settings: dict[str, str], anchor_file: Path | None) -> N
 
     The root is Intel's or AMD's, whatever BUNDLE says, or the one whose certificate --anchor names.
     """
-    from strongroom.attest.endorsement_files import MAKERS, anchor_of, read_bundle, title
+    from strongroom.attest.endorsement_files import anchor_of, read_bundle, title
     from strongroom.attest.endorsement_snp import SNPEndorsements
+    from strongroom.attest.makers import MAKERS
 
     anchor, found = read_bundle(bundle)
     if anchor.kind != "hardware":
@@ -254,6 +255,10 @@ def trust(bundle: Path, settings: dict[str, str], anchor_file: Path | None) -> N
         if (was := before.get(name, "not set")) != (now := settings.get(name, "not set")):
             output.say(f"WARNING: {name} was {was}, is {now}")
     output.say(f"evidence under {MAKERS.get(anchor.fingerprint, 'the root')} {anchor.fingerprint[:16]} is believed")
+    if own:
+        output.say(
+            f"no maker's root: policies have to name it (`strongroom policy set ... --root {anchor.fingerprint}`)"
+        )
     if any(isinstance(one, SNPEndorsements) and title(one).endswith("-Milan") for one in found):
         output.say(
             "WARNING: whoever has a Milan chip can read the seed of its keys (arXiv 2605.12990) and sign any report in "

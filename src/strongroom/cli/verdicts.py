@@ -20,9 +20,9 @@ import click
 from strongroom.attest import ratls
 from strongroom.attest.appraisal import AppraisalContext, Finding, Policy, check_pins_code, findings
 from strongroom.attest.claims import Claims, check_init_data
-from strongroom.attest.endorsement_files import MAKERS
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.findings import shown_flag
+from strongroom.attest.makers import MAKERS
 from strongroom.attest.policies import PLATFORM_FLAGS
 from strongroom.attest.verifiers import verify_any
 from strongroom.cli import output

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from strongroom import __version__
 from strongroom._encoding import b64u_decode, parse_json
 from strongroom.attest import ratls
-from strongroom.attest.endorsement_files import MAKERS
+from strongroom.attest.makers import MAKERS
 from strongroom.attest.verifiers.choose import snp_rules
 from strongroom.crypto import jose, x509
 from strongroom.errors import DeniedError, InputError

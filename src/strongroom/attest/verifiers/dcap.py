@@ -33,10 +33,10 @@ from functools import lru_cache
 import dcap_qvl
 
 from strongroom.attest.claims import Claims
-from strongroom.attest.endorsement_files import stands_for
 from strongroom.attest.endorsement_snp import AnyEndorsements
 from strongroom.attest.endorsements import Endorsements, TrustAnchor, check_window
 from strongroom.attest.evidence import Evidence
+from strongroom.attest.makers import stands_for
 from strongroom.attest.markers import SIMULATED_FMSPC
 from strongroom.attest.quote import Quote, parse_quote
 from strongroom.attest.verifiers import sgx

@@ -38,10 +38,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from strongroom.attest.claims import Claims
-from strongroom.attest.endorsement_files import stands_for
 from strongroom.attest.endorsement_snp import AnyEndorsements, SNPEndorsements
 from strongroom.attest.endorsements import TrustAnchor, check_window
 from strongroom.attest.evidence import Evidence
+from strongroom.attest.makers import stands_for
 from strongroom.attest.markers import SIMULATED_NAME
 from strongroom.attest.snp import TCB, SNPReport, parse_report
 from strongroom.attest.verifiers.chip_keys import (
