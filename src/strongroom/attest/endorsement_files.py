@@ -19,6 +19,7 @@ from strongroom._encoding import parse_json
 from strongroom._unix import write_whole
 from strongroom.attest.endorsement_snp import AnyEndorsements, SNPEndorsements, read_endorsements
 from strongroom.attest.endorsements import TrustAnchor
+from strongroom.attest.makers import MAKERS
 from strongroom.attest.verifiers.newest import newest
 from strongroom.crypto.x509 import UNREADABLE, common_name
 from strongroom.errors import EndorsementError, InputError
