@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from strongroom.attest.policies import TDX_REGISTERS
+from strongroom.attest.policies import TCB_STATUSES, TDX_REGISTERS, TcbStatus
 from strongroom.cli import output
 from strongroom.cli.common import check_simulated, epilog, json_option, owner, unsafe_option
 from strongroom.client.petnames import Petnames
@@ -20,7 +21,7 @@ from strongroom.errors import InputError
 if TYPE_CHECKING:
     from strongroom.attest.reference import ReferenceValues
 
-__all__ = ["approve", "dismiss", "request", "requests", "signed_values"]
+__all__ = ["approve", "dismiss", "request", "requests", "signed_values", "tcb_options"]
 
 _BUILD = "`strongroom job build` of the same job computes it; repeat with"
 _NAME = {
@@ -29,6 +30,24 @@ _NAME = {
     "tdx": "launch the same job on a machine that you trust; repeat with --tdx REGISTER=HEX for "
     + ", ".join(TDX_REGISTERS),
 }
+
+
+def tcb_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command what its owner accepts of platforms that are not up to date, as its argument `tcb`."""
+
+    @click.option(
+        "--tcb-status",
+        "statuses",
+        multiple=True,
+        type=click.Choice(TCB_STATUSES[1:]),
+        help="Accept platforms of this status too, by its maker's word; without it: UpToDate alone.",
+    )
+    @click.option("--advisory", "advisories", multiple=True, metavar="ID", help="Which advisories may apply to them.")
+    @functools.wraps(function)
+    def command(*given: Any, statuses: tuple[str, ...], advisories: tuple[str, ...], **rest: Any) -> Any:
+        return function(*given, tcb=TcbStatus((TCB_STATUSES[0], *statuses), advisories), **rest)
+
+    return command
 
 
 @click.command("requests", epilog=epilog("strongroom policy requests"))
@@ -95,6 +114,7 @@ def _job(document: dict[str, Any], names: Petnames) -> list[str]:
         "strongroom policy request 3",
         "strongroom policy approve 3 --unsafe-accept-simulated",
         "strongroom policy approve 3 --measurement 8f3c...",
+        "strongroom policy approve 3 --measurement 8f3c... --tcb-status SWHardeningNeeded --advisory INTEL-SA-00615",
         "strongroom policy approve 3 --reference job.reference.json --signer builder.pem",
     ),
 )
@@ -118,6 +138,7 @@ def _job(document: dict[str, Any], names: Petnames) -> list[str]:
 @click.option(
     "--signer", "signers", multiple=True, type=click.Path(path_type=Path), help="Certificate of who signed --reference."
 )
+@tcb_options
 @unsafe_option
 @json_option
 def approve(
@@ -127,6 +148,7 @@ def approve(
     registers: tuple[str, ...],
     reference: Path | None,
     signers: tuple[Path, ...],
+    tcb: TcbStatus,
     unsafe_accept_simulated: bool,
     as_json: bool,
 ) -> None:
@@ -156,6 +178,7 @@ def approve(
         job=str(found["job"]),
         unsafe_accept_simulated=bool(claims["simulated"]) and unsafe_accept_simulated,
         reference=signed,
+        tcb=tcb,
         keys=[str(found["key"])],
         request=number,
         claims=claims,
