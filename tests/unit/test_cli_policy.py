@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from tests.fakes.attest_parts import JOB, MEASUREMENT, Platform
 
 from strongroom.attest.appraisal import AppraisalContext, TcbStatus, findings, policy_from_json
 from strongroom.attest.binding import init_data_digest, job_init_data
 from strongroom.cli import output
+from strongroom.cli.policy import command as policy
 from strongroom.cli.requests import _explain
 from strongroom.client.petnames import Petnames
 from strongroom.client.policies import allow_job
+from strongroom.errors import InputError
 
 ME, BANK = "a" * 64, "b" * 64
 
@@ -71,3 +74,19 @@ def test_a_platform_that_is_not_up_to_date_is_allowed_by_name_and_no_longer_than
     assert "tcb_status: expected" in refused(hardening, "OutOfDate", "INTEL-SA-00615")
     assert refused(hardening, "UpToDate") == ""
     assert "tcb_status: expected UpToDate" in refused(None, "SWHardeningNeeded", "INTEL-SA-00615")  # it is taken back
+
+
+@pytest.mark.parametrize(
+    "words", [["request", "1"], ["approve", "1", "--measurement", "00"], ["request", "1", "--json"]]
+)
+def test_what_its_owner_allowed_is_no_refused_job(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    # `policy set` keeps the job under a number of its own, for later differences.
+    class Owner:
+        def call(self, *_: object) -> dict[str, Any]:
+            return {"id": 1, "key": "sales", "job": "2", "state": "approved", "claims": {"measurement": "3"}}
+
+    monkeypatch.setattr("strongroom.cli.requests.owner", Owner)
+    error = CliRunner().invoke(policy, words, standalone_mode=False).exception
+    assert isinstance(error, InputError)
+    assert "1 is no refused job" in str(error)
+    assert "policy requests" in error.hint

@@ -20,6 +20,7 @@ from strongroom.errors import InputError
 
 if TYPE_CHECKING:
     from strongroom.attest.reference import ReferenceValues
+    from strongroom.client.owner import OwnerClient
 
 __all__ = ["approve", "dismiss", "request", "requests", "signed_values", "tcb_options"]
 
@@ -67,8 +68,15 @@ def requests(everything: bool, as_json: bool) -> None:
 def request(number: int, as_json: bool) -> None:
     """Show one refused job: why, and what differs from the last allowed one."""
     client = owner()
-    found = client.call("GET", f"/v1/requests/{number}")
+    found = _refused(client, number)
     output.data(found, as_json, _explain(found, Petnames.load(client.workspace)))
+
+
+def _refused(client: OwnerClient, number: int) -> dict[str, object]:
+    found = client.call("GET", f"/v1/requests/{number}")
+    if "reasons" not in found:  # what is allowed is kept under a number too, for later differences
+        raise InputError(f"{number} is no refused job: you allowed it yourself", hint="`strongroom policy requests`")
+    return found
 
 
 def _explain(found: dict[str, object], names: Petnames) -> list[str]:
@@ -157,7 +165,7 @@ def approve(
     Evidence of hardware says what its host launched. That it is your job you say: name what the job measures.
     """
     client = owner()
-    found = client.call("GET", f"/v1/requests/{number}")
+    found = _refused(client, number)
     claims = cast(dict[str, Any], found["claims"])
     check_simulated(bool(claims["simulated"]), unsafe_accept_simulated)
     if (reference and (measurement or snp_measurement or registers)) or (signers and not reference):
