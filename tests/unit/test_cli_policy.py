@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import CliRunner
+from tests.fakes.attest_parts import JOB, MEASUREMENT, Platform
 
+from strongroom.attest.appraisal import AppraisalContext, TcbStatus, findings, policy_from_json
+from strongroom.attest.binding import init_data_digest, job_init_data
 from strongroom.cli import output
+from strongroom.cli.policy import command as policy
 from strongroom.cli.requests import _explain
 from strongroom.client.petnames import Petnames
+from strongroom.client.policies import allow_job
+from strongroom.errors import InputError
 
 ME, BANK = "a" * 64, "b" * 64
 
@@ -39,3 +48,45 @@ def test_the_whole_job_is_shown_and_nothing_of_it_moves_the_cursor(capsys: pytes
     for tee, name in (("sgx", "measurement  "), ("snp", "snp_measurement  "), ("tdx", "mrtd  ")):  # as policies say it
         claims = {"root": "hardware", "simulated": False, "tee": tee, "rtmrs": ["0" * 96] * 4}
         assert any(line.startswith(name) for line in _explain({**found, "claims": claims}, names))
+
+
+def test_a_platform_that_is_not_up_to_date_is_allowed_by_name_and_no_longer_than_said() -> None:
+    class Owner:
+        owner, policy = ME, dict[str, Any](read=None, write=None)
+
+        def call(self, _method: str, _path: str, body: Any = None) -> dict[str, Any]:
+            self.policy = body["policy"] if body else self.policy
+            return {"policy": self.policy, "revision": 1}
+
+    volume = {"name": "in", "dataset": "0" * 32, "key": "sales", "owner": ME, "mode": "ro"}
+    document, owner = {**JOB, "volumes": [volume]}, Owner()
+    platform = Platform().claims(config_id=init_data_digest(job_init_data(document)).ljust(64, b"\0"))
+
+    def refused(tcb: TcbStatus | None, status: str, *advisories: str) -> str:
+        allow_job(owner, document, MEASUREMENT.hex(), job="j", unsafe_accept_simulated=True, tcb=tcb)  # type: ignore[arg-type]
+        claims = replace(platform, tcb_status=status, advisory_ids=advisories)
+        found = findings(policy_from_json(owner.policy["read"]), AppraisalContext(claims=claims, job=document))
+        return "; ".join(str(finding) for finding in found if not finding.passed)
+
+    hardening = TcbStatus(("UpToDate", "SWHardeningNeeded"), ("INTEL-SA-00615",))
+    assert refused(hardening, "SWHardeningNeeded", "INTEL-SA-00615") == ""
+    assert "advisories: expected none but INTEL-SA-00615" in refused(hardening, "SWHardeningNeeded", "INTEL-SA-00828")
+    assert "tcb_status: expected" in refused(hardening, "OutOfDate", "INTEL-SA-00615")
+    assert refused(hardening, "UpToDate") == ""
+    assert "tcb_status: expected UpToDate" in refused(None, "SWHardeningNeeded", "INTEL-SA-00615")  # it is taken back
+
+
+@pytest.mark.parametrize(
+    "words", [["request", "1"], ["approve", "1", "--measurement", "00"], ["request", "1", "--json"]]
+)
+def test_what_its_owner_allowed_is_no_refused_job(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    # `policy set` keeps the job under a number of its own, for later differences.
+    class Owner:
+        def call(self, *_: object) -> dict[str, Any]:
+            return {"id": 1, "key": "sales", "job": "2", "state": "approved", "claims": {"measurement": "3"}}
+
+    monkeypatch.setattr("strongroom.cli.requests.owner", Owner)
+    error = CliRunner().invoke(policy, words, standalone_mode=False).exception
+    assert isinstance(error, InputError)
+    assert "1 is no refused job" in str(error)
+    assert "policy requests" in error.hint

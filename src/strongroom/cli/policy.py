@@ -9,10 +9,10 @@ from typing import Any, cast
 
 import click
 
-from strongroom.attest.appraisal import FreeArgument, Rego
+from strongroom.attest.appraisal import FreeArgument, Rego, TcbStatus
 from strongroom.cli import output
 from strongroom.cli.common import check_simulated, epilog, json_option, key_argument, owner, root_option, unsafe_option
-from strongroom.cli.requests import approve, dismiss, request, requests, signed_values
+from strongroom.cli.requests import approve, dismiss, request, requests, signed_values, tcb_options
 from strongroom.client.policies import allow_job, clear_policy
 from strongroom.errors import InputError
 
@@ -53,6 +53,7 @@ for one in (requests, request, approve, dismiss):
     "--rego", "rego_file", type=click.Path(path_type=Path), help="A Rego module that has to accept the job as well."
 )
 @root_option
+@tcb_options
 @unsafe_option
 @json_option
 def set_(
@@ -62,6 +63,7 @@ def set_(
     free: tuple[str, ...],
     rego_file: Path | None,
     root: str,
+    tcb: TcbStatus,
     unsafe_accept_simulated: bool,
     as_json: bool,
 ) -> None:
@@ -83,6 +85,7 @@ def set_(
         free=[_free(f) for f in free],
         rego=rego,
         root=root,
+        tcb=tcb,
         keys=[key],
         uses=uses,
     )

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from strongroom.attest.policies import TDX_REGISTERS
+from strongroom.attest.policies import TCB_STATUSES, TDX_REGISTERS, TcbStatus
 from strongroom.cli import output
 from strongroom.cli.common import check_simulated, epilog, json_option, owner, root_option, unsafe_option
 from strongroom.client.petnames import Petnames
@@ -19,8 +20,9 @@ from strongroom.errors import InputError
 
 if TYPE_CHECKING:
     from strongroom.attest.reference import ReferenceValues
+    from strongroom.client.owner import OwnerClient
 
-__all__ = ["approve", "dismiss", "request", "requests", "signed_values"]
+__all__ = ["approve", "dismiss", "request", "requests", "signed_values", "tcb_options"]
 
 _BUILD = "`strongroom job build` of the same job computes it; repeat with"
 _NAME = {
@@ -29,6 +31,24 @@ _NAME = {
     "tdx": "launch the same job on a machine that you trust; repeat with --tdx REGISTER=HEX for "
     + ", ".join(TDX_REGISTERS),
 }
+
+
+def tcb_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command what its owner accepts of platforms that are not up to date, as its argument `tcb`."""
+
+    @click.option(
+        "--tcb-status",
+        "statuses",
+        multiple=True,
+        type=click.Choice(TCB_STATUSES[1:]),
+        help="Accept platforms of this status too, by its maker's word; without it: UpToDate alone.",
+    )
+    @click.option("--advisory", "advisories", multiple=True, metavar="ID", help="Which advisories may apply to them.")
+    @functools.wraps(function)
+    def command(*given: Any, statuses: tuple[str, ...], advisories: tuple[str, ...], **rest: Any) -> Any:
+        return function(*given, tcb=TcbStatus((TCB_STATUSES[0], *statuses), advisories), **rest)
+
+    return command
 
 
 @click.command("requests", epilog=epilog("strongroom policy requests"))
@@ -48,8 +68,15 @@ def requests(everything: bool, as_json: bool) -> None:
 def request(number: int, as_json: bool) -> None:
     """Show one refused job: why, and what differs from the last allowed one."""
     client = owner()
-    found = client.call("GET", f"/v1/requests/{number}")
+    found = _refused(client, number)
     output.data(found, as_json, _explain(found, Petnames.load(client.workspace)))
+
+
+def _refused(client: OwnerClient, number: int) -> dict[str, object]:
+    found = client.call("GET", f"/v1/requests/{number}")
+    if "reasons" not in found:  # what is allowed is kept under a number too, for later differences
+        raise InputError(f"{number} is no refused job: you allowed it yourself", hint="`strongroom policy requests`")
+    return found
 
 
 def _explain(found: dict[str, object], names: Petnames) -> list[str]:
@@ -101,6 +128,7 @@ def _job(document: dict[str, Any], names: Petnames) -> list[str]:
         "strongroom policy request 3",
         "strongroom policy approve 3 --unsafe-accept-simulated",
         "strongroom policy approve 3 --measurement 8f3c...",
+        "strongroom policy approve 3 --measurement 8f3c... --tcb-status SWHardeningNeeded --advisory INTEL-SA-00615",
         "strongroom policy approve 3 --reference job.reference.json --signer builder.pem",
     ),
 )
@@ -125,6 +153,7 @@ def _job(document: dict[str, Any], names: Petnames) -> list[str]:
     "--signer", "signers", multiple=True, type=click.Path(path_type=Path), help="Certificate of who signed --reference."
 )
 @root_option
+@tcb_options
 @unsafe_option
 @json_option
 def approve(
@@ -135,6 +164,7 @@ def approve(
     reference: Path | None,
     signers: tuple[Path, ...],
     root: str,
+    tcb: TcbStatus,
     unsafe_accept_simulated: bool,
     as_json: bool,
 ) -> None:
@@ -143,7 +173,7 @@ def approve(
     Evidence of hardware says what its host launched. That it is your job you say: name what the job measures.
     """
     client = owner()
-    found = client.call("GET", f"/v1/requests/{number}")
+    found = _refused(client, number)
     claims = cast(dict[str, Any], found["claims"])
     check_simulated(bool(claims["simulated"]), unsafe_accept_simulated)
     if (reference and (measurement or snp_measurement or registers)) or (signers and not reference):
@@ -166,6 +196,7 @@ def approve(
         unsafe_accept_simulated=bool(claims["simulated"]) and unsafe_accept_simulated,
         reference=signed,
         root=root,
+        tcb=tcb,
         keys=[str(found["key"])],
         request=number,
         claims=claims,

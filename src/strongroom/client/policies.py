@@ -46,6 +46,7 @@ def allowance(
     reference: ReferenceValues | None = None,
     rego: str = "",
     root: str = "",
+    tcb: TcbStatus | None = None,
 ) -> Policy:
     """Return the policy that allows exactly this job in exactly this enclave.
 
@@ -58,6 +59,7 @@ def allowance(
         reference: Where document and measurement come from; decisions name it.
         rego: A module that has to accept too; decisions name its digest.
         root: Fingerprint of the one root that will do, which then need not be a maker's.
+        tcb: What the platform may be; without it UpToDate alone.
     """
     code: Policy
     named = {"measurement": measurement} if isinstance(measurement, str) else measurement
@@ -67,7 +69,7 @@ def allowance(
         code = SnpMeasurement((named["snp_measurement"],))
     else:
         code = TdxMeasurements(**{name: (value,) for name, value in named.items()})
-    checks: list[Policy] = [code, JobDigest((job_digest(document, free),), tuple(free)), TcbStatus(), NotDebug()]
+    checks: list[Policy] = [code, JobDigest((job_digest(document, free),), tuple(free)), tcb or TcbStatus(), NotDebug()]
     checks += [UnsafeAcceptSimulated()] if simulated else []
     checks += [Root((root.lower(),))] if root else []
     checks += [Rego(rego)] if rego else []
@@ -95,6 +97,7 @@ def allow_job(
     reference: ReferenceValues | None = None,
     rego: str = "",
     root: str = "",
+    tcb: TcbStatus | None = None,
     keys: Sequence[str] = (),
     uses: Sequence[str] = (),
     request: int | None = None,
@@ -112,6 +115,7 @@ def allow_job(
         reference: See `allowance`.
         rego: See `allowance`.
         root: See `allowance`.
+        tcb: See `allowance`.
         keys: Only these keys; empty for all that the job declares.
         uses: Only these uses; empty for all that the job declares.
         request: The pending request that this answers.
@@ -134,8 +138,18 @@ def allow_job(
         )
     if document.get("unsafe_host_has_keys"):
         _log.warning("job %s: under Occlum whoever runs the machine can take the named keys", job)
+    if tcb and tcb != TcbStatus():
+        named = ", ".join((*tcb.allowed[1:], *tcb.advisories))
+        _log.warning("job %s: platforms are accepted that their maker does not call up to date: %s", job, named)
     branch = allowance(
-        document, measurement, simulated=unsafe_accept_simulated, free=free, reference=reference, rego=rego, root=root
+        document,
+        measurement,
+        simulated=unsafe_accept_simulated,
+        free=free,
+        reference=reference,
+        rego=rego,
+        root=root,
+        tcb=tcb,
     )
     shown = measurement if isinstance(measurement, str) else next(iter(measurement.values()))
     lines = {key: f"{key}: {' and '.join(wanted)}" for key, wanted in chosen.items()}
@@ -168,14 +182,14 @@ def _with(existing: object, branch: Policy) -> Policy:
         return AnyOf((branch,))
     policy = policy_from_json(existing)
     branches = policy.policies if isinstance(policy, AnyOf) else (policy,)
-    # What was said of this job with another Rego module or root, or without, is replaced: else the laxer would count.
+    # What was said of this job with or without another Rego module, root or TCB status is replaced: else the laxer counts.
     kept = tuple(b for b in branches if _bare(b) != _bare(branch))
     return policy if branch in branches and len(kept) == len(branches) - 1 else AnyOf((*kept, branch))
 
 
 def _bare(branch: Policy) -> Policy:
     if isinstance(branch, AllOf | Reference):
-        return replace(branch, policies=tuple(p for p in branch.policies if not isinstance(p, Rego | Root)))
+        return replace(branch, policies=tuple(p for p in branch.policies if not isinstance(p, Rego | Root | TcbStatus)))
     return branch
 
 
