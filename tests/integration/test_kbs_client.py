@@ -165,9 +165,10 @@ def allow(house: House, policy: dict[str, Any]) -> None:
     assert house.as_owner()("PUT", "/v1/keys/sales/policy", body).status == 200
 
 
-def test_the_token_is_an_ear_under_the_published_key(house: House) -> None:
+@pytest.mark.parametrize("alg", KEYS)
+def test_the_token_is_an_ear_under_the_published_key(house: House, alg: str) -> None:
     job, _ = house.ready()
-    client = StockClient(house, KEYS["ECDH-ES+A256KW"](), "ECDH-ES+A256KW", job)
+    client = StockClient(house, KEYS[alg](), alg, job)
     token = client.handshake().json["token"]
     published = Client(house.guests)("GET", "/.well-known/jwks.json")
     assert published.status == 200
@@ -189,7 +190,10 @@ def test_the_token_is_an_ear_under_the_published_key(house: House) -> None:
         "instance-identity", "configuration", "executables", "file-system", "hardware", "runtime-opaque",
         "storage-opaque", "sourced-data",
     }  # fmt: skip
-    assert cpu["ear.veraison.annotated-evidence"]["claims"]["measurement"] == MEASUREMENT.hex()
+    annotated = cpu["ear.veraison.annotated-evidence"]
+    assert annotated["claims"]["measurement"] == MEASUREMENT.hex()
+    # Where a stock KBS that is shown this token looks for whom to seal to.
+    assert annotated["runtime_data_claims"] == {"nonce": client.nonce, "tee-pubkey": client.pubkey()}
 
 
 def _problem(answer: Answer, status: int) -> None:
