@@ -340,7 +340,7 @@ def others_bundle(raw: bytes) -> None:
             bundle.mkdir()
             (bundle / "job.json").write_text('{"name":"ours"}')
             (bundle / "reference.json").write_text('{"places":{"/usr":"sha256:1"}}')
-            if part := raw[1:].split(b"\0\0\0", 1)[number:]:
+            if raw and (part := raw[1:].split(b"\0\0\0", 1)[number:]):
                 (bundle / FILES[raw[0] % len(FILES)]).write_bytes(part[0])
             found.append(read_build(bundle))
         for line in difference(*found):

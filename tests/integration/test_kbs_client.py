@@ -37,6 +37,7 @@ class StockClient:
     def __init__(self, house: House, key: Any, alg: str, job: object, additional: str = "", tee: str = "sgx") -> None:
         self.http, self.key, self.alg, self.additional = Client(house.guests), key, alg, additional
         self.platform, self.tee, self.log, self.release = house.platform, tee, {}, RELEASES[-1]
+        self.padding = b""
         text = canonical(job).decode().replace("\\", "\\\\").replace('"', '\\"')
         self.init_data = f'algorithm = "sha256"\nversion = "0.1.0"\n\n[data]\n"job.json" = "{text}"\n'
 
@@ -80,7 +81,7 @@ class StockClient:
             quote = self.platform.quote_tdx(report_data=report_data, config_id=digest.ljust(48, b"\0"))
         else:
             quote = self.platform.quote(report_data=report_data, config_id=digest.ljust(64, b"\0"))
-        return {**self.log, "quote": base64.b64encode(quote).decode()}
+        return {**self.log, "quote": base64.b64encode(quote + self.padding).decode()}
 
     def resource(self, repository: str, kind: str, tag: str) -> Answer:
         return self.http("GET", f"/kbs/v0/resource/{repository}/{kind}/{tag}")
@@ -129,12 +130,12 @@ def test_a_stock_client_fetches_a_key(house: House, alg: str, additional: str) -
 LOG = base64.b64encode(b"\1\0\0\0\3\0\0\0" + bytes(60_000)).decode()
 
 
-@pytest.mark.parametrize("log", [{}, {"cc_eventlog": None}, {"cc_eventlog": LOG}])
-def test_a_stock_client_in_a_tdx_guest_fetches_a_key(house: House, log: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("log", "padded"), [({}, 0), ({"cc_eventlog": None}, 70), ({"cc_eventlog": LOG}, 3065)])
+def test_a_stock_client_in_a_tdx_guest_fetches_a_key(house: House, log: dict[str, Any], padded: int) -> None:
     house.endorse(tee="tdx")
     job = document(house.owner, house.dataset()["dataset"])
     client = StockClient(house, KEYS["ECDH-ES+A256KW"](), "ECDH-ES+A256KW", job, tee="tdx")
-    client.log = log
+    client.log, client.padding = log, bytes(padded)  # Intel's quoting service pads; its attester passes that on
     token = client.handshake().json["token"]
     said = json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "=="))["submods"]["cpu0"]
     claims = said["ear.veraison.annotated-evidence"]["claims"]
@@ -161,14 +162,25 @@ def test_a_stock_client_in_an_snp_guest_fetches_a_key(house: House, release: str
     assert client.handshake().code == "verification", "another job"
 
 
+@pytest.mark.parametrize(("tee", "padding"), [("tdx", b"\1"), ("tdx", bytes(70) + b"\1"), ("sgx", bytes(70))])
+def test_T386_what_follows_a_quote_and_is_no_padding(house: House, tee: str, padding: bytes) -> None:
+    house.endorse(tee=tee)
+    client = StockClient(house, KEYS["ECDH-ES+A256KW"](), "ECDH-ES+A256KW", house.ready()[0], tee=tee)
+    client.padding = padding
+    assert client.handshake().code == "evidence"
+    client.padding = b""
+    assert client.handshake().status == 200
+
+
 def allow(house: House, policy: dict[str, Any]) -> None:
     body = {"policy": dict.fromkeys(("read", "write"), policy), "revision": 0}
     assert house.as_owner()("PUT", "/v1/keys/sales/policy", body).status == 200
 
 
-def test_the_token_is_an_ear_under_the_published_key(house: House) -> None:
+@pytest.mark.parametrize("alg", KEYS)
+def test_the_token_is_an_ear_under_the_published_key(house: House, alg: str) -> None:
     job, _ = house.ready()
-    client = StockClient(house, KEYS["ECDH-ES+A256KW"](), "ECDH-ES+A256KW", job)
+    client = StockClient(house, KEYS[alg](), alg, job)
     token = client.handshake().json["token"]
     published = Client(house.guests)("GET", "/.well-known/jwks.json")
     assert published.status == 200
@@ -190,7 +202,10 @@ def test_the_token_is_an_ear_under_the_published_key(house: House) -> None:
         "instance-identity", "configuration", "executables", "file-system", "hardware", "runtime-opaque",
         "storage-opaque", "sourced-data",
     }  # fmt: skip
-    assert cpu["ear.veraison.annotated-evidence"]["claims"]["measurement"] == MEASUREMENT.hex()
+    annotated = cpu["ear.veraison.annotated-evidence"]
+    assert annotated["claims"]["measurement"] == MEASUREMENT.hex()
+    # Where a stock KBS that is shown this token looks for whom to seal to.
+    assert annotated["runtime_data_claims"] == {"nonce": client.nonce, "tee-pubkey": client.pubkey()}
 
 
 def _problem(answer: Answer, status: int) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tests.fakes.attest_parts import CONFIG_ID, MEASUREMENT, NOW, REPORT_DATA, SIGNER, Platform
 from tests.fakes.quote_parts import FORMATS, case
 
-from strongroom.attest.quote import describe, parse_quote, trimmed
+from strongroom.attest.quote import describe, parse_quote, trimmed, unpadded
 from strongroom.errors import AttestationError, EvidenceError
 
 PLATFORM = Platform()
@@ -59,6 +59,7 @@ def test_trailing_bytes_are_refused_and_can_be_trimmed(raw: bytes, tail: bytes) 
     with pytest.raises(EvidenceError, match="trailing"):
         parse_quote(raw + tail)
     assert trimmed(raw + tail) == raw
+    assert unpadded(raw + tail) == (raw + tail if any(tail) else raw)
 
 
 @pytest.mark.parametrize("raw", ALL.values(), ids=ALL)

@@ -4,14 +4,14 @@ import json
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from joserfc import jwe, jws
 from joserfc.jwk import ECKey
 
 from strongroom._encoding import b64u, b64u_decode
-from strongroom.crypto.jose import jwe_open, jwe_seal, jwk, jwk_public_key, sign_jws, verify_jws
+from strongroom.crypto.jose import jwe_open, jwe_seal, jwk, jwk_public_key, jwk_receiver, sign_jws, verify_jws
 from strongroom.errors import InputError, VerificationError
 
 MINE, OTHER = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
@@ -159,6 +159,12 @@ def test_another_key_type_or_header_is_refused() -> None:
         forged = b64u(json.dumps(header).encode()) + "." + ".".join(token.split(".")[1:])
         with pytest.raises(VerificationError):
             verify_jws(forged, keys, typ="t+jwt")
+
+
+@pytest.mark.parametrize("bits", [2048, 2049, 4096])
+def test_an_rsa_key_is_written_as_it_is_read(bits: int) -> None:
+    key = rsa.RSAPublicNumbers(65537, (1 << bits - 1) + 5).public_key()
+    assert jwk_receiver(jwk(key)) == key
 
 
 def test_T384_a_kid_names_the_one_key_that_is_tried() -> None:

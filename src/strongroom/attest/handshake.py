@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from strongroom.attest.binding import MAX_INIT_DATA_BYTES, rcar_report_data
 from strongroom.attest.evidence import TEES, Evidence
+from strongroom.attest.quote import unpadded
 from strongroom.attest.stock_evidence import read_snp
 from strongroom.crypto.jose import ReceiverKey, jwk, jwk_receiver
 from strongroom.errors import EvidenceError, InputError
@@ -205,7 +206,10 @@ class AttestRequest:
             raise EvidenceError("attest request: evidence of further devices is not supported")
         if tee == "snp" and "attestation_report" in self.evidence:
             return Evidence(tee=tee, quote=read_snp(self.evidence))
-        return Evidence.from_json(self.evidence, tee)
+        found = Evidence.from_json(self.evidence, tee)
+        # Intel's quoting service for TDX pads, and stock attesters pass that on. Zeros say nothing; whatever else
+        # follows a quote is refused with it.
+        return replace(found, quote=unpadded(found.quote)) if tee == "tdx" else found
 
     def report_data(self) -> bytes:
         """Return the 64 bytes that the evidence must carry for this message."""

@@ -7,7 +7,8 @@ Rules:
 
 1. Every length is checked against what is left before anything is copied; a quote has at most 64 KiB.
 2. **Trailing bytes are refused, any of them, zeros too.** Some hardware services pad version 4 quotes; the attester
-   that talks to such a service cuts the padding off with `trimmed` before the quote becomes evidence.
+   that talks to such a service cuts the padding off with `trimmed` before the quote becomes evidence. Stock attesters
+   do not: from TDX guests, whoever reads their messages cuts off zeros, and zeros alone (`unpadded`).
 3. Only ECDSA P-256 attestation keys, versions 3 to 5, and certification data type 5 (PCK chain as PEM), from version 4
    on inside a type 6.
 4. A version 5 body has the type of the header's TEE and exactly that type's size.
@@ -27,7 +28,18 @@ from functools import lru_cache
 
 from strongroom.errors import EvidenceError
 
-__all__ = ["MAX_QUOTE_BYTES", "Field", "FieldRow", "Quote", "Span", "Spans", "describe", "parse_quote", "trimmed"]
+__all__ = [
+    "MAX_QUOTE_BYTES",
+    "Field",
+    "FieldRow",
+    "Quote",
+    "Span",
+    "Spans",
+    "describe",
+    "parse_quote",
+    "trimmed",
+    "unpadded",
+]
 
 MAX_QUOTE_BYTES = 1 << 16
 
@@ -263,6 +275,16 @@ def trimmed(raw: bytes) -> bytes:
         EvidenceError: `raw` does not start with a quote.
     """
     return _parse(raw).raw
+
+
+def unpadded(raw: bytes) -> bytes:
+    """Return `raw` without the zeros behind its quote; what is followed by anything else is returned as it is.
+
+    Raises:
+        EvidenceError: `raw` does not start with a quote.
+    """
+    quote = trimmed(raw)
+    return raw if any(raw[len(quote) :]) else quote
 
 
 def _parse(raw: bytes) -> Quote:

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from strongroom import __version__
 from strongroom.attest.claims import Claims
-from strongroom.crypto.jose import sign_jws, verify_jws
+from strongroom.crypto.jose import ReceiverKey, jwk, sign_jws, verify_jws
 from strongroom.crypto.x509 import spki_id
 from strongroom.errors import InputError, VerificationError
 
@@ -49,6 +49,7 @@ def issue_ear(
     lifetime: timedelta = timedelta(minutes=5),
     job_digest: str | None = None,
     job_named: bool = False,
+    receiver: ReceiverKey | None = None,
 ) -> str:
     """Return the attestation result of verified claims.
 
@@ -62,6 +63,7 @@ def issue_ear(
         lifetime: At most a day.
         job_digest: The bound job, if any.
         job_named: The policy names this job.
+        receiver: The key that the evidence binds with the nonce: to it a relying party seals what it gives the guest.
 
     Raises:
         InputError: The lifetime is not positive or over a day.
@@ -69,13 +71,16 @@ def issue_ear(
     if not timedelta(0) < lifetime <= _MAX_LIFETIME:
         raise InputError(f"an attestation result lives up to {_MAX_LIFETIME}, got {lifetime}")
     issued = int(now.timestamp())
+    bound = {} if receiver is None else {"runtime_data_claims": {"nonce": nonce, "tee-pubkey": jwk(receiver)}}
     payload: dict[str, object] = {
         "eat_profile": EAT_PROFILE,
         "iat": issued,
         "exp": issued + int(lifetime.total_seconds()),
         "eat_nonce": nonce,
         "ear.verifier-id": {"build": f"strongroom {__version__}", "developer": _DEVELOPER},
-        "submods": {"cpu0": submodule(claims, policy_id, job_digest, appraised=appraised, job_named=job_named)},
+        "submods": {
+            "cpu0": submodule(claims, policy_id, job_digest, appraised=appraised, job_named=job_named, **bound)
+        },
     }
     return sign_jws(payload, key, typ=_TYP, kid=spki_id(key.public_key()))
 
@@ -103,15 +108,15 @@ def verify_ear(token: str, keys: Sequence[ec.EllipticCurvePublicKey], now: datet
 
 
 def submodule(
-    claims: Claims, policy_id: str, job_digest: str | None, *, appraised: bool, job_named: bool = False
+    claims: Claims, policy_id: str, job_digest: str | None, *, appraised: bool, job_named: bool = False, **bound: object
 ) -> dict[str, object]:
-    """Return what a result says of the CPU; see `issue_ear`."""
+    """Return what a result says of the CPU; see `issue_ear`. `bound` goes into the annotated evidence."""
     vector = _vector(claims, appraised=appraised, approved_job=appraised and job_named and job_digest is not None)
     return {
         "ear.status": _status(vector, appraised=appraised),
         "ear.trustworthiness-vector": vector,
         "ear.appraisal-policy-id": policy_id,
-        "ear.veraison.annotated-evidence": {"claims": claims.to_json(), "job_digest": job_digest},
+        "ear.veraison.annotated-evidence": {"claims": claims.to_json(), "job_digest": job_digest, **bound},
     }
 
 

@@ -36,8 +36,11 @@ _ENC = "A256GCM"
 _MAX_TOKEN_BYTES = 1 << 20
 
 
-def jwk(key: ec.EllipticCurvePublicKey, **extra: str) -> dict[str, str]:
-    """Return `key` (P-256) as a public JWK, with `alg` and any `extra` members."""
+def jwk(key: ReceiverKey, **extra: str) -> dict[str, str]:
+    """Return `key` (P-256, or RSA with the exponent 65537) as a public JWK, with `alg` and any `extra` members."""
+    if isinstance(key, rsa.RSAPublicKey):
+        n = key.public_numbers().n.to_bytes((key.key_size + 7) // 8, "big")
+        return {"kty": "RSA", "alg": _RSA_ALG, "n": b64u(n), "e": "AQAB", **extra}
     numbers = key.public_numbers()
     return {
         "kty": "EC",

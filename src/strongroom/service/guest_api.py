@@ -199,6 +199,7 @@ class GuestAPI:
             now=now,
             lifetime=timedelta(seconds=lease_s),
             job_digest=guest.job,
+            receiver=guest.public_key,
         )
 
     def jwks(self) -> dict[str, object]:
