@@ -6,6 +6,7 @@ the family of error, what the product says, and the check of the second verifier
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -18,6 +19,7 @@ from tests.fakes.second_verifier import ENDORSEMENT, EVIDENCE, VERIFICATION, Ref
 from tests.fakes.snp_parts import CHIP, DER, GENOA, MILAN, TURIN, Case, Maker, case, raw_tcb
 
 from strongroom.attest.snp import CERTIFICATES, TCB, certificate_table
+from strongroom.cli.verdicts import failed
 from strongroom.errors import AttestationError, EndorsementError
 
 OWN = Maker(root_key=1)  # somebody else's root of the same names
@@ -70,7 +72,7 @@ TABLE = certificate_table({"vcek": VCEK})
 ORDER = second_snp_verifier.N.to_bytes(72, "little")
 # The mask's hash function in the parameters of RSASSA-PSS: SHA-384, SHA-512.
 PSS_SHA384, PSS_SHA512 = (bytes.fromhex(f"06092a864886f70d010108300d06096086480165030402{n}") for n in ("02", "03"))
-SIGNED = "not signed by its chip's key"
+SIGNED = "signature: expected one by the chip's key"
 
 # name: (case, family, what the product says, check of the second verifier)
 CASES: dict[str, tuple[Case, str, str, str]] = {
@@ -182,36 +184,37 @@ CASES: dict[str, tuple[Case, str, str, str]] = {
     "Genoa's intermediate under Milan": (
         case().endorsed(ask=GENOA.ask.public_bytes(DER)), ENDORSEMENT, "expected SEV-Milan over", "intermediate_name"),
     "intermediate under another key": (
-        case().endorsed(ask=OWN.ask.public_bytes(DER)), VERIFICATION, "the intermediate is not signed by ARK-Milan",
+        case().endorsed(ask=OWN.ask.public_bytes(DER)), VERIFICATION, "the intermediate to be signed by ARK-Milan",
         "chain_signature"),
     "intermediate of another issuer's name": (
         case().endorsed(ask=MILAN.authority("SEV-Milan", "ARK-Genoa", 1, serial=2).public_bytes(DER)),
-        VERIFICATION, "the intermediate is not signed by ARK-Milan", "rights"),
-    "intermediate that is none": (ask(ca=False), VERIFICATION, "not a certificate authority", "rights"),
-    "VLEK's intermediate that is none": (asvk(ca=False), VERIFICATION, "not a certificate authority", "rights"),
-    "intermediate signed by PKCS #1": (ask(pss=None), VERIFICATION, "the intermediate is not", "chain_signature"),
+        VERIFICATION, "the intermediate to be signed by ARK-Milan", "rights"),
+    "intermediate that is none": (ask(ca=False), VERIFICATION, "to be a certificate authority", "rights"),
+    "VLEK's intermediate that is none": (asvk(ca=False), VERIFICATION, "to be a certificate authority", "rights"),
+    "intermediate signed by PKCS #1": (
+        ask(pss=None), VERIFICATION, "the intermediate to be signed by ARK-Milan", "chain_signature"),
     "intermediate of one algorithm outside, another inside": (
         case().endorsed(ask=PSS_SHA512.join(MILAN.ask.public_bytes(DER).rsplit(PSS_SHA384, 1))),
-        VERIFICATION, "the intermediate is not signed", "chain_signature"),
+        VERIFICATION, "the intermediate to be signed by ARK-Milan", "chain_signature"),
     "unreadable intermediate": (
         case().endorsed(ask=b"0"), ENDORSEMENT, "intermediate is not readable", "intermediate_unreadable"),
     "expired intermediate": (ask(days=-1), ENDORSEMENT, "SEV-Milan holds", "validity"),
     "expired intermediate, VLEK": (asvk(days=-1), ENDORSEMENT, "SEV-VLEK-Turin holds", "validity"),
     # Revocation
-    "revoked intermediate": (crl(2), ENDORSEMENT, "revoked: SEV-Milan", "revoked"),
+    "revoked intermediate": (crl(2), ENDORSEMENT, "got SEV-Milan with serial", "revoked"),
     "revoked intermediate among others, VLEK": (
-        crl(9, 3, 8, maker=TURIN, kind="vlek"), ENDORSEMENT, "revoked: SEV-VLEK-Turin", "revoked"),
-    "revoked root": (crl(1), ENDORSEMENT, "revoked: ARK-Milan", "revoked"),
+        crl(9, 3, 8, maker=TURIN, kind="vlek"), ENDORSEMENT, "got SEV-VLEK-Turin with serial", "revoked"),
+    "revoked root": (crl(1), ENDORSEMENT, "got ARK-Milan with serial", "revoked"),
     "no revocation list": (case().endorsed(crl=b"-"), ENDORSEMENT, "crl is not readable", "crl_unreadable"),
-    "another root's revocation list": (crl(issuer="ARK-Genoa"), ENDORSEMENT, "list is another root's", "crl_issuer"),
+    "another root's revocation list": (crl(issuer="ARK-Genoa"), ENDORSEMENT, "got another root's", "crl_issuer"),
     "revocation list of an unreadable issuer": (
         case().endorsed(crl=MILAN.crl().replace(b"\x0c\x09ARK-Milan", b"\x0d\x09ARK-Milan")),
         ENDORSEMENT, "crl is not readable", "crl_issuer"),
-    "forged revocation list": (crl(key=1), VERIFICATION, "list is not signed by ARK-Milan", "crl_signature"),
+    "forged revocation list": (crl(key=1), VERIFICATION, "revocation list to be signed by ARK-Milan", "crl_signature"),
     "forged revocation list, Turin": (
-        crl(key=1, maker=TURIN), VERIFICATION, "list is not signed by ARK-Turin", "crl_signature"),
+        crl(key=1, maker=TURIN), VERIFICATION, "revocation list to be signed by ARK-Turin", "crl_signature"),
     "partial revocation list": (
-        crl(only_contains_attribute_certs=False), ENDORSEMENT, "an extension that is not known", "crl_extension"),
+        crl(only_contains_attribute_certs=False), ENDORSEMENT, "unknown critical extension, got", "crl_extension"),
     "expired revocation list": (
         replace(case(), now=NOW + timedelta(days=31)), ENDORSEMENT, "crl holds from", "crl_dates"),
     "revocation list of tomorrow": (
@@ -223,9 +226,9 @@ CASES: dict[str, tuple[Case, str, str, str]] = {
         case().endorsed(keys=(MILAN.key(days=-1).public_bytes(DER),)), ENDORSEMENT, "SEV-VCEK holds from", "validity"),
     "expired key, VLEK": (key(kind="vlek", days=-1), ENDORSEMENT, "SEV-VLEK holds from", "validity"),
     "unreadable key": (behind(certificate_table({"vcek": b"x"})), ENDORSEMENT, "key is not readable", "key_unreadable"),
-    "key under the root itself": (key(signer=0), VERIFICATION, "the key is not signed by SEV-Milan", "chain_signature"),
+    "key under the root itself": (key(signer=0), VERIFICATION, "the key to be signed by SEV-Milan", "chain_signature"),
     "key under a key of one's own, Turin": (
-        key(TURIN, "vlek", signer=0), VERIFICATION, "not signed by SEV-VLEK-Turin", "chain_signature"),
+        key(TURIN, "vlek", signer=0), VERIFICATION, "the key to be signed by SEV-VLEK-Turin", "chain_signature"),
     "key under another intermediate": (
         behind(certificate_table({"vcek": GENOA.key().public_bytes(DER)})), ENDORSEMENT,
         "chain: expected a key under SEV-Milan", "key_issuer"),
@@ -236,28 +239,30 @@ CASES: dict[str, tuple[Case, str, str, str]] = {
     "another chip's key alone": (
         case(TURIN).endorsed(keys=(TURIN.key(x4=CHIP[8:16]).public_bytes(DER),)), ENDORSEMENT, "no VCEK",
         "key_missing"),
-    "key of another SNP": (key(x3_3=b"\2\1\x13"), VERIFICATION, "the key is for snp 19, the report", "key_tcb"),
-    "key of another microcode": (key(x3_8=b"\2\1\7"), VERIFICATION, "the key is for microcode 7", "key_tcb"),
-    "key of another bootloader": (key(x3_1=b"\2\1\3"), VERIFICATION, "the key is for bootloader 3", "key_tcb"),
-    "key of another OS": (key(x3_2=b"\2\1\1"), VERIFICATION, "the key is for tee 1", "key_tcb"),
-    "key with a first mutable code": (key(x3_9=b"\2\1\1"), VERIFICATION, "the key is for fmc 1", "key_tcb"),
-    "key without first mutable code, Turin": (key(TURIN, x3_9=None), VERIFICATION, "key is for fmc 0", "key_tcb"),
-    "key of another TCB, VLEK": (key(TURIN, "vlek", x3_3=b"\2\1\3"), VERIFICATION, "key is for snp 3", "key_tcb"),
+    "key of another SNP": (key(x3_3=b"\2\1\x13"), VERIFICATION, "got one for snp 19", "key_tcb"),
+    "key of another microcode": (key(x3_8=b"\2\1\7"), VERIFICATION, "got one for microcode 7", "key_tcb"),
+    "key of another bootloader": (key(x3_1=b"\2\1\3"), VERIFICATION, "got one for bootloader 3", "key_tcb"),
+    "key of another OS": (key(x3_2=b"\2\1\1"), VERIFICATION, "got one for tee 1", "key_tcb"),
+    "key with a first mutable code": (key(x3_9=b"\2\1\1"), VERIFICATION, "got one for fmc 1", "key_tcb"),
+    "key without first mutable code, Turin": (key(TURIN, x3_9=None), VERIFICATION, "got one for fmc 0", "key_tcb"),
+    "key of another TCB, VLEK": (key(TURIN, "vlek", x3_3=b"\2\1\3"), VERIFICATION, "got one for snp 3", "key_tcb"),
     "key with a reserved level": (key(x3_5=b"\2\1\1"), VERIFICATION, "in a reserved part", "key_tcb"),
-    "key with a negative level": (key(x3_3=b"\2\1\xff"), VERIFICATION, "not a number from 0 to 255", "key_level"),
-    "key with a padded level": (key(x3_3=b"\2\2\0\x14"), VERIFICATION, "not a number from 0 to 255", "key_level"),
-    "key with a level of 256": (key(TURIN, x3_8=b"\2\2\1\0"), VERIFICATION, "not a number from 0 to", "key_level"),
-    "key with an empty level": (key(x3_3=b""), VERIFICATION, "not a number from 0 to 255", "key_level"),
-    "key with a level that is text": (key(x3_3=b"\x16\1\x14"), VERIFICATION, "not a number from 0 to", "key_level"),
-    "key without a level": (key(x3_3=None), VERIFICATION, "not a number from 0 to 255", "key_level"),
-    "key of another chip": (key(x4=CHIP[::-1]), VERIFICATION, "chip: the key is for", "chip"),
-    "key of another chip, Turin": (key(TURIN, x4=CHIP[8:16]), VERIFICATION, "chip: the key is for", "chip"),
-    "key of Milan's length of chip, Turin": (key(TURIN, x4=CHIP), VERIFICATION, "a VCEK names its chip", "holder"),
-    "key of Turin's length of chip, Milan": (key(x4=CHIP[:8]), VERIFICATION, "a VCEK names its chip", "holder"),
-    "key of no chip": (key(x4=None), VERIFICATION, "a VCEK names its chip", "holder"),
+    "key with a negative level": (key(x3_3=b"\2\1\xff"), VERIFICATION, "level from 0 to 255, got", "key_level"),
+    "key with a padded level": (key(x3_3=b"\2\2\0\x14"), VERIFICATION, "level from 0 to 255, got", "key_level"),
+    "key with a level of 256": (key(TURIN, x3_8=b"\2\2\1\0"), VERIFICATION, "level from 0 to 255, got", "key_level"),
+    "key with an empty level": (key(x3_3=b""), VERIFICATION, "level from 0 to 255, got", "key_level"),
+    "key with a level that is text": (key(x3_3=b"\x16\1\x14"), VERIFICATION, "level from 0 to 255, got", "key_level"),
+    "key without a level": (key(x3_3=None), VERIFICATION, "level from 0 to 255, got", "key_level"),
+    "key of another chip": (key(x4=CHIP[::-1]), VERIFICATION, "chip: expected a key for the report's", "chip"),
+    "key of another chip, Turin": (
+        key(TURIN, x4=CHIP[8:16]), VERIFICATION, "chip: expected a key for the report's", "chip"),
+    "key of Milan's length of chip, Turin": (key(TURIN, x4=CHIP), VERIFICATION, "a VCEK that names its chip", "holder"),
+    "key of Turin's length of chip, Milan": (key(x4=CHIP[:8]), VERIFICATION, "a VCEK that names its chip", "holder"),
+    "key of no chip": (key(x4=None), VERIFICATION, "a VCEK that names its chip", "holder"),
     "key of a chip of zeros": (
-        case(changes={0x1A0: bytes(64)}, key={"x4": bytes(64)}), VERIFICATION, "chip: the key is for", "chip"),
-    "key of a chip and a provider": (key(x5=b"\x16\1x"), VERIFICATION, "a VCEK names its chip", "holder"),
+        case(changes={0x1A0: bytes(64)}, key={"x4": bytes(64)}),
+        VERIFICATION, "chip: expected a key for the report's", "chip"),
+    "key of a chip and a provider": (key(x5=b"\x16\1x"), VERIFICATION, "a VCEK that names its chip", "holder"),
     "key of another product": (key(x2=b"\x16\5Genoa"), VERIFICATION, "product: expected Milan", "key_product"),
     "key of no product": (key(TURIN, x2=None), VERIFICATION, "product: expected Turin", "key_product"),
     "Turin's report under Milan": (
@@ -268,12 +273,13 @@ CASES: dict[str, tuple[Case, str, str, str]] = {
     "version 2 under Turin": (
         case(TURIN, version=2, changes={0x188: bytes(3), **tcbs(MILAN.tcb)}, key={}),
         VERIFICATION, "expected a processor of Turin, got a report without one", "line"),
-    "masked chip id": (case(changes={0x1A0: bytes(64)}, key={}), VERIFICATION, "chip: the key is for", "chip"),
+    "masked chip id": (
+        case(changes={0x1A0: bytes(64)}, key={}), VERIFICATION, "chip: expected a key for the report's", "chip"),
     "VCEK's name on a VLEK's place": (
         behind(certificate_table({"vcek": MILAN.authority("SEV-VLEK", "SEV-Milan", 1, serial=5).public_bytes(DER)})),
-        VERIFICATION, "the key is not signed by SEV-Milan", "chain_signature"),
-    "VLEK that names a chip": (key(kind="vlek", x4=CHIP), VERIFICATION, "a VLEK names a provider", "holder"),
-    "VLEK that names nobody": (key(TURIN, "vlek", x5=None), VERIFICATION, "a VLEK names a provider", "holder"),
+        VERIFICATION, "the key to be signed by SEV-Milan", "chain_signature"),
+    "VLEK that names a chip": (key(kind="vlek", x4=CHIP), VERIFICATION, "a VLEK that names a provider", "holder"),
+    "VLEK that names nobody": (key(TURIN, "vlek", x5=None), VERIFICATION, "a VLEK that names a provider", "holder"),
     "VLEK of an unreadable provider": (
         key(kind="vlek", x5=b"\4\1x"), VERIFICATION, "got a VLEK of ''", "provider"),
     "VLEK of another provider": (
@@ -301,6 +307,10 @@ def test_T287_both_verifiers_refuse(name: str) -> None:
     with pytest.raises(AttestationError, match=said) as caught:
         given.product()
     assert caught.value.code == family, caught.value
+    found = failed(caught.value)
+    assert re.fullmatch(r"[a-z_ ]+", found.check), found
+    assert found.expected
+    assert found.got not in ("", found.expected), found
     if isinstance(caught.value, EndorsementError) and "holds" in str(caught.value):
         assert "fetch" in caught.value.hint
         assert "clock" in caught.value.hint

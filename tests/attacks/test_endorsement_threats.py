@@ -116,7 +116,7 @@ def test_T262_an_older_revocation_list_hides_nothing_beside_a_newer_one(later: i
     amd = [stale, MILAN.endorsements(crl=MILAN.crl([MILAN.ask.serial_number]))]
     choices = [(MILAN.verifier(), one) for one in (amd[::-1] if later else amd)]
     verify_any(MILAN.evidence(), [(MILAN.verifier(), stale)], now=NOW)
-    with pytest.raises(EndorsementError, match="revoked: SEV-Milan"):
+    with pytest.raises(EndorsementError, match=r"revoked: expected .*, got SEV-Milan"):
         verify_any(MILAN.evidence(), choices, now=NOW)
 
 

@@ -272,7 +272,7 @@ def _check_values(report: SNPReport) -> None:
     if keys >> 2 & 7 > 1:
         raise EvidenceError(f"report: expected VCEK or VLEK as signer, got {keys >> 2 & 7}")
     if keys >> 1 & 1:
-        raise EvidenceError("report: the chip's key is masked: expected a report under a key of its chip")
+        raise EvidenceError("report: expected one under a key of its chip, got one whose key is masked")
     # 6. Who asked.
     if (vmpl := report.number("vmpl")) > 3:
         raise EvidenceError(f"report: expected VMPL 0 to 3, got {vmpl}: the guest did not ask for it")

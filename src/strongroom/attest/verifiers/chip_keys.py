@@ -108,7 +108,7 @@ def chain_of(endorsements: SNPEndorsements, signer: str) -> tuple[x509.Certifica
     for name, certificate in (("root", ark), ("intermediate", ask)):
         check_signed(name, ark, certificate)
         if not _is_ca(certificate):
-            raise VerificationError(f"chain: the {name} is not a certificate authority")
+            raise VerificationError(f"chain: expected the {name} to be a certificate authority, got one that is none")
     _check_revocation(endorsements.crl, ark, ask)
     return ask, ark
 
@@ -121,14 +121,14 @@ def _check_revocation(der: bytes, ark: x509.Certificate, ask: x509.Certificate) 
     except UNREADABLE as exc:
         raise EndorsementError("endorsements: the revocation list crl is not readable", hint=FETCH) from exc
     if issuer != ark.subject:
-        raise EndorsementError("endorsements: the revocation list is another root's", hint=FETCH)
+        raise EndorsementError(f"crl: expected {common_name(ark.subject)}'s list, got another root's", hint=FETCH)
     if critical:
-        raise EndorsementError(f"endorsements: the revocation list has an extension that is not known: {critical[0]}")
+        raise EndorsementError(f"crl: expected no unknown critical extension, got {critical[0]}")
     check_signed("revocation list", ark, crl)
     for certificate in (ark, ask):
         if certificate.serial_number in revoked:
-            name = common_name(certificate.subject)
-            raise EndorsementError(f"revoked: {name} with serial {certificate.serial_number:x}")
+            got = f"{common_name(certificate.subject)} with serial {certificate.serial_number:x}"
+            raise EndorsementError(f"revoked: expected certificates that no list withdraws, got {got}")
 
 
 def check_signed(
@@ -141,7 +141,7 @@ def check_signed(
     """
     key = issuer.public_key()
     if not isinstance(key, rsa.RSAPublicKey) or key.key_size != 4096:
-        raise VerificationError(f"chain: {common_name(issuer.subject)} has no RSA-4096 key")
+        raise VerificationError(f"chain: expected RSA-4096, got another key of {common_name(issuer.subject)}")
     try:
         # The second call compares the algorithm inside of what is signed with the one outside, which nobody signed.
         if isinstance(signed, x509.Certificate):
@@ -152,7 +152,8 @@ def check_signed(
             if not signed.is_signature_valid(key):
                 raise InvalidSignature
     except UNREADABLE as exc:
-        raise VerificationError(f"chain: the {what} is not signed by {common_name(issuer.subject)}") from exc
+        by = common_name(issuer.subject)
+        raise VerificationError(f"chain: expected the {what} to be signed by {by}, got another's signature") from exc
 
 
 @lru_cache(maxsize=256)  # of parsing alone: machines come again with every renewal
@@ -210,7 +211,7 @@ def _level(leaf: x509.Certificate, suffix: str, part: str) -> int:
         value = int.from_bytes(raw[2:], "big", signed=True)
         if 0 <= value <= 0xFF and (len(raw) == 3 or value > 0x7F):
             return value
-    raise VerificationError(f"key: its {part} level is not a number from 0 to 255")
+    raise VerificationError(f"key: expected a {part} level from 0 to 255, got another")
 
 
 def product_of(leaf: x509.Certificate) -> str:

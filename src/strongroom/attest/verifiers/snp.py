@@ -222,9 +222,9 @@ def _check_identity(report: SNPReport, leaf: x509.Certificate, product: str) -> 
     for part in TCB.PARTS:
         got = getattr(reported, part)
         if levels[part] != (got or 0):
-            raise VerificationError(f"tcb: the key is for {part} {levels[part]}, the report says {got}")
+            raise VerificationError(f"tcb: expected a key for {part} {got or 0}, got one for {part} {levels[part]}")
     if any(level for part, level in levels.items() if part not in TCB.PARTS):
-        raise VerificationError("tcb: the key is for a version in a reserved part")
+        raise VerificationError("tcb: expected a key without a version in a reserved part, got one with it")
     _check_chip(report, leaf)
 
 
@@ -232,25 +232,26 @@ def _check_chip(report: SNPReport, leaf: x509.Certificate) -> None:
     chip, provider = extension(leaf, "4"), extension(leaf, "5")
     if report.signer == "vlek":
         if chip is not None or not provider:
-            raise VerificationError("key: a VLEK names a provider and no chip")
+            raise VerificationError("key: expected a VLEK that names a provider and no chip, got another")
         return
     if chip is None or provider is not None or len(chip) != (8 if report.turin else 64):
-        raise VerificationError("key: a VCEK names its chip and no provider")
+        raise VerificationError("key: expected a VCEK that names its chip and no provider, got another")
     if not any(chip) or not hmac.compare_digest(chip.ljust(64, b"\0"), report["chip_id"]):
         raise VerificationError(
-            f"chip: the key is for {chip.hex()[:16]}, the report says {report['chip_id'].hex()[:16]}"
+            f"chip: expected a key for the report's, {report['chip_id'].hex()[:16]}, got one for {chip.hex()[:16]}"
         )
 
 
 def _check_signature(report: SNPReport, leaf: x509.Certificate) -> None:
     key = leaf.public_key()
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
-        raise VerificationError("key: expected ECDSA P-384")
+        raise VerificationError("key: expected ECDSA P-384, got another key")
     signature = encode_dss_signature(report.number("signature_r"), report.number("signature_s"))
     try:
         key.verify(signature, report.signed, ec.ECDSA(hashes.SHA384()))
     except InvalidSignature as exc:
-        raise VerificationError("signature: the report is not signed by its chip's key") from exc
+        got = "another's, or one over other bytes"
+        raise VerificationError(f"signature: expected one by the chip's key, got {got}") from exc
 
 
 def _check_provider(claims: Claims, rules: SNPRules) -> None:
