@@ -182,7 +182,7 @@ def _with(existing: object, branch: Policy) -> Policy:
         return AnyOf((branch,))
     policy = policy_from_json(existing)
     branches = policy.policies if isinstance(policy, AnyOf) else (policy,)
-    # What was said of this job with or without another Rego module, root or TCB status is replaced: else the laxer counts.
+    # What was said of this job with another Rego module, root or TCB status, or without, goes: else the laxer counts.
     kept = tuple(b for b in branches if _bare(b) != _bare(branch))
     return policy if branch in branches and len(kept) == len(branches) - 1 else AnyOf((*kept, branch))
 
