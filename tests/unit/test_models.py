@@ -120,7 +120,9 @@ def test_a_folder_without_a_model(tmp_path: Path) -> None:
 
 def test_kinds_are_told_by_their_classes_without_an_import() -> None:
     for name in ("xgboost", "lightgbm", "onnx", "keras"):
-        assert kind_of(type("Model", (), {"__module__": f"{name}.inner"})()).name == name
+        assert kind_of(type("ModelProto", (), {"__module__": f"{name}.inner"})()).name == name
+    with pytest.raises(InputError, match="no safe format"):
+        kind_of(type("GraphProto", (), {"__module__": "onnx.inner"})())
     estimator = type("Base", (), {"__module__": "sklearn.base"})
     assert kind_of(estimator()).name == "skops"
     assert kind_of(type("XGB", (estimator,), {"__module__": "xgboost.sklearn"})()).name == "xgboost"
@@ -147,6 +149,43 @@ def test_T200_a_keras_model_that_holds_code_is_not_saved(tmp_path: Path) -> None
     with pytest.raises(InputError, match="a Keras layer of a lambda"):
         models.save(Network(keras_config("__lambda__")), tmp_path / "bad")
     assert list((tmp_path / "bad").iterdir()) == []
+
+
+class Message:
+    """Lists its fields as those of ONNX do."""
+
+    def __init__(self, **fields: object) -> None:
+        self.fields = fields
+        self.name = "w"
+
+    def ListFields(self) -> list[tuple[SimpleNamespace, object]]:
+        inner = {name: isinstance(value, (list, Message)) for name, value in self.fields.items()}
+        return [(SimpleNamespace(name=n, message_type=inner[n] or None), v) for n, v in self.fields.items()]
+
+
+class ModelProto(Message):
+    """The outermost."""
+
+    __module__ = "onnx.onnx_ml_pb2"
+
+    def SerializeToString(self) -> bytes:
+        return b"onnx"
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_T362_values_that_lie_in_another_file_are_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, apart: bool
+) -> None:
+    tensor = Message(dims=[2], raw_data=b"12345678", **({"data_location": 1} if apart else {}))
+    inner = Message(initializer=[Message(raw_data=b""), tensor])  # of a branch, say
+    model = ModelProto(ir_version=9, graph=Message(node=[Message(attribute=[Message(g=inner)])]))
+    monkeypatch.setattr("strongroom.models.kinds._need", lambda *_: SimpleNamespace(load_model=lambda *_, **__: model))
+    refused = pytest.raises(InputError, match="'w' lie in another file") if apart else contextlib.nullcontext()
+    with refused:
+        models.save(model, tmp_path)
+    (tmp_path / "model.json").write_bytes(models.ModelRecord(kind="onnx", file="model.onnx").encode())
+    with refused:
+        assert models.load(tmp_path) is model
 
 
 def stage(name: str, **more: object) -> bytes:
