@@ -270,19 +270,18 @@ check("graph", graph, run)
 assert np.abs(run(graph) - pipeline.predict_proba(x)).max() < 1e-4
 
 # Values that lie in another file are told, when they are saved and when they are to be loaded.
-from onnx.external_data_helper import set_external_data
-tensor = next(one for one in graph.graph.initializer if one.ListFields())
-tensor.raw_data = np.array(tensor.float_data, np.float32).tobytes()
-set_external_data(tensor, "w.bin")
-for attempt in ("save", "load"):
+from onnx import external_data_helper, numpy_helper
+graph.graph.initializer.append(numpy_helper.from_array(np.ones(3), "w"))
+external_data_helper.set_external_data(graph.graph.initializer[0], "w.bin")
+with open("model/graph/model.onnx", "rb") as file:
+    whole = file.read()
+for attempt in (lambda: models.save(graph, "model/apart"), lambda: models.load("model/graph")):
     try:
-        models.save(graph, "model/apart") if attempt == "save" else models.load("model/graph")
+        attempt()
     except Exception as exc:
         print(exc)
-    with open("model/graph/model.onnx", "rb+") as file:
-        whole = file.read()
-        if attempt == "save":
-            file.seek(0), file.truncate(), file.write(graph.SerializeToString())
+    with open("model/graph/model.onnx", "wb") as file:
+        file.write(graph.SerializeToString())
 with open("model/graph/model.onnx", "wb") as file:
     file.write(whole)
 """
@@ -380,7 +379,7 @@ _SAID = [
 ]
 _CODE = "an archive with config.json: a Keras layer of a lambda, which is byte code"
 ONNX = ("onnx==1.23.2", "onnxruntime==1.32.0", "skl2onnx==1.20.0")
-_APART = "the values of the ONNX tensor 'coef' lie in another file"
+_APART = "the values of the ONNX tensor 'w' lie in another file"
 SCIKIT = "scikit-learn==1.9.1"
 KINDS = {
     # packages, what the program goes on with, what it prints
