@@ -213,8 +213,13 @@ def test_search_in_several_enclaves(shell: Shell, plain: Path, tmp_path: Path) -
 
     shell.run("model", "verify", "model")
     shell.run("model", "open", "model", str(tmp_path / "opened"))
-    model = (plain / "model/best.ubj").read_bytes()
-    assert (tmp_path / "opened/best.ubj").read_bytes() == model
+    name = "model/best/model.ubj"
+    assert (tmp_path / name.replace("model", "opened", 1)).read_bytes() == (plain / name).read_bytes()
+    record = shell.json("model", "show", "model")["records"]["best"]  # type: ignore[index,call-overload]
+    printed = re.fullmatch(r"best of (\d+) over 768 women: (\{.*\}), ROC ([0-9.]+)", best)
+    assert printed
+    assert record["parameters"] == ast.literal_eval(printed[2])
+    assert record["metrics"] == {"trials": int(printed[1]), "roc": float(printed[3])}
     tables = [_table(folder / "trials") for folder in (tmp_path / "opened", plain / "model")]
     assert tables[0] == tables[1]
     assert len(tables[0]) == 12
@@ -377,7 +382,7 @@ _SAID = [
     f"the model's 'a' is on no device, without values, {_HELD}",
     f"the model's 'a' is a torch.nn.modules.linear.Linear, {_HELD}",
 ]
-_CODE = "an archive with config.json: a Keras layer of a lambda, which is byte code"
+_CODE = "it has a Keras layer of a lambda, which is byte code"
 ONNX = ("onnx==1.23.2", "onnxruntime==1.32.0", "skl2onnx==1.20.0")
 _APART = "the values of the ONNX tensor 'w' lie in another file"
 SCIKIT = "scikit-learn==1.9.1"

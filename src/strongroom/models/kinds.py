@@ -6,14 +6,15 @@ A pickle is a program that `load` runs. It is a kind of its own that both sides 
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
 from strongroom.errors import InputError
+from strongroom.models.keras_config import LAMBDA, MAX_CONFIG, foreign_objects
 from strongroom.models.on_spark import below, reading
-from strongroom.models.scan import code_in
 from strongroom.models.spark_stages import foreign_stages, is_metadata
 from strongroom.models.tensors import dense, library_of
 
@@ -93,7 +94,11 @@ class SafeTensors(Kind):
 
 
 class Keras(Kind):
-    """A Keras model, with its layers; those that hold code are neither saved nor loaded."""
+    """A Keras model, with its layers; those that hold code are neither saved nor loaded.
+
+    Layers, losses and the like of a module that is not Keras's are saved. Who loads them has to know them, and name
+    them in `trusted`.
+    """
 
     name = "keras"
     file = "model.keras"
@@ -104,12 +109,19 @@ class Keras(Kind):
 
     def save(self, model: Any, path: Path) -> None:
         model.save(path)
-        with path.open("rb") as file:
-            if found := code_in(file, path.name):  # better now than after hours of training, when it is to be loaded
-                raise InputError(f"the model is refused: {found}", hint="write the lambda as a named layer of your own")
+        if LAMBDA in _named(path):  # better now than after hours of training, when it is to be loaded
+            raise InputError(
+                f"the model is refused: it has a Keras layer of a {', '.join(LAMBDA)}",
+                hint="write the lambda as a named layer of your own",
+            )
 
     def load(self, path: Path, *, into: Any, trusted: Sequence[str]) -> Any:
-        _none_trusted(self.name, trusted)
+        for name, why in _named(path):
+            if name not in trusted:
+                raise InputError(
+                    f"the model holds a {name:.100}, {why}",
+                    hint=f"if you know it: models.load(..., trusted=[{name!r:.100}])",
+                )
         found = _need("keras.saving", "keras").load_model(path, safe_mode=True)
         if into is None:
             return found
@@ -277,6 +289,16 @@ def kind_of(model: object) -> Kind:
         f"there is no safe format for a {type(model).__module__}.{type(model).__qualname__}",
         hint='save its tensors or arrays, or say kind="pickle", unsafe_pickle=True: whoever loads it runs its code',
     )
+
+
+def _named(path: Path) -> list[tuple[str, str]]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if (info := archive.getinfo("config.json")).file_size > MAX_CONFIG:
+                raise InputError(f"the description in {path.name} is too long to be looked into")
+            return list(foreign_objects(archive.read(info)))
+    except (KeyError, OSError, zipfile.BadZipFile) as exc:
+        raise InputError(f"{path.name} is no Keras model: {exc}") from exc
 
 
 def _all_inside(message: Any) -> None:
