@@ -4,9 +4,11 @@ spark-submit --master 'local-cluster[2,1,2048]' lenet_spark.py FOLDER MODEL [EPO
 strongroom spark-submit --master 'local-cluster[2,1,2048]' --venv env \
     --volume model=model:vision:rw examples/mnist-spark/lenet_spark.py mnist model
 
-FOLDER has the four files of MNIST. MODEL takes the weights, as a table of name, shape and values; see README.md.
+FOLDER has the four files of MNIST. MODEL takes the weights, as a table of name, shape and values, and as JSON what they
+were made with and how good they are; see README.md.
 """
 
+import json
 import sys
 
 import numpy as np
@@ -20,7 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 PROCESSES = 2
-BATCH = 128  # over all processes
+BATCH, RATE, SEED = 128, 0.15, 1  # a batch is that of all processes
 
 
 def read_idx(raw: bytes) -> torch.Tensor:
@@ -46,13 +48,13 @@ def lenet() -> nn.Sequential:
 def train(files: dict[str, bytes], epochs: int) -> tuple[dict[str, np.ndarray], list[int]]:
     """Return the weights, and how many of the test images were read right after each epoch; runs on every executor."""
     dist.init_process_group("gloo")
-    torch.manual_seed(1)
+    torch.manual_seed(SEED)
     rank, processes = dist.get_rank(), dist.get_world_size()
     images, test = part(files, "train"), part(files, "t10k")
-    sampler = DistributedSampler(images, seed=1)
+    sampler = DistributedSampler(images, seed=SEED)
     batches = DataLoader(images, batch_size=BATCH // processes, sampler=sampler)
     model = DistributedDataParallel(lenet())
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.15)
+    optimiser = torch.optim.SGD(model.parameters(), lr=RATE)
     found = []
     for epoch in range(1, epochs + 1):
         sampler.set_epoch(epoch)
@@ -74,6 +76,14 @@ def count_right(model: nn.Module, test: TensorDataset) -> torch.Tensor:
         return (model(images).argmax(1) == labels).sum()
 
 
+def write(spark: SparkSession, value: dict[str, object], target: str) -> None:
+    """Write JSON where Spark writes: Python's own open() knows this machine's folders alone."""
+    path = spark._jvm.org.apache.hadoop.fs.Path(target)
+    file = path.getFileSystem(spark._jsc.hadoopConfiguration()).create(path)
+    file.write(json.dumps(value).encode())
+    file.close()
+
+
 def main(folder: str, target: str, epochs: int) -> None:
     spark = SparkSession.builder.appName("LeNet").getOrCreate()
     rows = spark.read.format("binaryFile").load(folder).collect()
@@ -93,6 +103,9 @@ def main(folder: str, target: str, epochs: int) -> None:
     model.load_state_dict({row.name: torch.tensor(row.values).reshape(row.shape) for row in saved})
     right = int(count_right(model, test))
     print(f"saved and read again: correct: {right}, count: {len(test)}")
+    made_with = {"epochs": epochs, "batch": BATCH, "learning_rate": RATE, "seed": SEED, "processes": PROCESSES}
+    write(spark, made_with, f"{target}/parameters.json")
+    write(spark, {"accuracy": right / len(test)}, f"{target}/metrics.json")
     spark.stop()
 
 

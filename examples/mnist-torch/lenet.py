@@ -3,9 +3,11 @@ r"""Trains LeNet on MNIST with PyTorch and says how many of the test images it r
 python lenet.py FOLDER MODEL [EPOCHS]
 strongroom run --venv env --volume model=model:vision:rw -- python examples/mnist-torch/lenet.py mnist model
 
-FOLDER has the four files of MNIST (train-images-idx3-ubyte and so on), MODEL takes lenet.safetensors; see README.md.
+FOLDER has the four files of MNIST (train-images-idx3-ubyte and so on). MODEL takes lenet.safetensors, and as JSON what
+it was made with and how good it is; see README.md.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-BATCH = 128
+BATCH, RATE, SEED = 128, 0.1, 1
 
 
 def read_idx(path: Path) -> torch.Tensor:
@@ -39,12 +41,12 @@ def lenet() -> nn.Sequential:
 
 
 def main(folder: Path, target: Path, epochs: int) -> None:
-    torch.manual_seed(1)
+    torch.manual_seed(SEED)
     images, labels = load(folder, "train")
     test_images, test_labels = load(folder, "t10k")
     print(f"{len(images)} images to learn from, {len(test_images)} to be tested with")
     model = lenet()
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimiser = torch.optim.SGD(model.parameters(), lr=RATE)
     for epoch in range(1, epochs + 1):
         for batch in torch.randperm(len(images)).split(BATCH):
             optimiser.zero_grad()
@@ -54,6 +56,9 @@ def main(folder: Path, target: Path, epochs: int) -> None:
             right = int((model(test_images).argmax(1) == test_labels).sum())
         print(f"epoch {epoch}: correct: {right}, count: {len(test_labels)}, accuracy: {right / len(test_labels):.4f}")
     save_file(model.state_dict(), target / "lenet.safetensors")
+    made_with = {"epochs": epochs, "batch": BATCH, "learning_rate": RATE, "seed": SEED}
+    (target / "parameters.json").write_text(json.dumps(made_with))
+    (target / "metrics.json").write_text(json.dumps({"accuracy": right / len(test_labels)}))
 
 
 main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else 2)

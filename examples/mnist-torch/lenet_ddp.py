@@ -3,21 +3,24 @@ r"""Trains LeNet on MNIST by several processes with PyTorch's DistributedDataPar
 torchrun --nproc-per-node 2 lenet_ddp.py FOLDER MODEL [EPOCHS]
 strongroom torchrun --nnodes 2 --venv env --volume model=model:vision:rw examples/mnist-torch/lenet_ddp.py mnist model
 
-FOLDER has the four files of MNIST, MODEL takes lenet.pt; see README.md.
+FOLDER has the four files of MNIST. MODEL takes lenet.safetensors, and as JSON what it was made with and how good it is;
+see README.md.
 """
 
+import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
-BATCH = 128  # over all processes
+BATCH, RATE, SEED = 128, 0.15, 1  # a batch is that of all processes
 
 
 def read_idx(path: Path) -> torch.Tensor:
@@ -43,15 +46,15 @@ def lenet() -> nn.Sequential:
 
 def main(folder: Path, target: Path, epochs: int) -> None:
     dist.init_process_group("gloo")
-    torch.manual_seed(1)
+    torch.manual_seed(SEED)
     rank, processes = dist.get_rank(), dist.get_world_size()
     train, test = load(folder, "train"), load(folder, "t10k")
     if rank == 0:
         print(f"{len(train)} images to learn from, {len(test)} to be tested with, {processes} processes", flush=True)
-    sampler = DistributedSampler(train, seed=1)
+    sampler = DistributedSampler(train, seed=SEED)
     batches = DataLoader(train, batch_size=BATCH // processes, sampler=sampler)
     model = DistributedDataParallel(lenet())
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.15)
+    optimiser = torch.optim.SGD(model.parameters(), lr=RATE)
     for epoch in range(1, epochs + 1):
         sampler.set_epoch(epoch)
         for images, labels in batches:
@@ -66,7 +69,10 @@ def main(folder: Path, target: Path, epochs: int) -> None:
             found = int(right)
             print(f"epoch {epoch}: correct: {found}, count: {len(test)}, accuracy: {found / len(test):.4f}", flush=True)
     if rank == 0:
-        torch.save(model.module.state_dict(), target / "lenet.pt")
+        save_file(model.module.state_dict(), target / "lenet.safetensors")
+        made_with = {"epochs": epochs, "batch": BATCH, "learning_rate": RATE, "seed": SEED, "processes": processes}
+        (target / "parameters.json").write_text(json.dumps(made_with))
+        (target / "metrics.json").write_text(json.dumps({"accuracy": found / len(test)}))
     dist.destroy_process_group()
 
 

@@ -4,8 +4,8 @@ spark-submit search.py TABLE MODEL
 strongroom spark-submit --master 'local-cluster[2,1,1024]' --volume model=model:health:rw \
     examples/search/search.py health/pima.csv model
 
-TABLE is the Pima table of ../mllib/README.md: eight columns and the outcome, which is 1 for diabetes. MODEL takes the
-model in XGBoost's format and the table of trials.
+TABLE is the Pima table of ../mllib/README.md: eight columns and the outcome, which is 1 for diabetes. MODEL takes
+the best model, in a folder with the record of its settings and ROC, and the table of trials.
 """
 
 import itertools
@@ -17,6 +17,8 @@ import numpy as np
 from pyspark.sql import SparkSession
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from xgboost import XGBClassifier
+
+from strongroom import models
 
 GRID = {"max_depth": [2, 3, 5], "learning_rate": [0.05, 0.2], "n_estimators": [40, 120]}
 
@@ -33,14 +35,6 @@ def trial(table, settings):
     return {**settings, "roc": round(float(scores.mean()), 4), "machine": where}
 
 
-def write(spark, raw, target):
-    """Write bytes where Spark writes: Python's own open() knows this machine's folders alone."""
-    path = spark._jvm.org.apache.hadoop.fs.Path(target)
-    file = path.getFileSystem(spark._jsc.hadoopConfiguration()).create(path)
-    file.write(raw)
-    file.close()
-
-
 def main(source, target):
     spark = SparkSession.builder.appName("search").getOrCreate()
     columns = ", ".join(f"c{i} double" for i in range(9))
@@ -55,7 +49,7 @@ def main(source, target):
     settings = {name: best[name] for name in GRID}
     print(f"best of {len(trials)} over {len(table)} women: {settings}, ROC {best['roc']:.4f}")
     model = classifier(settings).fit(table[:, :-1], table[:, -1])
-    write(spark, model.get_booster().save_raw("ubj"), f"{target}/best.ubj")
+    models.save(model, f"{target}/best", parameters=settings, metrics={"roc": best["roc"], "trials": len(trials)})
     spark.createDataFrame(trials).coalesce(1).write.mode("overwrite").json(f"{target}/trials")
     spark.stop()
 

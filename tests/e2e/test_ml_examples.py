@@ -213,8 +213,13 @@ def test_search_in_several_enclaves(shell: Shell, plain: Path, tmp_path: Path) -
 
     shell.run("model", "verify", "model")
     shell.run("model", "open", "model", str(tmp_path / "opened"))
-    model = (plain / "model/best.ubj").read_bytes()
-    assert (tmp_path / "opened/best.ubj").read_bytes() == model
+    name = "model/best/model.ubj"
+    assert (tmp_path / name.replace("model", "opened", 1)).read_bytes() == (plain / name).read_bytes()
+    record = shell.json("model", "show", "model")["records"]["best"]  # type: ignore[index,call-overload]
+    printed = re.fullmatch(r"best of (\d+) over 768 women: (\{.*\}), ROC ([0-9.]+)", best)
+    assert printed
+    assert record["parameters"] == ast.literal_eval(printed[2])
+    assert record["metrics"] == {"trials": int(printed[1]), "roc": float(printed[3])}
     tables = [_table(folder / "trials") for folder in (tmp_path / "opened", plain / "model")]
     assert tables[0] == tables[1]
     assert len(tables[0]) == 12
@@ -268,6 +273,22 @@ def run(model):
 
 check("graph", graph, run)
 assert np.abs(run(graph) - pipeline.predict_proba(x)).max() < 1e-4
+
+# Values that lie in another file are told, when they are saved and when they are to be loaded.
+from onnx import external_data_helper, numpy_helper
+graph.graph.initializer.append(numpy_helper.from_array(np.ones(3), "w"))
+external_data_helper.set_external_data(graph.graph.initializer[0], "w.bin")
+with open("model/graph/model.onnx", "rb") as file:
+    whole = file.read()
+for attempt in (lambda: models.save(graph, "model/apart"), lambda: models.load("model/graph")):
+    try:
+        attempt()
+    except Exception as exc:
+        print(exc)
+    with open("model/graph/model.onnx", "wb") as file:
+        file.write(graph.SerializeToString())
+with open("model/graph/model.onnx", "wb") as file:
+    file.write(whole)
 """
 _KERAS = """
 import keras
@@ -291,13 +312,86 @@ except ValueError as exc:
 """
 
 
-_CODE = "an archive with config.json: a Keras layer of a lambda, which is byte code"
+_TORCH = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    "Has weights under two names, and buffers that are parts of larger ones."
+    def __init__(self):
+        super().__init__()
+        self.encode, self.decode = nn.Linear(8, 4, bias=False), nn.Linear(4, 8, bias=False)
+        self.decode.weight = nn.Parameter(torch.randn(8, 4))
+        self.again = self.encode
+        self.register_buffer("scale", torch.arange(1000.0)[:8])
+        self.register_buffer("turned", torch.randn(8, 3).t())
+
+    def forward(self, x):
+        there = self.decode(self.encode(x)) @ self.turned.t()
+        return self.again(x / (1 + self.scale)) @ self.encode.weight + there.sum(1, keepdim=True)
+
+torch.manual_seed(1)
+net, rows = Net(), torch.from_numpy(x)
+
+def filled(state):
+    other = Net()
+    other.load_state_dict(state)
+    return other
+
+def run(model):
+    with torch.no_grad():
+        return (model if isinstance(model, nn.Module) else filled(model))(rows)
+
+check("module", net, run)
+check("state", net.state_dict(), run)
+other = Net()
+assert models.load("model/module", into=other) is other
+assert torch.equal(run(other), run(net)) and not torch.equal(run(Net()), run(net))
+try:
+    models.load("model/module", into=nn.Linear(8, 4))
+except Exception as exc:
+    print(str(exc).split(":")[0])
+
+# Whatever lies otherwise in memory than it reads comes back as it reads; what lies beside it is not saved.
+z, big = torch.tensor([1 + 2j, 3 - 4j]), torch.full((1000,), 7.25)
+big[:8] = 1
+odd = {
+    "transposed": rows[:5].t(), "strided": rows[:8, ::2], "expanded": torch.ones(1).expand(3),
+    "none": torch.zeros(0, 3), "conjugate": z.conj(), "imaginary": z.conj().imag, "negative": torch._neg_view(rows[:2]),
+    "slice": rows[:5], "start": big[:8], "column": big[:8].view(4, 2)[:, 0], "half": z.real.bfloat16(),
+    "number": torch.tensor(3.0),
+}
+for straight in (False, True):
+    models.save(odd, "model/odd", straight=straight)
+    loaded = models.load("model/odd")
+    assert all(torch.equal(loaded[name], odd[name]) and loaded[name].dtype == odd[name].dtype for name in odd)
+    assert torch.tensor(7.25).numpy().tobytes() not in open("model/odd/model.safetensors", "rb").read()
+print("odd equal")
+for value in (np.ones(2), rows.to_sparse(), z.to(torch.complex128), torch.ones(2, device="meta"), nn.Linear(2, 2)):
+    try:
+        models.save({"a": value, "b": rows}, "model/wrong")
+    except Exception as exc:
+        print(exc)
+"""
+_HELD = "which safetensors does not hold"
+_SAID = [
+    *("module equal", "state equal", "model.safetensors does not fit into the Linear", "odd equal"),
+    "the model holds both NumPy's and PyTorch's",
+    f"the model's 'a' is sparse or nested, {_HELD}",
+    f"the model's 'a' is of type complex128, {_HELD}",
+    f"the model's 'a' is on no device, without values, {_HELD}",
+    f"the model's 'a' is a torch.nn.modules.linear.Linear, {_HELD}",
+]
+_CODE = "it has a Keras layer of a lambda, which is byte code"
+ONNX = ("onnx==1.23.2", "onnxruntime==1.32.0", "skl2onnx==1.20.0")
+_APART = "the values of the ONNX tensor 'w' lie in another file"
 SCIKIT = "scikit-learn==1.9.1"
 KINDS = {
     # packages, what the program goes on with, what it prints
     "lightgbm": (("lightgbm==4.7.0", SCIKIT), _LIGHTGBM, ["booster equal", "estimator equal"]),
-    "onnx": (("onnx==1.23.2", "onnxruntime==1.32.0", "skl2onnx==1.20.0", SCIKIT), _ONNX, ["graph equal"]),
+    "onnx": ((*ONNX, SCIKIT), _ONNX, ["graph equal", *[_APART] * 2]),
     "keras": (KERAS, _KERAS, ["network equal", f"the model is refused: {_CODE}"]),
+    "safetensors": (("torch==2.13.0", "safetensors", "numpy"), _TORCH, _SAID),
 }
 
 

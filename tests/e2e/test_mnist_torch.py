@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from tests.conftest import Shell
+from tests.conftest import Shell, stop_service
 from tests.e2e.test_spark_real_data import ROOT, assert_nothing_in_clear
 from tests.servers.packages import npm_package
+
+from strongroom.client.workspace import Workspace
 
 pytestmark = pytest.mark.example
 PROGRAM = ROOT / "examples/mnist-torch/lenet.py"
@@ -65,15 +69,60 @@ def test_lenet_learns_what_it_learns_plain(shell: Shell, plain: Path) -> None:
     shell.run("model", "open", "model", "opened")
     assert len((shell.folder / "opened/lenet.safetensors").read_bytes()) == len(model)
 
-    # Where it comes from, and that one byte more or less is told.
-    shown = shell.json("model", "show", "model")
-    assert isinstance(origin := shown["provenance"], dict)
-    assert origin["attested"] is True
-    assert [(one["key"], one["epoch"]) for one in origin["inputs"] if one["volume"] == "mnist"] == [("vision", 1)]
-    assert "made by an attested job (SIMULATED enclave)" in shell.run("model", "verify", "model").stdout
-    sealed = shell.folder / "model/lenet.safetensors"
-    altered = bytearray(sealed.read_bytes())
-    altered[50_000] ^= 1
-    sealed.write_bytes(altered)
+    assert_origin_is_shown_and_checked(shell, accuracies(said)[-1])
+
+
+def assert_origin_is_shown_and_checked(shell: Shell, accuracy: float) -> None:
+    """Assert what `model show` prints and `model verify` refuses of LeNet in `model`; leaves the audit log altered."""
+    # Each line that is printed, against what is known from elsewhere.
+    origin, _, maker = shell.run("model", "show", "model").stdout.partition("\nin its maker's words:\n")
+    lines = {name: value.strip() for name, _, value in (line.partition("  ") for line in origin.splitlines())}
+    policy = json.dumps(shell.json("policy", "show", "vision"))
+    assert lines["origin"] == "made by an attested job (SIMULATED enclave)"
+    assert lines["platform"] == "SIMULATED sgx, UpToDate"
+    for name, pattern in (("job", "sha256:[0-9a-f]{64}"), ("measurement", "[0-9a-f]{64}")):
+        assert re.fullmatch(pattern, lines[name])
+        assert lines[name] in policy, "which is what its owner allowed"
+    assert lines["command"] == "/opt/env/bin/python3 /app/lenet.py /work/mnist /work/model"
+    mnist_set = shell.json("data", "show", "mnist")["dataset"]
+    assert re.search(rf"^mnist +{mnist_set} +1 +vision$", origin, re.MULTILINE), origin
+    dataset = shell.json("data", "show", "model")["dataset"]
+    wanted = (
+        rf"data set +{dataset}, epoch 1",
+        "key +vision",
+        r"files +lenet\.safetensors \([0-9,]+ bytes\), metrics\.json .*, parameters\.json .*",
+        r"model +\.",
+        "parameters +epochs=2, batch=128, learning_rate=0.1, seed=1",
+        f"metrics +accuracy={accuracy}",
+    )
+    for pattern in wanted:
+        assert re.search(f"^{pattern}$", maker, re.MULTILINE), (pattern, maker)
+
+    # One byte of the model, and one of what is said of it, each by itself.
+    verified = shell.run("model", "verify", "model").stdout
+    assert re.fullmatch(r"verified 3 files, 0\.1 MB: made by an attested job \(SIMULATED enclave\)\n", verified)
+    for name, at in (("lenet.safetensors", 50_000), ("metrics.json", -1)):
+        sealed = shell.folder / "model" / name
+        whole = sealed.read_bytes()
+        altered = bytearray(whole)
+        altered[at] ^= 1
+        sealed.write_bytes(altered)
+        refused = shell.run("model", "verify", "model", check=False)
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert re.search(rf"\b{re.escape(name)}\b.*altered", refused.stderr), refused.stderr
+        sealed.write_bytes(whole)
+    shell.run("model", "verify", "model")
+
+    # Nor can the service's record of where it comes from be changed.
+    workspace = Workspace.find(shell.folder)
+    stop_service(workspace)
+    with sqlite3.connect(workspace.service_folder / "state.db") as connection:
+        ((seq, record),) = connection.execute(
+            'SELECT seq, record FROM audit WHERE record LIKE \'%"action":"commit"%"job":%\''
+        ).fetchall()
+        first = f'"measurement":"{lines["measurement"][0]}'
+        other = record.replace(first, first[:-1] + ("0" if first[-1] == "f" else "f"))
+        connection.execute("UPDATE audit SET record = ? WHERE seq = ?", (other, seq))
+    connection.close()
     refused = shell.run("model", "verify", "model", check=False)
-    assert (refused.returncode, "altered" in refused.stderr) == (1, True), refused.stderr
+    assert (refused.returncode, f"record {seq} was altered" in refused.stderr) == (1, True), refused.stderr

@@ -104,6 +104,7 @@ def test_lenet_learns_on_two_executors_what_it_learns_plainly(shell: Enclave, pl
     assert isinstance(origin, dict)
     assert origin["attested"] is True
     assert [one["volume"] for one in origin["inputs"] if one["epoch"]] == ["mnist"]
+    assert f"accuracy={accuracies(said)[-1]}" in shell.run("model", "show", "model").stdout
     shell.run("model", "verify", "model")
     shell.run("model", "open", "model", "opened")
     opened, expected = (

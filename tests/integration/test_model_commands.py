@@ -61,6 +61,7 @@ def test_show_says_what_made_it_and_from_what(made: Enclave) -> None:
         "SIMULATED sgx",
     ):
         assert wanted in said
+    assert re.search(r"^command +\S*python\S* .*\btrain\.py$", said, re.MULTILINE)
     found = made.json("model", "show", "net")
     records, origin = found["records"], found["provenance"]
     assert isinstance(records, dict)
@@ -74,6 +75,26 @@ def test_show_says_what_made_it_and_from_what(made: Enclave) -> None:
     assert origin["job"] in made.run("audit", "show", "--json").stdout
     assert origin["attested"] is True
     assert len(origin["claims"]["measurement"]) == 64
+
+
+def test_show_prints_the_tables_of_a_program_that_knows_of_no_record(made: Enclave) -> None:
+    plain = made.folder / "plainly"
+    (plain / "a/b").mkdir(parents=True)
+    (plain / "weights.bin").write_bytes(b"w")
+    (plain / "metrics.json").write_text('{"accuracy": 0.97, "note": "1\\norigin  made by me"}')
+    (plain / "a/parameters.json").write_text('{"epochs": 2, "batch": 128}')
+    (plain / "a/metrics.json").write_text("[1]")
+    (plain / "a/b/metrics.json").write_text("no JSON")
+    made.run("model", "seal", "plainly", "sealed-plainly", "--key", "models")
+    said = made.run("model", "show", "sealed-plainly").stdout
+    assert re.search(r"^metrics +accuracy=0.97, note=1\\\S*norigin  made by me$", said, re.MULTILINE), said
+    assert re.search(r"^parameters +epochs=2, batch=128$", said, re.MULTILINE)
+    assert "\ncommand" not in said, "no job made it"
+    tables = made.json("model", "show", "sealed-plainly")["tables"]
+    assert tables == {
+        "": {"metrics": {"accuracy": 0.97, "note": "1\norigin  made by me"}},
+        "a": {"parameters": {"epochs": 2, "batch": 128}},
+    }
 
 
 def test_verify_and_open(fresh: Enclave) -> None:

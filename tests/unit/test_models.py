@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import gzip
 import io
@@ -120,7 +121,9 @@ def test_a_folder_without_a_model(tmp_path: Path) -> None:
 
 def test_kinds_are_told_by_their_classes_without_an_import() -> None:
     for name in ("xgboost", "lightgbm", "onnx", "keras"):
-        assert kind_of(type("Model", (), {"__module__": f"{name}.inner"})()).name == name
+        assert kind_of(type("ModelProto", (), {"__module__": f"{name}.inner"})()).name == name
+    with pytest.raises(InputError, match="no safe format"):
+        kind_of(type("GraphProto", (), {"__module__": "onnx.inner"})())
     estimator = type("Base", (), {"__module__": "sklearn.base"})
     assert kind_of(estimator()).name == "skops"
     assert kind_of(type("XGB", (estimator,), {"__module__": "xgboost.sklearn"})()).name == "xgboost"
@@ -147,6 +150,43 @@ def test_T200_a_keras_model_that_holds_code_is_not_saved(tmp_path: Path) -> None
     with pytest.raises(InputError, match="a Keras layer of a lambda"):
         models.save(Network(keras_config("__lambda__")), tmp_path / "bad")
     assert list((tmp_path / "bad").iterdir()) == []
+
+
+class Message:
+    """Lists its fields as those of ONNX do."""
+
+    def __init__(self, **fields: object) -> None:
+        self.fields = fields
+        self.name = "w"
+
+    def ListFields(self) -> list[tuple[SimpleNamespace, object]]:
+        inner = {name: isinstance(value, (list, Message)) for name, value in self.fields.items()}
+        return [(SimpleNamespace(name=n, message_type=inner[n] or None), v) for n, v in self.fields.items()]
+
+
+class ModelProto(Message):
+    """The outermost."""
+
+    __module__ = "onnx.onnx_ml_pb2"
+
+    def SerializeToString(self) -> bytes:
+        return b"onnx"
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_T362_values_that_lie_in_another_file_are_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, apart: bool
+) -> None:
+    tensor = Message(dims=[2], raw_data=b"12345678", **({"data_location": 1} if apart else {}))
+    inner = Message(initializer=[Message(raw_data=b""), tensor])  # of a branch, say
+    model = ModelProto(ir_version=9, graph=Message(node=[Message(attribute=[Message(g=inner)])]))
+    monkeypatch.setattr("strongroom.models.kinds._need", lambda *_: SimpleNamespace(load_model=lambda *_, **__: model))
+    refused = pytest.raises(InputError, match="'w' lie in another file") if apart else contextlib.nullcontext()
+    with refused:
+        models.save(model, tmp_path)
+    (tmp_path / "model.json").write_bytes(models.ModelRecord(kind="onnx", file="model.onnx").encode())
+    with refused:
+        assert models.load(tmp_path) is model
 
 
 def stage(name: str, **more: object) -> bytes:
@@ -248,6 +288,76 @@ def array(value: object) -> bytes:
     return out.getvalue()
 
 
+def keras_object(module: object, name: object, **more: object) -> bytes:
+    found = {"module": module, "class_name": name, "config": {}, "registered_name": None, **more}
+    return archive("config.json", json.dumps({"class_name": "Sequential", "config": {"layers": [found]}}).encode())
+
+
+FOREIGN = "which is not one of Keras's own"
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "more", "said"),
+    [
+        ("os", "system", {}, f"os.system, {FOREIGN}"),
+        ("builtins", "eval", {}, f"builtins.eval, {FOREIGN}"),
+        ("builtins", "function", {"config": "eval"}, f"builtins.eval, {FOREIGN}"),
+        ("mine.layers", "function", {"config": "act"}, f"mine.layers.act, {FOREIGN}"),
+        ("keras.utils", "function", {"config": "get_file"}, f"keras.utils.get_file, {FOREIGN}"),
+        ("keras.models", "load_model", {}, FOREIGN),
+        ("keras.config", "enable_unsafe_deserialization", {}, FOREIGN),
+        ("keras.src.saving.serialization_lib", "Enable", {}, FOREIGN),
+        ("keras.src.utils.file_utils", "get_file", {}, FOREIGN),
+        ("keras.layers\n", "Dense", {}, FOREIGN),
+        ("keras_evil", "Dense", {}, FOREIGN),
+        (["keras"], "Dense", {}, FOREIGN),
+        ("keras.layers", ["Dense"], {}, FOREIGN),
+        ("", "Dense", {}, FOREIGN),
+        ("tensorflow.python", None, {"class_name": "__typespec__", "spec_name": "x"}, FOREIGN),
+        ("keras.layers", "TorchModuleWrapper", {}, "TorchModuleWrapper, which loads code"),
+        (None, "TFSMLayer", {}, "TFSMLayer, which loads code"),
+        ("keras.layers", "Dense", {"build_config": {"module": "os", "class_name": "system"}}, FOREIGN),
+        ("keras", "Sequential", {}, ""),
+        ("keras.layers", "Dense", {"registered_name": "Dense"}, ""),
+        ("keras.optimizers.schedules", "ExponentialDecay", {}, ""),
+        ("keras.src.backend.torch.optimizers.torch_adam", "Adam", {}, ""),
+        ("keras.src.models.functional", "Functional", {}, ""),
+        ("keras.src.ops.numpy", "GetItem", {}, ""),
+        ("builtins", "function", {"config": "mine>act"}, ""),
+        (None, "Own", {"registered_name": "mine>Own"}, ""),
+        (None, "__slice__", {}, ""),
+    ],
+)
+def test_T364_keras_models_that_name_foreign_modules(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: object, name: object, more: dict[str, object], said: str
+) -> None:
+    raw = keras_object(module, name, **more)
+    found = code_in(io.BytesIO(raw), "model.keras")
+    assert said in found if said else found == ""
+    keras = SimpleNamespace(load_model=lambda *_, **named: named)
+    monkeypatch.setattr("strongroom.models.kinds._need", lambda *_: keras)
+    (tmp_path / "model.json").write_bytes(models.ModelRecord(kind="keras", file="model.keras").encode())
+    (tmp_path / "model.keras").write_bytes(raw)
+    if not said:
+        assert models.load(tmp_path) == {"safe_mode": True}
+        return
+    with pytest.raises(InputError, match="the model holds a") as caught:
+        models.load(tmp_path)
+    named = caught.value.hint.partition("trusted=")[2].removesuffix(")")
+    assert models.load(tmp_path, trusted=ast.literal_eval(named)) == {"safe_mode": True}
+
+
+@pytest.mark.parametrize("raw", [b"no archive", archive("other.json", b"{}"), archive("config.json", b"{"), None])
+def test_T364_what_is_no_keras_model_is_not_loaded(tmp_path: Path, raw: bytes | None) -> None:
+    (tmp_path / "model.json").write_bytes(models.ModelRecord(kind="keras", file="model.keras").encode())
+    if raw is None:
+        (tmp_path / "model.keras").mkdir()  # which Keras would load as well
+    else:
+        (tmp_path / "model.keras").write_bytes(raw)
+    with pytest.raises(InputError, match=r"no Keras model|cannot be looked into"):
+        models.load(tmp_path)
+
+
 def keras_config(class_name: str) -> bytes:
     return f'{{"config": {{"layers": [{{"config": {{"function": {{"class_name": "{class_name}"}}}}}}]}}}}'.encode()
 
@@ -276,6 +386,17 @@ def keras_config(class_name: str) -> bytes:
         ("notes.txt", b"I have not said\nRR", ""),
         ("m.zip", archive("x", b"N0" * 40_000 + pickle.dumps(Evil(), 0)), "calls something"),
         ("m.bin", b"N0" + pickle.dumps(Evil(), 0), "calls something"),
+        ("m.bin", b"cnot_here\nx\n.", "imports or calls"),
+        ("m.bin", b"cnot_here\nx\n", "imports or calls"),
+        ("m.bin", b"N0cnot_here\nx\n0N.", "imports or calls"),
+        ("m.bin", b"cantigravity\nx\nz", "imports or calls"),  # which has run before the pickle falls apart
+        ("m.bin", b"cxml.sax.expatreader\nx\nz", "imports or calls"),
+        ("m.bin", b"cstrongroom.cli\nx\nz", "imports or calls"),
+        ("m.bin", b"cnot_here\nx\n0cantigravity\nx\nz", "imports or calls"),
+        ("m.bin", b"\x8c\x02os\x8c\x06system\x93", "imports or calls"),
+        ("m.zip", archive("innocent", b"cantigravity\nx\n."), "imports or calls"),
+        ("labels.txt", b"cat\ndog\nzebra\n", ""),
+        ("labels.txt", b"car\nbird\ncat\n", ""),
         ("model.pkl.gz", gzip.compress(pickle.dumps([1])), "packed by gzip"),
         ("model.z", zlib.compress(pickle.dumps([1])), "packed by zlib"),
         ("model.xz", lzma.compress(b"x"), "packed by xz"),
@@ -317,9 +438,11 @@ def test_T200_files_that_run_code_are_told_by_content(name: str, raw: bytes, sai
 
 
 class Called(pickle.Unpickler):
-    """The unpickler itself, which says whether something was called."""
+    """The unpickler itself, which says whether something was imported or called."""
 
     def find_class(self, _module: str, _name: str) -> object:
+        self.called = True
+
         def call(*_given: object, **_named: object) -> int:
             self.called = True
             return 1

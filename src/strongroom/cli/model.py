@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from strongroom._encoding import parse_json
+from strongroom.attest.policies import job_digest
 from strongroom.cli import output
 from strongroom.cli.common import epilog, json_option, owner
 from strongroom.cli.datasets import owned, seal_into, show_result
 from strongroom.client.provenance import Provenance, check_attested, provenance
 from strongroom.crypto.keys import KeyRing
 from strongroom.errors import InputError
-from strongroom.models.record import RECORD_FILE, ModelRecord
+from strongroom.models.record import MAX_RECORD_BYTES, RECORD_FILE, ModelRecord
 from strongroom.models.scan import code_in
 from strongroom.storage.dataset import Head, Manifest, load_manifest
 from strongroom.storage.places import place
@@ -26,6 +30,9 @@ if TYPE_CHECKING:
     from strongroom.client.owner import OwnerClient
 
 __all__ = ["command"]
+
+_TABLES = ("parameters.json", "metrics.json")
+"""Written by programs that know of no records: plain JSON objects beside their models."""
 
 _UNSAFE = click.option("--unsafe-pickle", is_flag=True, help="Take files that run code when they are loaded.")
 _UNATTESTED = click.option("--accept-unattested", is_flag=True, help="Take a model that no attested job made.")
@@ -69,6 +76,25 @@ class _Model:
             if not any(e.path == file or e.path.startswith(f"{file}/") for e in self.manifest.entries):
                 raise InputError(f"{path} names {file}, which is not in {self.folder}")
         return found
+
+    def tables(self) -> dict[str, dict[str, Mapping[str, object]]]:
+        """Return what makers without a record say of their models, by folder and by file."""
+        found = dict[str, dict[str, Mapping[str, object]]]()
+        for entry in self.manifest.entries:
+            folder, _, name = entry.path.rpartition("/")
+            if name in _TABLES and entry.size <= MAX_RECORD_BYTES:
+                with suppress(InputError), reading(place(self.folder), self.manifest, self.ring, entry.path) as reader:
+                    if isinstance(table := parse_json(reader.readall(), name, max_bytes=MAX_RECORD_BYTES), dict):
+                        found.setdefault(folder, {})[name.removesuffix(".json")] = table
+        return found
+
+    def command(self, job: str) -> Sequence[str]:
+        """Return command and arguments of `job`, from the document that an owner approved; nothing if it is gone."""
+        requests = self.client.call("GET", "/v1/requests")["requests"]
+        for document in (r.get("job_document") for r in requests if isinstance(r, dict)):  # type: ignore[attr-defined]
+            if isinstance(document, dict) and job_digest(document) == job:  # of the record, which is signed
+                return [str(word) for part in ("command", "arguments") for word in document[part]]
+        return []
 
     def code(self) -> Iterator[str]:
         """Yield each file that runs code when it is loaded."""
@@ -120,16 +146,20 @@ def seal(source: Path, target: str, key_name: str, unsafe_pickle: bool, as_json:
 def show(folder: str, as_json: bool) -> None:
     """Show what a model is and where it comes from: job, measurement, inputs, parameters, metrics."""
     model = _Model.find(folder)
-    records, origin = model.records(), provenance(model.client, model.head)
+    records, tables, origin = model.records(), model.tables(), provenance(model.client, model.head)
+    ran = model.command(origin.job)
     value = {
         "dataset": model.head.dataset,
         "epoch": model.head.epoch,
         "key": model.head.key,
         "files": [{"path": e.path, "size": e.size} for e in model.manifest.entries],
         "records": {folder: asdict(record) for folder, record in records.items()},
+        "tables": tables,
+        "command": ran,
         "provenance": origin.to_json(),
     }
-    output.data(value, as_json, [*_origin_lines(origin), "", "in its maker's words:", *_model_lines(model, records)])
+    lines = [*_origin_lines(origin, ran), "", "in its maker's words:", *_model_lines(model, records, tables)]
+    output.data(value, as_json, lines)
 
 
 @command.command("verify", epilog=epilog("strongroom model verify sealed/lenet"))
@@ -180,7 +210,9 @@ def _refuse_code(found: Iterator[str]) -> None:
         )
 
 
-def _model_lines(model: _Model, records: Mapping[str, ModelRecord]) -> list[str]:
+def _model_lines(
+    model: _Model, records: Mapping[str, ModelRecord], tables: Mapping[str, Mapping[str, Mapping[str, object]]]
+) -> list[str]:
     head, shown = model.head, 5
     files = ", ".join(f"{e.path} ({e.size:,} bytes)" for e in model.manifest.entries[:shown])
     left = len(model.manifest.entries) - shown
@@ -201,6 +233,9 @@ def _model_lines(model: _Model, records: Mapping[str, ModelRecord]) -> list[str]
             "metrics": _pairs(record.metrics),
         }
         lines += ["", *output.facts(about)]
+    for folder in (f for f in tables if f not in records):
+        said = {name: _pairs(table) for name, table in tables[folder].items()}
+        lines += ["", *output.facts({"model": folder or ".", **said})]
     return lines
 
 
@@ -208,13 +243,14 @@ def _pairs(values: Mapping[str, object]) -> str:
     return ", ".join(f"{name}={value}" for name, value in values.items()) or "none"
 
 
-def _origin_lines(origin: Provenance) -> list[str]:
+def _origin_lines(origin: Provenance, ran: Sequence[str]) -> list[str]:
     if not origin.attested:
         return output.facts({"origin": f"UNKNOWN: {_made_by(origin)}", "audit record": origin.seq})
     claims = origin.claims
     facts = {
         "origin": _made_by(origin),
         "job": origin.job,
+        **({"command": shlex.join(ran)} if ran else {}),
         "run": origin.run,
         "time": origin.time[:19],
         "measurement": claims.get("measurement"),

@@ -6,15 +6,17 @@ A pickle is a program that `load` runs. It is a kind of its own that both sides 
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
 from strongroom.errors import InputError
+from strongroom.models.keras_config import LAMBDA, MAX_CONFIG, foreign_objects
 from strongroom.models.on_spark import below, reading
-from strongroom.models.scan import code_in
 from strongroom.models.spark_stages import foreign_stages, is_metadata
+from strongroom.models.tensors import dense, library_of
 
 __all__ = ["KINDS", "Kind", "kind_of"]
 
@@ -57,33 +59,46 @@ class SafeTensors(Kind):
 
     def takes(self, model: object) -> bool:
         if isinstance(model, dict):
-            return bool(model) and all(_is_of(v, "torch") or _is_of(v, "numpy") for v in model.values())
-        return _is_of(model, "torch") and hasattr(model, "state_dict")
+            return any(library_of(value) for value in model.values())
+        return library_of(model) == "torch" and hasattr(model, "state_dict")
 
     def save(self, model: Any, path: Path) -> None:
-        if not isinstance(model, dict):
-            _need("safetensors.torch", "safetensors").save_model(model, path)  # knows weights that are shared
-        elif all(_is_of(value, "numpy") for value in model.values()):
-            _need("safetensors.numpy", "safetensors").save_file(model, path)
-        else:
-            _need("safetensors.torch", "safetensors").save_file({k: v.contiguous() for k, v in model.items()}, path)
+        library, tensors, same = dense(model if isinstance(model, dict) else model.state_dict())
+        _need(f"safetensors.{library}", "safetensors").save_file(tensors, path, same or None)
 
     def load(self, path: Path, *, into: Any, trusted: Sequence[str]) -> Any:
         _none_trusted(self.name, trusted)
+        library = _need("safetensors", "safetensors")
         try:
-            torch = _need("safetensors.torch", "safetensors")
+            framework = _need("safetensors.torch", "safetensors") and "pt"
         except InputError:  # no torch here
             if into is not None:
                 raise
-            return _need("safetensors.numpy", "safetensors").load_file(path)
+            framework = "np"
+        try:
+            with library.safe_open(path, framework) as file:
+                found = file.get_tensors()
+                same = {other: found[name] for other, name in (file.metadata() or {}).items() if name in found}
+        except (library.SafetensorError, AttributeError, KeyError, TypeError) as exc:  # a type that NumPy has not
+            raise InputError(
+                f"{path.name} cannot be read: {exc}", hint="is it whole? Some types are read by torch alone"
+            ) from exc
+        state = {**same, **found}  # weights that a module has under several names are in the file once
         if into is None:
-            return torch.load_file(path)
-        torch.load_model(into, path)
+            return state
+        try:
+            into.load_state_dict(state)
+        except (AttributeError, RuntimeError) as exc:
+            raise InputError(f"{path.name} does not fit into the {type(into).__qualname__}: {exc}") from exc
         return into
 
 
 class Keras(Kind):
-    """A Keras model, with its layers; those that hold code are neither saved nor loaded."""
+    """A Keras model, with its layers; those that hold code are neither saved nor loaded.
+
+    Layers, losses and the like of a module that is not Keras's are saved. Who loads them has to know them, and name
+    them in `trusted`.
+    """
 
     name = "keras"
     file = "model.keras"
@@ -94,12 +109,19 @@ class Keras(Kind):
 
     def save(self, model: Any, path: Path) -> None:
         model.save(path)
-        with path.open("rb") as file:
-            if found := code_in(file, path.name):  # better now than after hours of training, when it is to be loaded
-                raise InputError(f"the model is refused: {found}", hint="write the lambda as a named layer of your own")
+        if LAMBDA in _named(path):  # better now than after hours of training, when it is to be loaded
+            raise InputError(
+                f"the model is refused: it has a Keras layer of a {', '.join(LAMBDA)}",
+                hint="write the lambda as a named layer of your own",
+            )
 
     def load(self, path: Path, *, into: Any, trusted: Sequence[str]) -> Any:
-        _none_trusted(self.name, trusted)
+        for name, why in _named(path):
+            if name not in trusted:
+                raise InputError(
+                    f"the model holds a {name:.100}, {why}",
+                    hint=f"if you know it: models.load(..., trusted=[{name!r:.100}])",
+                )
         found = _need("keras.saving", "keras").load_model(path, safe_mode=True)
         if into is None:
             return found
@@ -115,15 +137,18 @@ class Onnx(Kind):
     packages: tuple[str, ...] = ("onnx",)
 
     def takes(self, model: object) -> bool:
-        return _is_of(model, "onnx")
+        return _is_of(model, "onnx") and type(model).__name__ == "ModelProto"
 
     def save(self, model: Any, path: Path) -> None:
+        _all_inside(model)
         path.write_bytes(model.SerializeToString())
 
     def load(self, path: Path, *, into: Any, trusted: Sequence[str]) -> Any:
         _none_trusted(self.name, trusted)
         _nothing_into(self.name, into)
-        return _need("onnx", "onnx").load_model(path, load_external_data=False)
+        model = _need("onnx", "onnx").load_model(path, load_external_data=False)
+        _all_inside(model)
+        return model
 
 
 class SparkML(Kind):
@@ -264,6 +289,29 @@ def kind_of(model: object) -> Kind:
         f"there is no safe format for a {type(model).__module__}.{type(model).__qualname__}",
         hint='save its tensors or arrays, or say kind="pickle", unsafe_pickle=True: whoever loads it runs its code',
     )
+
+
+def _named(path: Path) -> list[tuple[str, str]]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if (info := archive.getinfo("config.json")).file_size > MAX_CONFIG:
+                raise InputError(f"the description in {path.name} is too long to be looked into")
+            return list(foreign_objects(archive.read(info)))
+    except (KeyError, OSError, zipfile.BadZipFile) as exc:
+        raise InputError(f"{path.name} is no Keras model: {exc}") from exc
+
+
+def _all_inside(message: Any) -> None:
+    # An ONNX tensor may say that its values lie in another file, which is neither sealed nor read with it.
+    for field, value in message.ListFields():
+        if (field.name, value) == ("data_location", 1):
+            raise InputError(
+                f"the values of the ONNX tensor {message.name!r:.80} lie in another file",
+                hint="onnx.load_model(path) takes them in, or onnx.external_data_helper.load_external_data_for_model",
+            )
+        for one in value if field.message_type and not hasattr(value, "ListFields") else [value]:
+            if hasattr(one, "ListFields"):
+                _all_inside(one)
 
 
 def _is_of(value: object, package: str) -> bool:

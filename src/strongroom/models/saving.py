@@ -80,7 +80,7 @@ def load(folder: _Folder, *, into: Any = None, trusted: Sequence[str] = (), unsa
     Args:
         folder: As `save` left it.
         into: A module or estimator that takes the weights, and is returned.
-        trusted: Types that a scikit-learn or Spark ML model may be or hold besides those known to be safe.
+        trusted: Types that a scikit-learn, Keras or Spark ML model may be or hold besides those known to be safe.
         unsafe_pickle: Load kind "pickle", running whatever code its maker put in.
 
     Raises:

@@ -7,15 +7,17 @@ that it cannot be looked into, formats whose loaders run code that they hold, an
 from __future__ import annotations
 
 import io
-import json
 import os
 import pickletools
 import re
 import struct
+import sys
 import zipfile
-from typing import IO, Any
+from importlib.machinery import PathFinder
+from typing import IO
 
 from strongroom.errors import InputError
+from strongroom.models.keras_config import MAX_CONFIG, foreign_objects
 from strongroom.models.spark_stages import foreign_stages, is_metadata
 
 __all__ = ["code_in"]
@@ -25,6 +27,7 @@ _NUMPY = b"\x93NUMPY"
 _HEAD = 1 << 16
 _END_BYTES = 22  # of an archive, at least
 _MAX_OPCODES = 100_000
+_MAX_NAME = 1000
 _PACKED = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
@@ -34,12 +37,13 @@ _PACKED = {
     b"\x5d\0\0": "lzma",
 }
 _HDF5 = b"\x89HDF\r\n\x1a\n"
-_MAX_CONFIG = 64 << 20
 _OF_NUMBERS = re.compile(
     r"\{'descr': '[<>|=]?[biufcSUmM?]\d*(\[\w+\])?', 'fortran_order': (True|False), 'shape': \([\d, ]*\),? ?\}\s*"
 )
 _OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
-_CALLS = {"BUILD", "INST", "NEWOBJ", "NEWOBJ_EX", "OBJ", "REDUCE"}
+_CALLED = "a pickle that imports or calls something"
+_CALLS = {"BUILD", "INST", "NEWOBJ", "NEWOBJ_EX", "OBJ", "REDUCE", "STACK_GLOBAL"}
+"""Or import; `GLOBAL`, which is two lines after a "c", is looked at closer: lists of words begin so."""
 
 
 def code_in(file: IO[bytes], name: str) -> str:
@@ -63,7 +67,7 @@ def _in_stream(file: IO[bytes]) -> str:
     head = file.read(_HEAD)
     if head.startswith(b"PK\x03\x04"):
         return _in_archive(file)
-    found = _in_head(head) or ("a pickle that calls something" if _calls(file) else "")
+    found = _in_head(head) or (_CALLED if _calls(file) else "")
     # Libraries find an archive by its end, whatever stands before it.
     if not found and file.seek(0, os.SEEK_END) >= _END_BYTES and zipfile.is_zipfile(file):
         found = _in_archive(file)
@@ -94,19 +98,23 @@ def _holds_objects(head: bytes) -> bool:
 
 
 def _calls(file: IO[bytes], *, cut: bool = False) -> bool:
-    """Return whether `file` reads as a pickle that comes to call something, of a protocol without a mark of its own.
+    """Return whether `file` reads as a pickle that imports or calls something, of a protocol without a mark of its own.
 
     Args:
         file: Looked at from its beginning; pickles may follow each other.
         cut: Whether it goes on where it ends: what was not seen may call.
     """
     file.seek(0)
-    depth, marks = 0, list[int]()  # as the unpickler's own stack
+    depth, marks, imports = 0, list[int](), False  # as the unpickler's own stack
     for _ in range(_MAX_OPCODES):
         code = file.read(1)
-        opcode = _OPCODES.get(code)
+        opcode, at = _OPCODES.get(code), file.tell()
         if opcode is None or not _skip_argument(file, opcode):
-            return cut and not code
+            return not code and (cut or imports)
+        if opcode.name == "GLOBAL":
+            imports = True
+            if _is_module(file, at):
+                return True
         before = list(opcode.stack_before)
         if opcode.name == "POP" and marks and marks[-1] == depth:
             marks.pop()
@@ -120,12 +128,23 @@ def _calls(file: IO[bytes], *, cut: bool = False) -> bool:
         if depth < 0 or opcode.name in _CALLS:
             return depth >= 0
         if opcode.name == "STOP":
+            if imports:
+                return True
             depth, marks = 0, []
         elif opcode.name == "MARK":
             marks.append(depth)
         else:
             depth += len(opcode.stack_after)
     return True  # too long to be sure
+
+
+def _is_module(file: IO[bytes], at: int) -> bool:
+    # What a pickle imports before it falls apart has run. A list of words names no module, as a rule.
+    then = file.tell()
+    file.seek(at)
+    top = file.readline(_MAX_NAME).decode(errors="replace").strip().split(".")[0]
+    file.seek(then)
+    return top in sys.stdlib_module_names or (top.isidentifier() and PathFinder.find_spec(top) is not None)
 
 
 def _skip_argument(file: IO[bytes], opcode: pickletools.OpcodeInfo) -> bool:
@@ -156,7 +175,9 @@ def _in_archive(file: IO[bytes]) -> str:
                 with archive.open(info) as member:
                     head = member.read(_HEAD)
                 found = _in_head(head) or (
-                    "a pickle that calls something" if _calls(io.BytesIO(head), cut=info.file_size > _HEAD) else ""
+                    "a pickle that imports or calls something"
+                    if _calls(io.BytesIO(head), cut=info.file_size > _HEAD)
+                    else ""
                 )
                 if found and not found.startswith("an HDF5"):  # .keras holds its weights so, beside the layers
                     return f"an archive with {info.filename}: {found}"
@@ -168,21 +189,10 @@ def _in_archive(file: IO[bytes]) -> str:
 
 
 def _in_config(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> str:
-    # Keras describes a model's layers in JSON; one of a lambda has its byte code there.
-    if info.file_size > _MAX_CONFIG:
+    if info.file_size > MAX_CONFIG:
         return "a description that is too long to be looked into"
-    with archive.open(info) as member:
-        raw = member.read(_MAX_CONFIG)
     try:
-        todo: list[Any] = [json.loads(raw)]
-    except (ValueError, RecursionError):
-        return "a description that cannot be looked into"
-    while todo:
-        value = todo.pop()
-        if isinstance(value, dict):
-            if value.get("class_name") == "__lambda__" or value.get("function_type") == "lambda":
-                return "a Keras layer of a lambda, which is byte code"
-            todo += value.values()
-        elif isinstance(value, list):
-            todo += value
-    return ""
+        found = foreign_objects(archive.read(info))
+        return next((f"a Keras layer of a {name:.100}, {why}" for name, why in found), "")
+    except InputError as exc:
+        return str(exc)
