@@ -154,6 +154,11 @@ def test_a_link_to_a_file_is_followed_as_it_changes(staged: StagedVolume, sessio
     assert staged.sync(None, session) == set()  # type: ignore[arg-type]
     assert session.commits == commits + 1
     assert held(staged, session) == {"1": b"one", "latest": b"one"}
+    with open(work(staged) / "latest", "r+b") as file:  # by the link: who reads it there next must find it
+        file.write(b"two")
+        file.flush()
+        assert staged.sync({os.fstat(file.fileno()).st_ino}, session) == set()  # type: ignore[arg-type]
+    assert held(staged, session) == {"1": b"two", "latest": b"two"}
 
 
 def test_a_folder_that_becomes_a_link_meanwhile(staged: StagedVolume, tmp_path: Path) -> None:

@@ -156,9 +156,19 @@ def test_T366_a_run_that_dies_at_any_moment_leaves_one_version_whole(before: Pat
         assert not any(MARKER in raw for raw in on_disk(root / "v").values())
         next_run(root)
         versions.append(whole(root))
-        shutil.rmtree(root)
         if not died:
             break
     assert len(versions) > 20
     assert versions == sorted(versions)  # it is the old one until it is the new one
     assert set(versions) == {1, 2}
+
+    committed = versions.index(2) + 1
+    for step, version in ((committed - 1, 1), (committed, 2)):  # who undoes or ends it dies too
+        for later in itertools.count(1):
+            root = Path(shutil.copytree(before, tmp_path / f"{step}-{later}"))
+            assert dies(step, lambda count, root=root: run(root, count))
+            died = dies(later, lambda _count, root=root: next_run(root))
+            next_run(root)
+            assert whole(root) == version
+            if not died:
+                break

@@ -14,7 +14,7 @@ from strongroom.crypto.stream import Reader, write_all
 from strongroom.errors import InputError
 from strongroom.guest.volumes import open_below
 
-__all__ = ["Identity", "digest", "freeze", "identity", "is_frozen", "look", "open_plain", "put_plain"]
+__all__ = ["Identity", "digest", "freeze", "identity", "is_frozen", "leads_to", "look", "open_plain", "put_plain"]
 
 Identity = tuple[int, int, int, int]
 """Size, times of the last change of content and of anything, number."""
@@ -52,7 +52,12 @@ def look(place: Path, path: str) -> Identity:
     info = (place / path).lstat()
     if not stat.S_ISLNK(info.st_mode):
         return identity(info)
-    return (*identity((place / _resolved(place, path)).lstat())[:3], info.st_ino)
+    return (*leads_to(place, path)[:3], info.st_ino)
+
+
+def leads_to(place: Path, path: str) -> Identity:
+    """Return what is known of the file that the link at `path` leads to, its own number too; raises as `look`."""
+    return identity((place / _resolved(place, path)).lstat())
 
 
 def _resolved(place: Path, path: str) -> str:

@@ -23,7 +23,17 @@ from strongroom._unix import flush_files
 from strongroom.crypto.keys import FileSecret
 from strongroom.crypto.stream import RawSource, Writer, sealed_size
 from strongroom.errors import DeniedError, InputError, StrongroomError, UnavailableError
-from strongroom.guest.scratch import Identity, digest, freeze, identity, is_frozen, look, open_plain, put_plain
+from strongroom.guest.scratch import (
+    Identity,
+    digest,
+    freeze,
+    identity,
+    is_frozen,
+    leads_to,
+    look,
+    open_plain,
+    put_plain,
+)
 from strongroom.guest.session import ServiceSession
 from strongroom.guest.straight import STRAIGHT_FOLDER, Found, StraightFile, walk
 from strongroom.guest.volumes import SealedVolume
@@ -143,7 +153,7 @@ class StagedVolume:
     ) -> set[int]:
         """Seal and commit files as they are now, whoever has them open; return those that cannot be sealed.
 
-        Names that such a file had at the last commit and has no more go; where its name was another file's, that one
+        Links to such a file come along. Names that it had at the last commit and has no more go; where its name was another file's, that one
         comes along under the name that it has now: nothing that was committed is lost to a renaming.
 
         Args:
@@ -156,9 +166,11 @@ class StagedVolume:
         """
         check()
         with self._alone:
-            now = self._inodes()
+            files = [f for f in self._walk() if not f.is_folder]
+            now = {f.path: f.inode for f in files}
             had = {path: identity[3] for path, (identity, _) in self._seen.items()}
             all_of = {*now.values(), *had.values()} if wanted is None else set(wanted)
+            all_of |= {f.inode for f in files if f.link and self._leads_to(f.path) in all_of}
             while more := {j for p, i in now.items() if i in all_of for j in self._replaced(p, had)} - all_of:
                 all_of |= more
             here = {p: i for p, i in now.items() if i in all_of}
@@ -263,6 +275,12 @@ class StagedVolume:
 
     def _folders(self) -> dict[str, int]:
         return {"": self._place.lstat().st_ino} | {f.path: f.inode for f in self._walk() if f.is_folder}
+
+    def _leads_to(self, path: str) -> int | None:
+        try:
+            return leads_to(self._place, path)[3]
+        except (InputError, OSError):  # to no file
+            return None
 
     def _replaced(self, path: str, had: Mapping[str, int]) -> set[int]:
         # What the last commit has where a file is now: under its name, as a file where its folders are, or below it.
