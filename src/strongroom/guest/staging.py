@@ -153,8 +153,9 @@ class StagedVolume:
     ) -> set[int]:
         """Seal and commit files as they are now, whoever has them open; return those that cannot be sealed.
 
-        Links to such a file come along. Names that it had at the last commit and has no more go; where its name was another file's, that one
-        comes along under the name that it has now: nothing that was committed is lost to a renaming.
+        Links to such a file come along. Names that it had at the last commit and has no more go; where its name was
+        another file's, that one comes along under the name that it has now: nothing that was committed is lost to a
+        renaming.
 
         Args:
             wanted: Inode numbers, of any files; None for all that there are.
@@ -394,7 +395,7 @@ class StagedVolume:
         if size <= _LARGE:
             return
         disk = os.statvfs(self.volume.folder)
-        left = disk.f_bfree * disk.f_frsize
+        left = disk.f_bavail * disk.f_frsize
         if disk.f_blocks and sealed_size(size) > left:
             raise OSError(errno.ENOSPC, f"it has {size} bytes, holes are sealed as zeros, the disk has {left} left")
 
