@@ -101,7 +101,8 @@ def put_plain(reader: Reader, path: Path) -> None:
             at += len(block)
 
         reader.copy_to(write)
-        out.truncate(at)
+        if out.tell() < at:
+            out.truncate(at)
 
 
 def _filled(block: memoryview) -> Iterator[tuple[int, int]]:
