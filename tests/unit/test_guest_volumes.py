@@ -18,6 +18,7 @@ from strongroom.crypto.stream import Reader, Writer
 from strongroom.errors import DeniedError, InputError, IntegrityError, StrongroomError, UnavailableError
 from strongroom.guest.session import Grant
 from strongroom.guest.staging import StagedVolume
+from strongroom.guest.straight import StraightFile
 from strongroom.guest.volumes import SealedVolume
 from strongroom.keyagent.protocol import FOLDER, OPEN_FILE
 from strongroom.storage.dataset import DatasetInfo, Head, load_manifest, write_info
@@ -498,11 +499,32 @@ def test_names_that_are_left_out_count_as_output(committed: tuple[Session, Path]
         publish(at, committed[0])
 
 
+def test_links_by_links_to_what_was_sealed_as_it_was_written(committed: tuple[Session, Path], tmp_path: Path) -> None:
+    session, folder = committed
+    at = volume(folder, session.head)
+    file, place = StraightFile(at), f"{tmp_path}/.sealed/out/m"
+    file.write(0, memoryview(b"large"))
+    file.closing = True
+    file.finish()
+    staged = StagedVolume(at, tmp_path / "work", lambda link: file if link == place else None)
+    staged.open_all()
+    for name, text in {"m": place, "latest": "m", "d/up": "../latest", "other": "../.sealed/out/./m"}.items():
+        (staged.place / name).symlink_to(text)
+    publish(staged, session)
+    after = volume(folder, session.head)
+    assert {p: get(after, p) for p, _ in after.paths() if p not in ("a", "d/b")} == dict.fromkeys(
+        ("m", "latest", "d/up", "other"), b"large"
+    )
+
+
+@pytest.mark.parametrize("link", ["{}/.sealed/out/model", "../.sealed/out/model", "z"])
 def test_a_link_to_what_was_not_written_whole_where_it_is_sealed_at_once_fails(
-    staged: StagedVolume, committed: tuple[Session, Path]
+    staged: StagedVolume, committed: tuple[Session, Path], link: str
 ) -> None:
-    (staged.place / "model").symlink_to(staged.place.parent / ".sealed/out/model")
-    with pytest.raises(InputError, match="out/model cannot be sealed"):
+    (staged.place / "model").symlink_to(link.format(staged.place.parent))
+    if link == "z":
+        (staged.place / "z").symlink_to("../.sealed/out/model")
+    with pytest.raises(InputError, match=r"out/[mz].* cannot be sealed: it was not written whole"):
         publish(staged, committed[0])
     assert committed[0].commits == 1
 

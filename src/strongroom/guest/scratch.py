@@ -14,7 +14,18 @@ from strongroom.crypto.stream import Reader, write_all
 from strongroom.errors import InputError
 from strongroom.guest.volumes import open_below
 
-__all__ = ["Identity", "digest", "freeze", "identity", "is_frozen", "leads_to", "look", "open_plain", "put_plain"]
+__all__ = [
+    "Identity",
+    "digest",
+    "follow",
+    "freeze",
+    "identity",
+    "is_frozen",
+    "leads_to",
+    "look",
+    "open_plain",
+    "put_plain",
+]
 
 Identity = tuple[int, int, int, int]
 """Size, times of the last change of content and of anything, number."""
@@ -30,7 +41,7 @@ def open_plain(place: Path, path: str) -> io.FileIO:
         InputError: Neither; says what it is.
         OSError: It is gone, or cannot be opened.
     """
-    at = _resolved(place, path)
+    at = _inside(place, path)
     linked = at != path
     try:
         return open_below(place, at)
@@ -57,35 +68,50 @@ def look(place: Path, path: str) -> Identity:
 
 def leads_to(place: Path, path: str) -> Identity:
     """Return what is known of the file that the link at `path` leads to, its own number too; raises as `look`."""
-    return identity((place / _resolved(place, path)).lstat())
+    return identity((place / _inside(place, path)).lstat())
 
 
-def _resolved(place: Path, path: str) -> str:
-    # Link by link, and never looking outside: there may be a view of this process, which would wait for itself. Who
-    # opens what comes of it follows no link: a program that still runs cannot lead it elsewhere meanwhile.
-    todo, done, links = path.split("/")[::-1], list[str](), 0
+def _inside(place: Path, path: str) -> str:
+    at, outside = follow(place, path)
+    if outside:
+        raise InputError("a link out of the volume")
+    return at
+
+
+def follow(place: Path, path: str) -> tuple[str, str]:
+    """Return where the links at `path` lead in `place`, or else "" and where they lead outside.
+
+    Link by link, and never looking outside: there may be a view of this process, which would wait for itself. Who opens
+    what comes of it must follow no link: a program that still runs must not lead it elsewhere meanwhile.
+
+    Raises:
+        InputError: In a circle.
+    """
+    todo, done, text = path.split("/")[::-1], list[str](), ""
+    links = 0
     while todo:
         part = todo.pop()
         if part == ".." and not done:
-            raise InputError("a link out of the volume")
+            return "", text
         if part == "..":
             done.pop()
         if part in ("", ".", ".."):
             continue
         try:
-            text = os.readlink(place.joinpath(*done, part))
+            link = os.readlink(place.joinpath(*done, part))
         except OSError:  # no link, or nothing
             done.append(part)
             continue
         links += 1
         if links > _MAX_LINKS:
             raise InputError("a link in a circle")
-        if text.startswith("/"):
-            if not f"{text}/".startswith(f"{place}/"):
-                raise InputError("a link out of the volume")
-            text, done = text[len(str(place)) :], []
-        todo += text.split("/")[::-1]
-    return "/".join(done) or "."
+        text = os.path.normpath(place.joinpath(*done, link))
+        if link.startswith("/"):
+            if not f"{link}/".startswith(f"{place}/"):
+                return "", text
+            link, done = link[len(str(place)) :], []
+        todo += link.split("/")[::-1]
+    return "/".join(done) or ".", ""
 
 
 def put_plain(reader: Reader, path: Path) -> None:

@@ -26,6 +26,7 @@ from strongroom.errors import DeniedError, InputError, StrongroomError, Unavaila
 from strongroom.guest.scratch import (
     Identity,
     digest,
+    follow,
     freeze,
     identity,
     is_frozen,
@@ -70,7 +71,7 @@ class StagedVolume:
     Args:
         volume: The sealed side.
         place: The plain side, on a memory file system (/work/<name>).
-        find_straight: Returns the sealed file that a link with this text stands for.
+        find_straight: Returns the sealed file that a link to this path stands for.
     """
 
     def __init__(
@@ -359,20 +360,20 @@ class StagedVolume:
         return _Sealed(path=path, beside=beside, size=size, source=(known, counted.digest.digest()))
 
     def _leave_out(self, path: str, what: str, exc: InputError | OSError) -> None:
-        if Path(self._link(path)).is_relative_to(self._place.parent / STRAIGHT_FOLDER):
+        if Path(self._outside(path)).is_relative_to(self._place.parent / STRAIGHT_FOLDER):
             raise InputError(f"{what} cannot be sealed: it was not written whole", hint="save it again") from exc
         if isinstance(exc, OSError):
             raise InputError(f"{what} cannot be sealed: {exc.strerror}", hint="leave files readable") from exc
         self.volume.leave_out(path, str(exc))
 
     def _straight(self, path: str) -> StraightFile | None:
-        link = self._link(path)
-        return self._find_straight(link) if link else None
+        outside = self._outside(path)
+        return self._find_straight(outside) if outside else None
 
-    def _link(self, path: str) -> str:
+    def _outside(self, path: str) -> str:
         try:
-            return os.readlink(self._place / path)
-        except OSError:  # no link
+            return follow(self._place, path)[1] if (self._place / path).is_symlink() else ""
+        except InputError:
             return ""
 
     def _place_straight(self, path: str, file: StraightFile, known: _Source, *, copied: bool) -> _Sealed:
