@@ -51,7 +51,7 @@ def flush_files(paths: Collection[Path]) -> None:
             list(threads.map(_flush, paths))
 
 
-def _flush(path: Path, flags: int = 0) -> None:
+def _flush(path: Path, flags: int = os.O_NOFOLLOW | os.O_NONBLOCK) -> None:
     handle = os.open(path, os.O_RDONLY | flags)
     try:
         os.fsync(handle)

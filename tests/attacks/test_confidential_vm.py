@@ -114,7 +114,7 @@ def test_T273_a_file_grows_as_it_is_sealed(tmp_path: Path, monkeypatch: pytest.M
     staged, session = staging.StagedVolume(volume(tmp_path / "v"), tmp_path / "work"), Session()
     staged.open_all()
     (tmp_path / "work" / "a").write_bytes(b"x" * 100)
-    monkeypatch.setattr(staging, "open_below", lambda root, path: Growing(root / path))
+    monkeypatch.setattr(staging, "open_plain", lambda root, path: Growing(root / path))
     grew = r"output out/a grew while it was sealed: expected 100 bytes, got more"
     with staged.volume.changing(session), pytest.raises(UnavailableError, match=grew):  # type: ignore[arg-type]
         staged.seal_changes()

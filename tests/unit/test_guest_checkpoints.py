@@ -118,8 +118,47 @@ def test_a_link_is_neither_followed_nor_the_end(staged: StagedVolume, session: S
     (work(staged) / "a").write_bytes(b"1")
     (work(staged) / "l").symlink_to(tmp_path / "elsewhere/secret")
     (work(staged) / "f").symlink_to(tmp_path / "elsewhere")
+    (work(staged) / "n").symlink_to("nothing")
     staged.checkpoint(session)  # type: ignore[arg-type]
     assert held(staged, session) == {"a": b"1"}
+    assert staged.volume.left_out == {}
+
+
+def test_a_link_to_a_file_is_followed_as_it_changes(staged: StagedVolume, session: Session) -> None:
+    def checkpoint() -> dict[str, bytes]:
+        time.sleep(2 * staging._TICK_NS / 1e9)
+        staged.checkpoint(session)  # type: ignore[arg-type]
+        return held(staged, session)
+
+    (work(staged) / "1").write_bytes(b"one")
+    (work(staged) / "2").write_bytes(b"two")
+    (work(staged) / "latest").symlink_to("1")
+    both = {"1": b"one", "2": b"two"}
+    assert checkpoint() == both | {"latest": b"one"}
+    assert checkpoint() == both | {"latest": b"one"}
+    assert session.commits == 1
+    (work(staged) / "new").symlink_to("2")
+    (work(staged) / "new").rename(work(staged) / "latest")
+    assert checkpoint() == both | {"latest": b"two"}
+    with open(work(staged) / "2", "r+b") as half:
+        half.write(b"TW")
+        half.flush()
+        assert checkpoint() == both | {"latest": b"two"}
+    assert checkpoint() == {"1": b"one", "2": b"TWo", "latest": b"TWo"}
+    (work(staged) / "2").unlink()  # what it was stays until the end
+    assert checkpoint() == {"1": b"one", "latest": b"TWo"}
+    commits = session.commits
+    assert staged.sync(None, session) == {(work(staged) / "latest").lstat().st_ino}  # type: ignore[arg-type]
+    (work(staged) / "latest").unlink()
+    (work(staged) / "latest").symlink_to("1")
+    assert staged.sync(None, session) == set()  # type: ignore[arg-type]
+    assert session.commits == commits + 1
+    assert held(staged, session) == {"1": b"one", "latest": b"one"}
+    with open(work(staged) / "latest", "r+b") as file:  # by the link: who reads it there next must find it
+        file.write(b"two")
+        file.flush()
+        assert staged.sync({os.fstat(file.fileno()).st_ino}, session) == set()  # type: ignore[arg-type]
+    assert held(staged, session) == {"1": b"two", "latest": b"two"}
 
 
 def test_a_folder_that_becomes_a_link_meanwhile(staged: StagedVolume, tmp_path: Path) -> None:

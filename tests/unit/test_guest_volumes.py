@@ -1,8 +1,10 @@
 # ruff: noqa: E501  # programs and tables
 """SealedVolume: what a file may become while a job runs, and what a commit accepts."""
 
+import errno
 import io
 import os
+import resource
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,7 @@ from strongroom.crypto.stream import Reader, Writer
 from strongroom.errors import DeniedError, InputError, IntegrityError, StrongroomError, UnavailableError
 from strongroom.guest.session import Grant
 from strongroom.guest.staging import StagedVolume
+from strongroom.guest.straight import StraightFile
 from strongroom.guest.volumes import SealedVolume
 from strongroom.keyagent.protocol import FOLDER, OPEN_FILE
 from strongroom.storage.dataset import DatasetInfo, Head, load_manifest, write_info
@@ -258,6 +261,7 @@ DISK = {
         lambda f: ((f / "a").rename(f.parent / "a"), (f / "a").symlink_to(f.parent / "a")),
     ),
     "pipe": ("a: swapped", lambda f: ((f / "a").unlink(), os.mkfifo(f / "a"))),
+    "folder": ("a: dropped", lambda f: ((f / "a").unlink(), (f / "a").mkdir())),
     "added link": ("l: added", lambda f: (f / "l").symlink_to("a")),
     "added link to a folder": ("l: added", lambda f: (f / "l").symlink_to("/etc")),
     "added pipe": ("p: added", lambda f: os.mkfifo(f / "p")),
@@ -374,19 +378,155 @@ def test_a_change_with_size_and_mtime_restored_is_not_lost(
     assert get(volume(committed[1], committed[0].head), "a") == b"DATA"
 
 
-@pytest.mark.parametrize("kind", ["link", "folder link", "pipe", "dangling link"])
-def test_outputs_that_are_no_files_are_refused_and_nothing_is_replaced(
-    staged: StagedVolume, committed: tuple[Session, Path], tmp_path: Path, kind: str
+def test_links_to_files_of_the_volume_are_sealed_as_what_they_lead_to(
+    staged: StagedVolume, committed: tuple[Session, Path], tmp_path: Path
 ) -> None:
-    work, before = tmp_path / "work", {p: p.read_bytes() for p in committed[1].rglob("*") if p.is_file()}
-    (work / "a").write_bytes(b"changed")
-    if kind == "pipe":
-        os.mkfifo(work / "z")
-    else:
-        (work / "z").symlink_to({"link": "a", "folder link": "/etc", "dangling link": "/nowhere"}[kind])
-    with pytest.raises(InputError, match="out/z cannot be sealed"):
+    work = staged.place
+    (work / "ckpt-3").write_bytes(b"three")
+    for name, text in {
+        "latest": "ckpt-3", "best": "latest", "d/up": "../latest", "whole": f"{work}/ckpt-3", "again": f"{work}/./d/../whole",
+        "a": "d/b",
+    }.items():  # fmt: skip
+        (work / name).unlink(missing_ok=True)
+        (work / name).symlink_to(text)
+    os.link(work / "ckpt-3", work / "same")
+    publish(staged, committed[0])
+    after = volume(committed[1], committed[0].head)
+    names = ["again", "best", "ckpt-3", "d/up", "latest", "same", "whole"]
+    assert {path: get(after, path) for path, _ in after.paths()} == {"a": b"bb", "d/b": b"bb"} | dict.fromkeys(names, b"three")
+    assert staged.volume.left_out == {}
+    again = StagedVolume(after, tmp_path / "again")
+    again.open_all()
+    assert not any((again.place / path).is_symlink() for path, _ in after.paths())
+
+
+LEFT_OUT = {
+    "outside": ("out of the volume", lambda at: at.symlink_to("/etc/passwd")),
+    "outside from here": ("out of the volume", lambda at: at.symlink_to("d/../../v/a")),
+    "beside": ("out of the volume", lambda at: at.symlink_to(f"{at.parent}2/a")),
+    "by a link": ("out of the volume", lambda at: ((at.parent / f"{at.name}e").symlink_to(".."), at.symlink_to(f"{at.name}e/v/a"))),
+    "nothing": ("a link to nothing", lambda at: at.symlink_to("nowhere")),
+    "nothing above": ("out of the volume", lambda at: at.symlink_to("/nowhere")),
+    "folder": ("not to a file", lambda at: at.symlink_to("d")),
+    "volume": ("not to a file", lambda at: at.symlink_to(at.parent)),
+    "circle": ("in a circle", lambda at: at.symlink_to("z")),
+    "pipe": ("neither a file nor a folder", os.mkfifo),
+}
+
+
+@pytest.mark.parametrize("kind", LEFT_OUT)
+def test_T365_what_is_no_file_of_the_volume_is_left_out_by_name_and_nothing_else_is_lost(
+    staged: StagedVolume, committed: tuple[Session, Path], kind: str
+) -> None:
+    reason, leave = LEFT_OUT[kind]
+    (staged.place / "new").write_bytes(b"hours of work")
+    leave(staged.place / "z")
+    (staged.place / "a").unlink()
+    leave(staged.place / "a")  # where a file was, that stays
+    publish(staged, committed[0])
+    after = volume(committed[1], committed[0].head)
+    assert {p: get(after, p) for p, _ in after.paths()} == {"a": b"data", "d/b": b"bb", "new": b"hours of work"}
+    left = staged.volume.left_out
+    assert left.keys() - {"ae", "ze"} == {"a", "z"}
+    assert reason in left["z"]
+
+
+def test_holes_stay_holes_and_other_zeros_become_some(committed: tuple[Session, Path], tmp_path: Path) -> None:
+    session, folder = committed
+    at = StagedVolume(volume(folder, session.head), tmp_path / "work")
+    at.open_all()
+    page, parts = b"x" * 4096, {0: b"begin", 5_000: bytes(9000) + b"\0y", (3 << 20) - 1: b"z", (12 << 20) + 4096: b"w" * 8192}
+    with open(at.place / "sparse", "wb") as file:
+        for start, data in parts.items():
+            file.seek(start)
+            file.write(data)
+        file.truncate((20 << 20) + 77)
+    for name, data in {"zeros": bytes(70_000), "one": b"\0", "none": b"", "all": page * 300, "odd": page + bytes(5)}.items():
+        (at.place / name).write_bytes(data)
+    publish(at, session)
+    again = StagedVolume(volume(folder, session.head), tmp_path / "again")
+    again.open_all()
+    for path in (at.place / name for name in ("sparse", "zeros", "one", "none", "all", "odd")):
+        assert (again.place / path.name).read_bytes() == path.read_bytes()
+    blocks = {name: (again.place / name).stat().st_blocks * 512 for name in ("sparse", "zeros", "all")}
+    assert blocks["sparse"] < 100_000
+    assert blocks["zeros"] == 0
+    assert publish(again, session) is None
+
+
+def test_what_fits_only_in_part_is_not_opened_cut_off(committed: tuple[Session, Path], tmp_path: Path) -> None:
+    session, folder = committed
+    first = volume(folder, session.head)
+    with first.changing(session):  # type: ignore[arg-type]
+        put(first, "big", b"x" * 150_000)
+        first.commit(session)  # type: ignore[arg-type]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # the kernel then writes some, and fails the next
+    try:
+        with pytest.raises(UnavailableError, match="big does not fit into enclave memory"):
+            StagedVolume(volume(folder, session.head), tmp_path / "work").open_all()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_sparse_file_that_no_disk_holds_is_refused_before_it_is_written(
+    staged: StagedVolume, committed: tuple[Session, Path]
+) -> None:
+    session, folder = committed
+    before = on_disk(folder)
+    (staged.place / "a").write_bytes(b"changed")
+    with open(staged.place / "big.mdb", "wb") as file:
+        file.truncate(1 << 43)
+    for act in (
+        lambda: publish(staged, session),
+        lambda: staged.checkpoint(session),  # type: ignore[arg-type]
+        lambda: staged.sync(None, session),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(UnavailableError, match=r"output out/big.mdb could not be written: it has 8796093022208 bytes.*disk") as refused:
+            act()
+        assert isinstance(refused.value.__cause__, OSError)
+        assert refused.value.__cause__.errno == errno.ENOSPC
+        assert on_disk(folder) == before
+
+
+def test_names_that_are_left_out_count_as_output(committed: tuple[Session, Path], tmp_path: Path) -> None:
+    at = StagedVolume(volume(committed[1], committed[0].head), tmp_path / "work")
+    at.volume._max_bytes = 150
+    at.open_all()
+    for number in range(3):
+        (at.place / f"{number}{'x' * 70}").symlink_to("/nowhere")
+    with pytest.raises(DeniedError):
+        publish(at, committed[0])
+
+
+def test_links_by_links_to_what_was_sealed_as_it_was_written(committed: tuple[Session, Path], tmp_path: Path) -> None:
+    session, folder = committed
+    at = volume(folder, session.head)
+    file, place = StraightFile(at), f"{tmp_path}/.sealed/out/m"
+    file.write(0, memoryview(b"large"))
+    file.closing = True
+    file.finish()
+    staged = StagedVolume(at, tmp_path / "work", lambda link: file if link == place else None)
+    staged.open_all()
+    for name, text in {"m": place, "latest": "m", "d/up": "../latest", "other": "../.sealed/out/./m"}.items():
+        (staged.place / name).symlink_to(text)
+    publish(staged, session)
+    after = volume(folder, session.head)
+    assert {p: get(after, p) for p, _ in after.paths() if p not in ("a", "d/b")} == dict.fromkeys(
+        ("m", "latest", "d/up", "other"), b"large"
+    )
+
+
+@pytest.mark.parametrize("link", ["{}/.sealed/out/model", "../.sealed/out/model", "z"])
+def test_a_link_to_what_was_not_written_whole_where_it_is_sealed_at_once_fails(
+    staged: StagedVolume, committed: tuple[Session, Path], link: str
+) -> None:
+    (staged.place / "model").symlink_to(link.format(staged.place.parent))
+    if link == "z":
+        (staged.place / "z").symlink_to("../.sealed/out/model")
+    with pytest.raises(InputError, match=r"out/[mz].* cannot be sealed: it was not written whole"):
         publish(staged, committed[0])
-    assert {p: p.read_bytes() for p in committed[1].rglob("*") if p.is_file()} == before
+    assert committed[0].commits == 1
 
 
 @pytest.mark.parametrize("name", ["e\u0301", "a\nb", ".dataset", os.fsdecode(b"\xff")])
@@ -400,7 +540,7 @@ def test_outputs_with_names_that_no_data_set_holds_are_refused(
 
 
 @pytest.mark.parametrize(
-    "name", [*list(DISK)[:1], "dropped", "cut", "extended", "swapped", "link to itself elsewhere", "pipe"]
+    "name", [*list(DISK)[:1], "dropped", "cut", "extended", "swapped", "link to itself elsewhere", "pipe", "folder"]
 )
 def test_staging_refuses_a_tampered_file_by_name(committed: tuple[Session, Path], tmp_path: Path, name: str) -> None:
     session, folder = committed

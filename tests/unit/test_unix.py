@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from strongroom._unix import write_whole
+from strongroom._unix import flush_files, write_whole
 from strongroom.attest.simulated.platform import load_seed
 from strongroom.crypto.https import _is_ended
 from strongroom.errors import IntegrityError
@@ -35,6 +35,19 @@ def test_a_new_root_key_is_on_the_disk_with_its_name(tmp_path: Path, flushed: li
     root, _ = RootFolder(tmp_path).create("keyfile", {})
     files = [str(tmp_path / f"root-{root.id}.{kind}") for kind in ("key", "json")]
     assert flushed == [*files, str(tmp_path)]
+
+
+def test_flushing_waits_for_no_pipe_follows_no_link_and_forgets_no_error(tmp_path: Path, flushed: list[str]) -> None:
+    files = [tmp_path / f"{number}" for number in range(20)]
+    for file in files:
+        file.write_bytes(b"x")
+    flush_files(files)
+    assert sorted(flushed) == sorted(map(str, files))
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("0")
+    for odd in ("pipe", "link", "nothing"):
+        with pytest.raises(OSError, match=odd if odd != "pipe" else "Invalid"):
+            flush_files([*files, tmp_path / odd])
 
 
 def test_a_file_is_written_whole_and_is_on_the_disk_before_it_has_its_name(tmp_path: Path, flushed: list[str]) -> None:

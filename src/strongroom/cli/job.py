@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -194,11 +194,23 @@ def report(outcome: Outcome, plan: LaunchPlan, bundle: Bundle, as_json: bool) ->
         done = "".join(f", {name} committed (epoch {head['epoch']})" for name, head in committed.items())
         held = cast(list[str], outcome.details.get("held") or [])
         done += "".join(f", {name} waits for its owner (`strongroom output list`)" for name in held)
+        for name, left in cast(dict[str, dict[str, str]], outcome.details.get("left_out") or {}).items():
+            for path, reason in left.items():
+                output.say(f"strongroom: {name} cannot hold {path}, {reason}: left out, or as it was before")
         code = f", exit code {outcome.exit_code}" if outcome.exit_code is not None else ""
         output.say(f"strongroom: {outcome.status}{code}{done}{mark}")
+        if outcome.exit_code and not outcome.error and plan.document.get("staged") is True:
+            output.hint(_writable(plan.document))
     if outcome.status == "completed" and outcome.exit_code is not None:
         return outcome.exit_code
     return 1
+
+
+def _writable(document: Mapping[str, object]) -> str:
+    # The program has an errno of its kernel's, and nothing says why.
+    volumes = cast(list[dict[str, object]], document["volumes"])
+    kept = "".join(f"/work/{v['name']} (kept if the program ends well), " for v in volumes if v["mode"] == "rw")
+    return f"if it could not write: a program may write to {kept}/work and /tmp (gone at the end)"
 
 
 def _look(number: object) -> str:

@@ -22,7 +22,7 @@ from strongroom.guest.lease import Lease
 from strongroom.guest.peers import Peers
 from strongroom.guest.session import Certified, Grant, ServiceSession
 from strongroom.guest.staging import StagedVolume
-from strongroom.guest.straight import StraightFile, StraightFolder
+from strongroom.guest.straight import STRAIGHT_FOLDER, StraightFile, StraightFolder
 from strongroom.guest.syncs import Syncs
 from strongroom.guest.views import View
 from strongroom.guest.volumes import SealedVolume
@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 SEALED_FOLDER, WORK = Path("/sealed"), Path("/work")
-STRAIGHT = WORK / ".sealed"
+STRAIGHT = WORK / STRAIGHT_FOLDER
 BUSY_PATIENCE_S = 10.0  # a job that writes while it runs may take hours: whoever comes second is told
 AGENT_SOCKET = "/run/strongroom/agent.sock"
 
@@ -154,10 +154,11 @@ def _commit(plain: Sequence[StagedVolume], volumes: Mapping[str, SealedVolume], 
 
 
 def tell_committed(report: Report, volumes: Mapping[str, SealedVolume]) -> None:
-    """Say in the report what was committed, and what waits for its owner."""
+    """Say in the report what was committed, what waits for its owner, and what no data set can hold."""
     heads = {v.name: v.committed for v in volumes.values()}
     report.details["committed"] = {n: {"dataset": h.dataset, "epoch": h.epoch} for n, h in heads.items() if h}
     report.details["held"] = [v.name for v in volumes.values() if v.held]
+    report.details["left_out"] = {v.name: v.left_out for v in volumes.values() if v.left_out}
 
 
 def _end(straight: Sequence[StraightFolder]) -> None:

@@ -7,7 +7,7 @@ checkpoints: what is whole by then is sealed and committed while the program run
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
 import hashlib
 import io
 import logging
@@ -21,11 +21,23 @@ from pathlib import Path
 
 from strongroom._unix import flush_files
 from strongroom.crypto.keys import FileSecret
-from strongroom.crypto.stream import RawSource, Writer
+from strongroom.crypto.stream import RawSource, Writer, sealed_size
 from strongroom.errors import DeniedError, InputError, StrongroomError, UnavailableError
+from strongroom.guest.scratch import (
+    Identity,
+    digest,
+    follow,
+    freeze,
+    identity,
+    is_frozen,
+    leads_to,
+    look,
+    open_plain,
+    put_plain,
+)
 from strongroom.guest.session import ServiceSession
-from strongroom.guest.straight import Found, StraightFile, walk
-from strongroom.guest.volumes import SealedVolume, open_below
+from strongroom.guest.straight import STRAIGHT_FOLDER, Found, StraightFile, walk
+from strongroom.guest.volumes import SealedVolume
 from strongroom.keyagent.protocol import FOLDER
 from strongroom.storage.leftovers import KEPT_FOLDER
 from strongroom.storage.places import TEMPORARY, LocalPlace
@@ -37,8 +49,10 @@ _log = logging.getLogger(__name__)
 _TICK_NS = 50_000_000
 """A file that changed later than this ago may change again without its times showing it."""
 
-_Identity = tuple[int, int, int, int]
-_Source = tuple[_Identity, bytes]
+_LARGE = 16 << 20
+"""From here on the disk is asked for its room before it is written to."""
+
+_Source = tuple[Identity, bytes]
 """Of a file that was sealed or opened: what the file system said (size -1: not to be relied on), and its SHA-256."""
 
 
@@ -57,7 +71,7 @@ class StagedVolume:
     Args:
         volume: The sealed side.
         place: The plain side, on a memory file system (/work/<name>).
-        find_straight: Returns the sealed file that a link with this text stands for.
+        find_straight: Returns the sealed file that a link to this path stands for.
     """
 
     def __init__(
@@ -89,8 +103,8 @@ class StagedVolume:
             target = self._place / path
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
-                with self.volume.reader(path) as reader, open(target, "wb", buffering=0) as out:
-                    reader.copy_to(out.write)
+                with self.volume.reader(path) as reader:
+                    put_plain(reader, target)
             except OSError as exc:
                 raise UnavailableError(
                     f"volume {self.volume.name}: {path} does not fit into enclave memory: {exc.strerror}",
@@ -100,7 +114,7 @@ class StagedVolume:
                 target.chmod(0o444)
             if self.volume.mode == "rw":
                 with open(target, "rb", buffering=0) as written:
-                    self._seen[path] = _identity(target.lstat()), _digest(written)
+                    self._seen[path] = identity(target.lstat()), digest(written)
 
     def checkpoint(self, session: ServiceSession, check: Callable[[], None] = lambda: None) -> None:
         """Seal and commit what is whole while the program runs: files that nobody has open for writing.
@@ -140,8 +154,9 @@ class StagedVolume:
     ) -> set[int]:
         """Seal and commit files as they are now, whoever has them open; return those that cannot be sealed.
 
-        Names that such a file had at the last commit and has no more go; where its name was another file's, that one
-        comes along under the name that it has now: nothing that was committed is lost to a renaming.
+        Links to such a file come along. Names that it had at the last commit and has no more go; where its name was
+        another file's, that one comes along under the name that it has now: nothing that was committed is lost to a
+        renaming.
 
         Args:
             wanted: Inode numbers, of any files; None for all that there are.
@@ -153,9 +168,11 @@ class StagedVolume:
         """
         check()
         with self._alone:
-            now = self._inodes()
+            files = [f for f in self._walk() if not f.is_folder]
+            now = {f.path: f.inode for f in files}
             had = {path: identity[3] for path, (identity, _) in self._seen.items()}
             all_of = {*now.values(), *had.values()} if wanted is None else set(wanted)
+            all_of |= {f.inode for f in files if f.link and self._leads_to(f.path) in all_of}
             while more := {j for p, i in now.items() if i in all_of for j in self._replaced(p, had)} - all_of:
                 all_of |= more
             here = {p: i for p, i in now.items() if i in all_of}
@@ -203,10 +220,12 @@ class StagedVolume:
     def seal_changes(self) -> None:
         """Seal every new or changed file, and drop those that the program removed; it has ended.
 
-        Nothing under a final name changes before all of it is sealed.
+        Nothing under a final name changes before all of it is sealed. A link to a file of the volume is sealed as a
+        copy of that. Any other link, or pipe, is left out, and the volume says so: a name that was a file at the last
+        commit stays that.
 
         Raises:
-            InputError: The program left something that is neither a file nor a folder.
+            InputError: The program left a file whose name no data set may hold, or that cannot be read.
             UnavailableError: The disk is full.
         """
         if self.volume.mode == "rw":
@@ -243,17 +262,27 @@ class StagedVolume:
 
     def _is_same(self, path: str, *, running: bool) -> bool:
         info = (self._place / path).lstat()
-        identity, digest = self._seen.get(path, ((-1, 0, 0, 0), b""))
+        known, content = self._seen.get(path, ((-1, 0, 0, 0), b""))
         if (straight := self._straight(path)) is not None:
-            return (identity, digest) == (_identity(info), straight.prefix)
-        if identity != _identity(info) or running or not stat.S_ISREG(info.st_mode):
-            return identity == _identity(info)
-        # A page that was read before it is written through a mapping changes no time.
-        with open_below(self._place, path) as raw:
-            return _digest(raw) == digest
+            return (known, content) == (identity(info), straight.prefix)
+        try:
+            now = look(self._place, path)
+            if known != now or running:
+                return known == now
+            # A page that was read before it is written through a mapping changes no time.
+            with open_plain(self._place, path) as raw:
+                return digest(raw) == content
+        except (InputError, FileNotFoundError):  # a link to no file
+            return False
 
     def _folders(self) -> dict[str, int]:
         return {"": self._place.lstat().st_ino} | {f.path: f.inode for f in self._walk() if f.is_folder}
+
+    def _leads_to(self, path: str) -> int | None:
+        try:
+            return leads_to(self._place, path)[3]
+        except (InputError, OSError):  # to no file
+            return None
 
     def _replaced(self, path: str, had: Mapping[str, int]) -> set[int]:
         # What the last commit has where a file is now: under its name, as a file where its folders are, or below it.
@@ -279,34 +308,34 @@ class StagedVolume:
             ) from exc
 
     def _seal_path(self, path: str, sealed: Sequence[_Sealed], *, running: bool, as_is: bool = False) -> _Sealed | None:
-        identity = self._identity(path)  # before it is read: another may take its place
+        info = self._lstat(path)  # before it is read: another may take its place
         straight = self._straight(path)
-        if straight is None or identity is None:
+        if straight is None or info is None:
             return self._seal_one(path, running=running, as_is=as_is)
         copied = straight.placed or any(file.straight is straight for file in sealed)
         try:
-            return self._place_straight(path, straight, (identity, straight.prefix), copied=copied)
+            return self._place_straight(path, straight, (identity(info), straight.prefix), copied=copied)
         except InputError:
             if running:  # a name that no data set may hold: at the end it must be gone
                 return None
             raise
 
-    def _identity(self, path: str) -> _Identity | None:
+    def _lstat(self, path: str) -> os.stat_result | None:
         try:
-            return _identity((self._place / path).lstat())
+            return (self._place / path).lstat()
         except OSError:  # gone
             return None
 
     def _seal_one(self, path: str, *, running: bool, as_is: bool = False) -> _Sealed | None:
-        beside, what = self._new_beside(), self._shown(path)
+        beside, what, name = self._new_beside(), self._shown(path), self._lstat(path)
         try:
-            source = open_below(self._place, path)
+            source = open_plain(self._place, path)
         except (InputError, OSError) as exc:
-            if running:  # at the end it must be a file, or gone
-                return None
-            raise InputError(f"{what} cannot be sealed: {exc}", hint="leave files and folders only") from exc
+            if not running:
+                self._leave_out(path, what, exc)
+            return None
         with source as raw:
-            if running and not _freeze(raw) and not as_is:
+            if running and not freeze(raw) and not as_is:
                 return None
             info, looked_ns = os.fstat(raw.fileno()), time.time_ns()
             try:
@@ -317,20 +346,35 @@ class StagedVolume:
                 raise
             with self._dropping(path, beside, what):
                 self.volume.spend(info.st_size)
+                self._check_room(info.st_size)
                 counted = _Counted(raw, what, info.st_size, running=running, may_grow=as_is)
                 size = _write(beside, prefix, secret, counted)
-            if running and not as_is and not _is_frozen(raw):
+            if running and not as_is and not is_frozen(raw):
                 self._drop(path, beside)
                 return None
         settled = not running or (looked_ns if as_is else time.time_ns()) - info.st_ctime_ns > _TICK_NS
-        known = (_identity(info) if settled else (-1, *_identity(info)[1:]), counted.digest.digest())
-        return _Sealed(path=path, beside=beside, size=size, source=known)
+        _, written, changed, number = identity(info)
+        if name is not None and stat.S_ISLNK(name.st_mode):
+            number = name.st_ino
+        known = (info.st_size if settled else -1, written, changed, number)
+        return _Sealed(path=path, beside=beside, size=size, source=(known, counted.digest.digest()))
+
+    def _leave_out(self, path: str, what: str, exc: InputError | OSError) -> None:
+        if Path(self._outside(path)).is_relative_to(self._place.parent / STRAIGHT_FOLDER):
+            raise InputError(f"{what} cannot be sealed: it was not written whole", hint="save it again") from exc
+        if isinstance(exc, OSError):
+            raise InputError(f"{what} cannot be sealed: {exc.strerror}", hint="leave files readable") from exc
+        self.volume.leave_out(path, str(exc))
 
     def _straight(self, path: str) -> StraightFile | None:
+        outside = self._outside(path)
+        return self._find_straight(outside) if outside else None
+
+    def _outside(self, path: str) -> str:
         try:
-            return self._find_straight(os.readlink(self._place / path))
-        except OSError:  # no link
-            return None
+            return follow(self._place, path)[1] if (self._place / path).is_symlink() else ""
+        except InputError:
+            return ""
 
     def _place_straight(self, path: str, file: StraightFile, known: _Source, *, copied: bool) -> _Sealed:
         if file.volume is self.volume and not copied:
@@ -340,11 +384,21 @@ class StagedVolume:
         prefix, secret = self.volume.create(path)
         with self._dropping(path, beside, self._shown(path)), file.reader() as source:
             self.volume.spend(file.size)
+            self._check_room(file.size)
             size = _write(beside, prefix, secret, source)
         return _Sealed(path=path, beside=beside, size=size, source=known)
 
     def _new_beside(self) -> Path:
         return self.volume.folder / f"{TEMPORARY}{os.urandom(8).hex()}"
+
+    def _check_room(self, size: int) -> None:
+        # A file that is mostly holes may be larger than any disk: others have theirs on this one.
+        if size <= _LARGE:
+            return
+        disk = os.statvfs(self.volume.folder)
+        left = disk.f_bavail * disk.f_frsize
+        if disk.f_blocks and sealed_size(size) > left:
+            raise OSError(errno.ENOSPC, f"it has {size} bytes, holes are sealed as zeros, the disk has {left} left")
 
     def _shown(self, path: str) -> str:
         return f"output {self.volume.name}/{ascii(path[:100])[1:-1]}"  # to the host: no more of it than names a file
@@ -441,30 +495,3 @@ def _remove_empty(root: Path, folder: Path) -> None:
         except OSError:
             return
         folder = folder.parent
-
-
-def _identity(info: os.stat_result) -> _Identity:
-    # ctime: a program may set mtime back
-    return info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino
-
-
-def _digest(raw: io.FileIO) -> bytes:
-    found = hashlib.file_digest(raw, "sha256").digest()
-    raw.seek(0)
-    return found
-
-
-def _freeze(raw: io.FileIO) -> bool:
-    """Return whether nobody has the file open or mapped for writing; whoever opens it so from now on waits.
-
-    The kernel gives a read lease on such a file only, and holds it until the file is closed here, or too long.
-    """
-    try:
-        fcntl.fcntl(raw, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-    except OSError:
-        return False
-    return True
-
-
-def _is_frozen(raw: io.FileIO) -> bool:
-    return fcntl.fcntl(raw, fcntl.F_GETLEASE) == fcntl.F_RDLCK

@@ -25,7 +25,10 @@ from strongroom.guest.volumes import SealedVolume, read_sealed
 from strongroom.storage.dataset import tampered
 from strongroom.storage.places import TEMPORARY
 
-__all__ = ["Found", "StraightFile", "StraightFolder", "walk"]
+__all__ = ["STRAIGHT_FOLDER", "Found", "StraightFile", "StraightFolder", "walk"]
+
+STRAIGHT_FOLDER = ".sealed"
+"""Beside the volumes' places."""
 
 _ELSEWHERE = (Path("/tmp"), Path("/dev/shm"))  # noqa: S108  # of the enclave: links may lie there for a while
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

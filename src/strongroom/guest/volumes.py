@@ -49,6 +49,7 @@ __all__ = ["SealedVolume", "open_below", "open_reader", "open_regular", "read_se
 
 SALT_BYTES = 24
 PATIENCE_S = 60.0
+_SHOWN = 20
 
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 # openat2(2)
@@ -98,6 +99,7 @@ class SealedVolume:
         self._spent = 0
         self.approval = approval
         self.held = False
+        self.left_out: dict[str, str] = {}
         self.name = name
         self.folder = folder
         self.mode = mode
@@ -223,6 +225,15 @@ class SealedVolume:
                     f"volume {self.name}: this run wrote {self._spent} bytes, a key's policy allows {self._max_bytes}",
                     hint="write less, or the owner: `strongroom policy outputs KEY --max-mb N`",
                 )
+
+    def leave_out(self, path: str, reason: str) -> None:
+        """Note what is no file, for the report, which is the host's to read: no more of its name than shows which."""
+        shown = ascii(path[:100])[1:-1]
+        self.spend(len(shown))
+        if len(self.left_out) < _SHOWN:
+            self.left_out[shown] = reason
+        else:
+            self.left_out["..."] = "and others"
 
     def finish(self, path: str, size: int) -> None:
         """Make the created file at `path` readable; it holds `size` plaintext bytes."""
@@ -372,6 +383,7 @@ class SealedVolume:
                 raise IntegrityError(
                     f"volume {self.name}: another run committed to this data set meanwhile", hint="run the job again"
                 )
+            remove_stale_manifests(place, self._head)  # of runs that died around their commits
             if leftovers.was_interrupted(place):
                 _log.warning("volume=%s a run before did not end: %s", self.name, self._restore(place))
             leftovers.begin_changes(place)
@@ -574,8 +586,7 @@ def _opening(exc: OSError) -> OSError | InputError:
 
 
 def _regular(handle: int) -> io.FileIO:
-    raw = io.FileIO(handle)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
-        raw.close()
+        os.close(handle)
         raise InputError("it is not a regular file")
-    return raw
+    return io.FileIO(handle)

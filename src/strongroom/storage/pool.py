@@ -84,9 +84,7 @@ def run_tasks(
         _in_threads(waiting, setting, tell, count=workers or 4 * cores)
         return
     large = deque(task for task in waiting if task.size > _SMALL_BYTES)
-    wanted = workers or min(
-        len(os.sched_getaffinity(0)), 1 + sum(task.size for task in large) // _BYTES_WORTH_A_PROCESS
-    )
+    wanted = workers or min(cores, 1 + sum(task.size for task in large) // _BYTES_WORTH_A_PROCESS)
     if (count := min(wanted, len(large))) > 1:
         _in_processes(large, setting, tell, versions=versions, count=count, hold=hold)
     else:
