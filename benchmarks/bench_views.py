@@ -116,17 +116,22 @@ def _plainly(folder: Path, place: Path, size: int) -> Speeds:
 
 
 def _trusted(folder: Path, size: int) -> Speeds:
+    def job(out: str, *words: object) -> tuple[str, float]:
+        said = strongroom(folder, *RUN, "--volume", f"out={out}:bench:rw", "--", "python", *map(str, words))
+        return said, time.time()
+
+    def idle_s() -> float:
+        said, ended = job("nothing", "-c", "import time; print(time.time())")
+        return ended - float(said)
+
     found: Speeds = json.loads(strongroom(folder, *RUN, "--", "python", "reader.py", "sealed-plain", str(size)))
+    to_end_s = min(idle_s(), idle_s())
     for how, block in _ways():
         out = "sealed-old" if how == "an eighth" else "new"
-        volume = ("--volume", f"out={out}:bench:rw", "--", "python")
         os.sync()
-        said = strongroom(folder, *RUN, *volume, "writer.py", "/work/out/file", how, str(block), str(size))
-        ended = time.time()
-        idle = float(strongroom(folder, *RUN, *volume, "-c", "import time; print(time.time())"))
-        idle_s = time.time() - idle  # how long a job takes to end that has nothing to seal
+        said, ended = job(out, "writer.py", "/work/out/file", how, block, size)
         count, written_s, _, stopped = json.loads(said)
-        found |= _speeds(how, block, count, written_s, written_s + max(ended - stopped - idle_s, 0.0))
+        found |= _speeds(how, block, count, written_s, written_s + max(ended - stopped - to_end_s, 0.0))
         if out == "new":
             shutil.rmtree(folder / out)
     return found
