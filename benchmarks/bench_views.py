@@ -83,6 +83,7 @@ def run(quick: bool) -> dict[str, object]:
             for source in ("plain", "old"):
                 strongroom(folder, "data", "seal", source, f"sealed-{source}", "--key", "bench")
             other = _gocryptfs(folder)
+            os.sync()  # what follows flushes what it writes
             for _ in range(1 if quick else 3):
                 found["plain"].append(_plainly(folder, folder, size))
                 if other:
@@ -108,7 +109,6 @@ def _plainly(folder: Path, place: Path, size: int) -> Speeds:
     found: Speeds = json.loads(python("reader.py", place / "plain", size))
     for how, block in _ways():
         new = place / ("old/file" if how == "an eighth" else "new")
-        os.sync()
         count, written_s, safe_s, _ = json.loads(python("writer.py", new, how, block, size, "sync"))
         found |= _speeds(how, block, count, written_s, safe_s)
         (place / "new").unlink(missing_ok=True)
@@ -128,7 +128,6 @@ def _trusted(folder: Path, size: int) -> Speeds:
     to_end_s = min(idle_s(), idle_s())
     for how, block in _ways():
         out = "sealed-old" if how == "an eighth" else "new"
-        os.sync()
         said, ended = job(out, "writer.py", "/work/out/file", how, block, size)
         count, written_s, _, stopped = json.loads(said)
         found |= _speeds(how, block, count, written_s, written_s + max(ended - stopped - to_end_s, 0.0))
