@@ -47,14 +47,14 @@ def plot(found: dict[str, dict[str, object]], folder: Path) -> None:
 
 def plot_views(found: dict[str, dict[str, float]], folder: Path) -> None:
     """Draw MB/s of each way to read and write, by where the files are."""
-    figure, axes = pyplot.subplots(figsize=(9, 3.6), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(14, 3.6), layout="constrained")
     ways, colours = list(found["trusted"]), {"plain": "#9aa5b1", "gocryptfs": "#d9a441", "trusted": "#1f6f8b"}
     for number, (side, figures) in enumerate(found.items()):
         name = "Strongroom (SIMULATED)" if side == "trusted" else side
         places = [p + 0.27 * (number - 1) for p in range(len(ways))]
         axes.bar(places, [figures[way] for way in ways], 0.26, label=name, color=colours[side])
     axes.set_yscale("log")
-    axes.set_xticks(range(len(ways)), [way.replace(", ", ",\n") for way in ways], fontsize=7)
+    axes.set_xticks(range(len(ways)), [way.replace(", ", ",\n") for way in ways], fontsize=5.5)
     axes.set_ylabel("MB/s")
     axes.set_title("A volume as a program sees it", fontsize=10)
     axes.legend(fontsize=8)

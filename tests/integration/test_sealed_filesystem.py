@@ -179,9 +179,12 @@ def test_libraries_write_by_url_and_a_job_reads_it(out: str, shell: Enclave) -> 
 
 TOTALS = """
 import sys
+import fsspec
 import pandas as pd
 source, target = sys.argv[1:]
 total = pd.read_csv(source).sum(numeric_only=True)
+with fsspec.open("sealed::file://" + source.removeprefix("sealed://"), "rt") as file:
+    assert file.readline() == "n,text\\n"
 total.to_csv(target + "/sub/totals.csv", header=False)
 print("TOTAL", pd.read_csv(target + "/sub/totals.csv", header=None)[1][0])
 """

@@ -150,8 +150,10 @@ def test_arguments_that_are_no_paths_stay_as_they_are(sealed: Path, argument: st
 
 
 def test_absolute_and_file_urls(sealed: Path) -> None:
-    changed, volumes = with_known_paths([str(sealed), f"file:{sealed}/a", f"file://{sealed}"], [])
-    assert changed == ("/work/orders", "file:/work/orders/a", "file:///work/orders")
+    urls = [f"file:{sealed}/a", f"file://{sealed}", f"sealed://{sealed}", f"sealed::file://{sealed}/a"]
+    changed, volumes = with_known_paths([str(sealed), *urls], [])
+    inside = ("file:/work/orders/a", "file:///work/orders", "sealed:///work/orders", "sealed::file:///work/orders/a")
+    assert changed == ("/work/orders", *inside)
     assert [v.name for v in volumes] == ["orders"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -15,8 +16,10 @@ if TYPE_CHECKING:
     from strongroom.client.workspace import Workspace
 
 __all__ = [
+    "SWAP",
     "check_simulated",
     "epilog",
+    "has_swap",
     "json_option",
     "key_argument",
     "owner",
@@ -27,6 +30,8 @@ __all__ = [
 ]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+
+SWAP = "SIMULATED enclave memory may be written to this machine's swap: swapoff -a"
 
 json_option: Callable[[_F], _F] = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -54,6 +59,14 @@ def check_simulated(simulated: bool, accepted: bool) -> None:
             "this enclave is SIMULATED: no hardware protects it, and whoever runs it can read what is in it",
             hint="repeat with --unsafe-accept-simulated if that is what you want",
         )
+
+
+def has_swap(table: Path = Path("/proc/swaps")) -> bool:
+    """Return whether the kernel may write memory to a disk; a hardware enclave's would leave it encrypted."""
+    try:
+        return len(table.read_text().splitlines()) > 1
+    except OSError:
+        return False
 
 
 def key_argument(name: str) -> Callable[[_F], _F]:

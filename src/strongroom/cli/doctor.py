@@ -14,7 +14,7 @@ import click
 
 from strongroom.attest.simulated.platform import FUSE
 from strongroom.cli import output
-from strongroom.cli.common import epilog, json_option, settings
+from strongroom.cli.common import SWAP, epilog, has_swap, json_option, settings
 from strongroom.cli.endorsements import state
 from strongroom.client.workspace import Workspace
 from strongroom.errors import StrongroomError
@@ -134,8 +134,8 @@ def _protection() -> list[_Row]:
         ("memory in use", "SIMULATED", "the enclave is a sandbox on this kernel: it stops mistakes, not this host"),
         ("the trust service", "no", "outside a TEE its machine has its keys: `strongroom service verify` asks it"),
     ]
-    if _has_swap():
-        rows.append(("swap", "no", "SIMULATED enclave memory may be written to this machine's swap: swapoff -a"))
+    if has_swap():
+        rows.append(("swap", "no", SWAP))
     try:
         here = Workspace.find(settings().workspace)
     except StrongroomError:
@@ -151,11 +151,3 @@ def _protection() -> list[_Row]:
     by = "a key file on this disk: no protection against whoever steals the disk" if keyfile else by
     rows.append(("the root key", "no" if keyfile else "yes", by))
     return rows
-
-
-def _has_swap(table: Path = Path("/proc/swaps")) -> bool:
-    """Return whether the kernel may write memory to a disk; a hardware enclave's would leave it encrypted."""
-    try:
-        return len(table.read_text().splitlines()) > 1
-    except OSError:
-        return False

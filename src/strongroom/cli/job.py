@@ -11,7 +11,7 @@ import click
 
 from strongroom._unix import write_whole
 from strongroom.cli import output
-from strongroom.cli.common import check_simulated, epilog, json_option, settings, workspace
+from strongroom.cli.common import SWAP, check_simulated, epilog, has_swap, json_option, settings, workspace
 from strongroom.client.job_files import parse_venv, read_job_file
 from strongroom.client.jobs import JobRunner
 from strongroom.client.petnames import Petnames
@@ -132,6 +132,8 @@ def execute(spec: JobSpec, volumes: Sequence[VolumeRequest], options: dict[str, 
     bundle = runner.build(plan)
     if options["approve"]:
         _approve(here, plan, bundle, options["unsafe_accept_simulated"])
+    if bundle.simulated and (plan.document["volumes"] or plan.spec.keys) and has_swap():
+        output.say(f"warning: {SWAP}")
     outcome = runner.run(plan, bundle, output_to_stderr=options["as_json"])
     return report(outcome, plan, bundle, options["as_json"])
 

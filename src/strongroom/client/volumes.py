@@ -178,7 +178,7 @@ def _known_path(argument: str, known: list[VolumeRequest], given: set[str]) -> s
     head, equals, tail = argument.partition("=")
     option = head + equals if argument.startswith("-") and equals else ""
     text = tail if option else argument
-    scheme = next((s for s in ("file://", "sealed://", "file:") if text.startswith(f"{s}/")), "")
+    scheme = next((s for s in ("file://", "sealed://", "sealed::file://", "file:") if text.startswith(f"{s}/")), "")
     plain = text.removeprefix(scheme)
     if not plain or "\0" in plain or ("://" in plain and not is_url(plain)) or len(plain) > 4096:
         return argument
