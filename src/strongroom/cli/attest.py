@@ -121,6 +121,9 @@ def _short(text: str) -> str:
     return line if len(line) <= 66 else line[:63] + "..."
 
 
+_NONE = "`strongroom attest endorsements fetch FILE --out BUNDLE`, then `show FILE --endorsements BUNDLE`"
+
+
 def _checks(
     raw: bytes, tee: str, certificate: bytes, bundle: Path | None
 ) -> tuple[list[tuple[str, bool | None, str]], Claims | None]:
@@ -134,7 +137,7 @@ def _checks(
     except InputError as exc:
         if bundle is not None:
             raise
-        return [*checks, ("signatures and chain", None, f"not checked: {exc}, and no --endorsements")], None
+        return [*checks, ("signatures and chain", None, f"not checked: {exc}; {_NONE}")], None
     try:
         choices = [(asking_nothing(verifier.anchor, e, one), e) for verifier, e in choices]
         claims = verify_any(Evidence(tee=tee, quote=one), choices, now=datetime.now(UTC))

@@ -109,7 +109,7 @@ def reached(levels: Mapping[str, Level]) -> dict[str, object]:
             "status": v["tcbStatus"],
             "date": v["tcbDate"],
             "advisories": list(v.get("advisoryIDs", ())),
-            "tcb": v["tcb"],
+            "versions": _level_versions(v["tcb"]),
         }
         for part, v in levels.items()
     }
@@ -174,8 +174,8 @@ def _levels(quote: Quote, platform: Platform, info: Level, identity: Level) -> d
         "platform": lambda: _platform_level(platform, info, launched),
         "tdx_module": lambda: _module_level("tdx_module", quote, info, launched) if launched else None,
         "qe": lambda: _enclave_level(quote, identity),
-        "running platform": lambda: _platform_level(platform, info, runs) if runs else None,
-        "running tdx_module": lambda: _module_level("running tdx_module", quote, info, runs) if runs else None,
+        "running_platform": lambda: _platform_level(platform, info, runs) if runs else None,
+        "running_tdx_module": lambda: _module_level("running_tdx_module", quote, info, runs) if runs else None,
     }
     levels, refusals = {}, []
     for part, find in finds.items():  # each, so that the refusal says what the others are
@@ -213,10 +213,7 @@ def _platform_level(platform: Platform, info: Level, svn: bytes | None) -> Level
         ]
         if all(has >= needs for has, needs in pairs):
             return dict(level)
-    lowest = "none"
-    if ranked:
-        sgx, pce, tdx = wanted(ranked[-1])
-        lowest = _versions(sgx, pce, tdx)
+    lowest = _level_versions(ranked[-1]["tcb"]) if ranked else "none"
     got = _versions(platform.components, platform.pce_svn, svn or b"")
     raise EndorsementError(
         f"tcb_level: expected one of the {len(ranked)} levels of FMSPC {info['fmspc']}, the lowest {lowest}, got {got}"
@@ -226,6 +223,13 @@ def _platform_level(platform: Platform, info: Level, svn: bytes | None) -> Level
 def _versions(components: Sequence[int], pce: int, tdx: Sequence[int]) -> str:
     text = f"CPUSVN {bytes(components).hex()}, PCESVN {pce}"
     return text + (f", TEE_TCB_SVN {bytes(tdx).hex()}" if tdx else "")
+
+
+def _level_versions(tcb: Level) -> str:
+    if "isvsvn" in tcb:
+        return f"SVN {tcb['isvsvn']}"
+    sgx, tdx = ([c["svn"] for c in tcb.get(f"{kind}tcbcomponents", ())] for kind in ("sgx", "tdx"))
+    return _versions(sgx, tcb["pcesvn"], tdx)
 
 
 def _isv_level(check: str, levels: Sequence[Level], svn: int) -> Level:
@@ -296,7 +300,7 @@ def _attributes(quote: Quote) -> list[AttestationError]:
 
 
 def _revoked(levels: Mapping[str, Level]) -> list[AttestationError]:
-    parts = [f"{part} level of {str(v['tcbDate'])[:10]}" for part, v in levels.items() if v["tcbStatus"] == "Revoked"]
-    named = ", ".join(advisories(levels)) or "none named"
-    got = f"{' and '.join(parts)} Revoked; advisories: {named}"
+    revoked = {part: level for part, level in levels.items() if level["tcbStatus"] == "Revoked"}
+    parts = [f"{part} level of {str(level['tcbDate'])[:10]}" for part, level in revoked.items()]
+    got = f"{' and '.join(parts)} Revoked; advisories: {', '.join(advisories(revoked)) or 'none named'}"
     return [EndorsementError(f"tcb_status: expected levels that are not Revoked, got {got}")] if parts else []
