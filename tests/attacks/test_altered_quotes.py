@@ -6,6 +6,7 @@ the family of error, what the product says, and the check of the second verifier
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable
@@ -78,6 +79,12 @@ def _level(change: Callable[[dict[str, Any]], object], base: Case = SGX) -> Case
 
 def _module(change: Callable[[dict[str, Any]], object], base: Case = TDX) -> Case:
     return _tcb(lambda d: change(d["tdxModuleIdentities"][0]), base)
+
+
+def _off_the_curve(name: str, at: int) -> Case:
+    base, key = case(name), b"\1" * 64
+    named = hashlib.sha256(key + base.parts.qe_auth).digest()
+    return base.quoted(rebind=False).qe(320, named).bytes(lambda q: patched(q, at, key))
 
 
 def _identity(change: Callable[[dict[str, Any]], object]) -> Case:
@@ -209,6 +216,10 @@ CASES: dict[str, tuple[Case, str, str, str]] = {
     "attestation key off the curve": (
         SGX.bytes(lambda q: patched(q, 500, bytes(64))),
         VERIFICATION, "qe_report_data: expected the hash", "qe_report_data"),
+    "attestation key off the curve, which the QE report names": (
+        _off_the_curve("sgx3", 500), VERIFICATION, "quote_signature: expected a readable key", "attestation_key"),
+    "attestation key off the curve, which the QE report names, version 4": (
+        _off_the_curve("sgx4", 500), VERIFICATION, "quote_signature: expected a readable key", "attestation_key"),
     # The quoting enclave: T233
     "QE of another signer": (
         SGX.qe(128, bytes(32)), VERIFICATION, "qe_mrsigner: expected a248bf[0-9a-f]{58}, got 0{64}$", "qe_mrsigner"),

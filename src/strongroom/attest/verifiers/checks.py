@@ -140,14 +140,21 @@ def _check_signatures(judged: Judged) -> None:
     # 4.1.2.4.12, .13 and .16: the platform's key, the quoting enclave's, the quote's.
     quote, key = judged.quote, judged.quote["auth.attestation_key"]
     at = quote.spans["qe_report.cpu_svn"][0]
-    leaf, report = judged.chain.leaf.public_key(), quote.raw[at : at + _REPORT]
+    report = quote.raw[at : at + _REPORT]
+    try:
+        leaf: object = judged.chain.leaf.public_key()
+    except UNREADABLE:
+        leaf = None
     _check("qe_report_signature", "the PCK certificate's key", leaf, quote["auth.qe_report_signature"], report)
     bound, got = hashlib.sha256(key + quote["auth.qe_auth_data"]).digest(), quote["qe_report.report_data"][:32]
     if not hmac.compare_digest(bound, got):
         raise VerificationError(
             f"qe_report_data: expected the hash of the attestation key, {bound.hex()}, got {got.hex()}"
         )
-    point = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), b"\4" + key)
+    try:
+        point = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), b"\4" + key)
+    except ValueError as exc:
+        raise VerificationError("quote_signature: expected a readable key on P-256, got none") from exc
     signed = quote.raw[: quote.spans["auth.size"][0]]
     _check("quote_signature", "the attestation key", point, quote["auth.signature"], signed)
 
