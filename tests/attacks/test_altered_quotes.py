@@ -24,6 +24,7 @@ from tests.fakes.attest_parts import NOW, make_pki
 from tests.fakes.quote_parts import FORMATS, PKI, PLATFORM, Case, case, crl, patched, pem, reissued
 
 from strongroom.attest.evidence import Evidence
+from strongroom.attest.findings import Finding
 from strongroom.attest.quote import parse_quote
 from strongroom.attest.simulated.pki import raw_signature
 from strongroom.attest.verifiers import dcap, sgx
@@ -518,3 +519,20 @@ def test_a_refusal_that_only_the_library_knows_is_named_as_its() -> None:
     assert set(judge(judged, anchor)) == {"platform", "qe"}
     found = failed(classified("Verification failed: Something new", judged, anchor))
     assert (found.check, found.got) == ("quote", "its refusal: Something new")
+
+
+@pytest.mark.parametrize(
+    ("given", "got"),
+    [
+        (_level(lambda v: v.pop("tcb")), "one without 'tcb'"),
+        (_identity(_set(tcbLevels=7)), "another"),
+        (
+            _tcb(_set(tcbType="x")),
+            "one that dcap-qvl refuses: Failed to decode TcbInfo",
+        ),  # which only the library reads
+    ],
+)
+def test_documents_of_another_form_are_blamed_on_the_endorsements(given: Case, got: str) -> None:
+    with pytest.raises(EndorsementError) as caught:
+        _product(given)
+    assert failed(caught.value) == Finding("endorsements", "Intel's form of TCB info and QE identity", got)

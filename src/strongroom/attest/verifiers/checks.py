@@ -39,6 +39,7 @@ Level = Mapping[str, Any]
 
 _REPORT = 384
 _VENDOR = "939a7233f79c4ca9940a0db3957f0607"
+_FORM = "endorsements: expected Intel's form of TCB info and QE identity"
 _EVIDENCE_WORDS = ("failed to decode quote", "unsupported dcap", "quote must have version")
 _OUT_OF_DATE = {
     "UpToDate": "OutOfDate",
@@ -69,6 +70,8 @@ def classified(message: str, judged: Judged, anchor: TrustAnchor) -> Attestation
         judge(judged, anchor)
     except AttestationError as exc:
         return exc
+    if "decode tcbinfo" in said.lower() or "decode qeidentity" in said.lower():
+        return EndorsementError(f"{_FORM}, got one that dcap-qvl refuses: {said}")
     return VerificationError(f"quote: expected one that dcap-qvl verifies, got its refusal: {said}")
 
 
@@ -99,7 +102,8 @@ def judge(judged: Judged, anchor: TrustAnchor) -> dict[str, Level]:
         identity: Any = parse_json(judged.endorsements.qe_identity, "qe_identity")
         return _levels(quote, platform, tcb_info(judged.endorsements), identity)
     except (*UNREADABLE, LookupError, AttributeError) as exc:
-        raise EndorsementError(f"endorsements: expected Intel's form of TCB info and QE identity, got {exc!r}") from exc
+        got = f"one without {exc}" if isinstance(exc, KeyError) else "another"
+        raise EndorsementError(f"{_FORM}, got {got}") from exc
 
 
 def reached(levels: Mapping[str, Level]) -> dict[str, object]:
