@@ -240,7 +240,7 @@ def test_T380_a_verdict_says_that_a_root_is_no_makers(tmp_path: Path, monkeypatc
     maker = Maker(now=datetime.now(UTC))
     own, floor = maker.anchor.fingerprint, f"unnamed={maker.tcb}"
     write_bundle(tmp_path / ".strongroom/service/endorsements/own.json", maker.anchor, [maker.endorsements()])
-    monkeypatch.setattr("strongroom.cli.verdicts._known_roots", lambda *_: {(own, "hardware")})
+    monkeypatch.setattr("strongroom.cli.evidence._known_roots", lambda *_: {(own, "hardware")})
     (tmp_path / "q").write_bytes(maker.evidence(certificate=True).quote)
     words = ["verify", str(tmp_path / "q"), "--policy", str(tmp_path / "p"), "--minimum-tcb", floor]
     for more, status in (([], 1), ([{"kind": "root", "values": [own]}], 0)):
