@@ -54,7 +54,7 @@ from strongroom.guest import apart, cvm, document, tunnel
 from strongroom.guest.kbs import outward
 from strongroom.guest.main import read_object
 from strongroom.guest.session import ServiceSession
-from strongroom.jobs.differences import read_build
+from strongroom.jobs.differences import known_to_both, read_build
 from strongroom.keyagent import protocol
 from strongroom.kms import audit, broker, messages
 from strongroom.kms.policies import OutputRule, difference
@@ -86,7 +86,8 @@ SGX4, SGX4_CHOICES = case("sgx4").quote, [(PLATFORM.verifier, case("sgx4").endor
 SGX4_CLAIMS = SGX4_CHOICES[0][0].verify(Evidence(tee="sgx", quote=SGX4), SGX4_CHOICES[0][1], now=NOW)
 TDX = [(case(name), case(name).quote) for name in ("tdx4", "tdx5", "tdx5-1.5")]
 TDX_CLAIMS = [PLATFORM.verifier.verify(Evidence(tee="tdx", quote=raw), one.endorsements, now=NOW) for one, raw in TDX]
-FILES = ("measured.json", "job.manifest.template", "reference.json", "job.json")
+FILES = ("measured.json", "job.manifest.template", "reference.json", "job.json", "job.manifest", "job.sig")
+TEMPLATE = '[sgx]\ntrusted_files = [{ uri = "file:a", sha256 = "1" }]\n[fs]\nmounts = [{ path = "/a" }]\n'
 IDENTITY = x509.certificate_pem(x509.self_signed(KEY, "identity", now=NOW, days=30, ca=False))
 CLAIMS = CHOICES[0][0].verify(Evidence(tee="sgx", quote=QUOTE), CHOICES[0][1], now=NOW)
 
@@ -339,11 +340,15 @@ def others_bundle(raw: bytes) -> None:
             bundle = Path(folder) / str(number)
             bundle.mkdir()
             (bundle / "job.json").write_text('{"name":"ours"}')
-            (bundle / "reference.json").write_text('{"places":{"/usr":"sha256:1"}}')
-            if raw and (part := raw[1:].split(b"\0\0\0", 1)[number:]):
-                (bundle / FILES[raw[0] % len(FILES)]).write_bytes(part[0])
+            (bundle / "reference.json").write_text('{"places":{"/usr":"sha256:1"},"measurement":"00"}')
+            name = FILES[raw[0] % len(FILES)] if raw else ""
+            parts = [raw[1:]] * 2 if name == "job.sig" else raw[1:].split(b"\0\0\0", 1)
+            if name and (part := parts[number:]):
+                if name in ("job.manifest", "job.sig"):  # which Gramine's tools write beside it
+                    (bundle / "job.manifest.template").write_text(TEMPLATE)
+                (bundle / name).write_bytes(part[0])
             found.append(read_build(bundle))
-        for line in difference(*found):
+        for line in difference(*known_to_both(found[0], found[1])):
             assert len(line) < 1 << 20
 
 

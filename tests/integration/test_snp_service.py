@@ -14,6 +14,7 @@ from strongroom.attest.binding import init_data_digest, job_init_data, rcar_repo
 from strongroom.attest.endorsement_files import write_bundle
 from strongroom.attest.endorsements import TrustAnchor
 from strongroom.attest.handshake import tee_pubkey
+from strongroom.attest.makers import MAKERS
 from strongroom.attest.result import verify_ear
 from strongroom.client.policies import allowance
 from strongroom.crypto import jose
@@ -86,6 +87,18 @@ def test_T380_a_root_that_the_administrator_added_convinces_no_owner_who_does_no
     allow(house, job, Root((MAKER.anchor.fingerprint,)))
     guest.attested()
     assert guest.open(guest.resource(house.owner))["heads"]
+
+
+def test_a_guest_on_hardware_that_its_owner_allows_is_affirmed(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MAKERS, MAKER.anchor.fingerprint, "AMD")
+    job, _ = house.ready()
+    allow(house, job)
+    write_bundle(house.folder / "service" / "endorsements" / "snp.json", MAKER.anchor, [MAKER.endorsements()])
+    body = {"fingerprint": MAKER.anchor.fingerprint, "settings": {"minimum_tcb": "unnamed=4.0.20.209"}}
+    assert house.as_owner()("PUT", "/v1/anchors", body).status == 200
+    guest = SNPGuest(Client(house.guests), job)
+    guest.attested()
+    assert status(house, guest) == "affirming"
 
 
 def test_snp_guest_gets_its_key(house: House) -> None:
