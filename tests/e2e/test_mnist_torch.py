@@ -20,7 +20,7 @@ from tests.servers.packages import npm_package
 from strongroom.client.workspace import Workspace
 
 pytestmark = pytest.mark.example
-PROGRAM = ROOT / "examples/mnist-torch/lenet.py"
+PROGRAM, TOGETHER = (ROOT / "examples/mnist-torch" / name for name in ("lenet.py", "lenet_ddp.py"))
 FILES = {
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
     "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
@@ -68,6 +68,17 @@ def test_lenet_learns_what_it_learns_plain(shell: Shell, plain: Path) -> None:
     assert_nothing_in_clear(shell.folder / "mnist", [image])
     shell.run("model", "open", "model", "opened")
     assert len((shell.folder / "opened/lenet.safetensors").read_bytes()) == len(model)
+
+    # The same by DistributedDataParallel, one epoch in two enclaves.
+    words = ["--nnodes", "2", *words[:4], "--volume", "both=both:vision:rw", str(TOGETHER), "mnist", "both", "1"]
+    together = shell.run("torchrun", *words, timeout_s=900).stdout
+    assert together.startswith("60000 images to learn from, 10000 to be tested with, 2 processes\n")
+    (accuracy,) = accuracies(together)
+    assert accuracy >= LEAST[0]
+    assert shell.run("model", "verify", "both").stdout.startswith("verified 3 files")
+    shown = shell.run("model", "show", "both").stdout
+    assert re.search(rf"^metrics +accuracy={accuracy}$", shown, re.MULTILINE), shown
+    assert re.search(r"^parameters +epochs=1, .*, processes=2$", shown, re.MULTILINE), shown
 
     assert_origin_is_shown_and_checked(shell, accuracies(said)[-1])
 
@@ -117,9 +128,8 @@ def assert_origin_is_shown_and_checked(shell: Shell, accuracy: float) -> None:
     workspace = Workspace.find(shell.folder)
     stop_service(workspace)
     with sqlite3.connect(workspace.service_folder / "state.db") as connection:
-        ((seq, record),) = connection.execute(
-            'SELECT seq, record FROM audit WHERE record LIKE \'%"action":"commit"%"job":%\''
-        ).fetchall()
+        commits = 'SELECT seq, record FROM audit WHERE record LIKE \'%"action":"commit"%"job":%\''
+        ((seq, record),) = (row for row in connection.execute(commits).fetchall() if str(dataset) in row[1])
         first = f'"measurement":"{lines["measurement"][0]}'
         other = record.replace(first, first[:-1] + ("0" if first[-1] == "f" else "f"))
         connection.execute("UPDATE audit SET record = ? WHERE seq = ?", (other, seq))

@@ -13,6 +13,13 @@ from strongroom.cli.model import _Model
 DOCUMENT = {"command": ["python3"], "arguments": ["/app/train.py", "3"], "code": {}}
 
 
+def _command(ran: dict[str, object], kept: object) -> list[str]:
+    job, none = job_digest(ran), cast(Any, None)
+    requests = [{"job": "sha256:00", "job_document": {}}, {"job": job, "job_document": kept}]
+    client = SimpleNamespace(call=lambda *_: {"requests": requests})
+    return list(_Model(folder="m", client=cast(Any, client), ring=none, head=none, manifest=none).command(job))
+
+
 @pytest.mark.parametrize(
     ("kept", "said"),
     [
@@ -23,9 +30,8 @@ DOCUMENT = {"command": ["python3"], "arguments": ["/app/train.py", "3"], "code":
     ],
 )
 def test_T363_a_command_is_shown_that_the_jobs_digest_covers(kept: object, said: list[str]) -> None:
-    job = job_digest(DOCUMENT)
-    requests = [{"job": "sha256:00", "job_document": {}}, {"job": job, "job_document": kept}]
-    client = SimpleNamespace(call=lambda *_: {"requests": requests})
-    none = cast(Any, None)
-    model = _Model(folder="m", client=cast(Any, client), ring=none, head=none, manifest=none)
-    assert model.command(job) == said
+    assert _command(DOCUMENT, kept) == said
+
+
+def test_a_job_of_another_shape_shows_what_it_has() -> None:
+    assert _command({"command": "rm", "arguments": ["x", 1]}, {"command": "rm", "arguments": ["x", 1]}) == ["x", "1"]

@@ -93,7 +93,8 @@ class _Model:
         requests = self.client.call("GET", "/v1/requests")["requests"]
         for document in (r.get("job_document") for r in requests if isinstance(r, dict)):  # type: ignore[attr-defined]
             if isinstance(document, dict) and job_digest(document) == job:  # of the record, which is signed
-                return [str(word) for part in ("command", "arguments") for word in document[part]]
+                parts = document.get("command"), document.get("arguments")
+                return [str(word) for part in parts if isinstance(part, list) for word in part]
         return []
 
     def code(self) -> Iterator[str]:

@@ -58,5 +58,6 @@ def _in_object(value: dict[str, Any]) -> Iterator[tuple[str, str]]:
     elif name is not None and module is not None:  # without a module it has to be the loader's own
         what = value.get("config") if name == "function" else name
         by_name = (name, module) == ("function", "builtins") and what not in dir(builtins)  # looked for in Keras alone
-        if not by_name and not _OWN.fullmatch(f"{module}.{what}"):
-            yield f"{module}.{what}", "which is not one of Keras's own"
+        named = ".".join(one if isinstance(one, str) else f"<{type(one).__name__}>" for one in (module, what))
+        if not by_name and not _OWN.fullmatch(named):
+            yield named, "which is not one of Keras's own"

@@ -64,7 +64,13 @@ class SafeTensors(Kind):
 
     def save(self, model: Any, path: Path) -> None:
         library, tensors, same = dense(model if isinstance(model, dict) else model.state_dict())
-        _need(f"safetensors.{library}", "safetensors").save_file(tensors, path, same or None)
+        writer = _need(f"safetensors.{library}", "safetensors")
+        try:
+            writer.save_file(tensors, path, same or None)
+        except (KeyError, import_module("safetensors").SafetensorError) as exc:
+            raise InputError(
+                f"safetensors does not write the model: {exc}", hint="older ones know fewer types"
+            ) from exc
 
     def load(self, path: Path, *, into: Any, trusted: Sequence[str]) -> Any:
         _none_trusted(self.name, trusted)
@@ -77,7 +83,7 @@ class SafeTensors(Kind):
             framework = "np"
         try:
             with library.safe_open(path, framework) as file:
-                found = file.get_tensors()
+                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dictionary
                 same = {other: found[name] for other, name in (file.metadata() or {}).items() if name in found}
         except (library.SafetensorError, AttributeError, KeyError, TypeError) as exc:  # a type that NumPy has not
             raise InputError(
