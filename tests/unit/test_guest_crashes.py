@@ -172,3 +172,45 @@ def test_T366_a_run_that_dies_at_any_moment_leaves_one_version_whole(before: Pat
             assert whole(root) == version
             if not died:
                 break
+
+
+def test_T366_every_name_is_on_the_disk_before_the_commit_that_counts_on_it(
+    before: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a power cut may take are names whose folder was not flushed since, and files that were not."""
+    root = Path(shutil.copytree(before, tmp_path / "cut"))
+    old = {p.stat().st_ino for p in (root / "v").rglob("*")}
+    folders, files, flushed = set[int](), set[int](), set[int]()
+    commits = []
+
+    def noted(name: str) -> Callable[..., object]:
+        call = getattr(os, name)
+
+        def change(*words: object, **named: object) -> object:
+            found = call(*words, **named)
+            at = Path(os.fsdecode(words[0 if name == "mkdir" else 1]))  # type: ignore[arg-type]
+            if at.is_relative_to(root / "v"):
+                folders.add(at.parent.stat().st_ino)
+                files.update({at.stat().st_ino} - old if at.is_file() else ())
+            return found
+
+        return change
+
+    def fsync(handle: int) -> None:
+        number = os.fstat(handle).st_ino
+        folders.discard(number)
+        flushed.add(number)
+
+    for name in ("replace", "rename", "mkdir"):
+        monkeypatch.setattr(os, name, noted(name))
+    monkeypatch.setattr(os, "fsync", fsync)
+    real = Kept.commit
+
+    def commit(self: Kept, *words: object) -> Head:
+        commits.append((set(folders), files - flushed))
+        return real(self, *words)
+
+    monkeypatch.setattr(Kept, "commit", commit)
+    run(root, lambda: None)
+    assert commits == [(set(), set())]
+    assert len(files) == 6  # five of the program's and the list of them
