@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import os
 import resource
 import socket
@@ -10,10 +11,12 @@ from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-__all__ = ["connect_unix", "flush_files", "flush_folder", "protect_process", "write_whole"]
+__all__ = ["WrittenEarly", "connect_unix", "flush_files", "flush_folder", "protect_process", "write_whole"]
 
+_libc = ctypes.CDLL(None, use_errno=True)
 _PR_SET_DUMPABLE = 4
 _FLUSHED_AT_A_TIME = 8
+_EARLY_BYTES, _SYNC_FILE_RANGE_WRITE = 8 << 20, 2
 
 
 def connect_unix(path: str, timeout_s: float) -> socket.socket:
@@ -49,6 +52,27 @@ def flush_files(paths: Collection[Path]) -> None:
     if paths:
         with ThreadPoolExecutor(min(len(paths), _FLUSHED_AT_A_TIME)) as threads:
             list(threads.map(_flush, paths))
+
+
+class WrittenEarly:
+    """A file that the disk begins with while more is written: flushing it at the end then waits for little.
+
+    That it is flushed it does not promise, nor that the kernel takes the hint (sync_file_range(2)).
+    """
+
+    def __init__(self, raw: io.FileIO) -> None:
+        self._raw = raw
+        self._new = 0
+
+    def write(self, data: memoryview, /) -> int:
+        """Write to the file where it is and return how much."""
+        done = self._raw.write(data)
+        self._new += done
+        if self._new >= _EARLY_BYTES:
+            begin = ctypes.c_int64(self._raw.tell() - self._new)
+            _libc.sync_file_range(self._raw.fileno(), begin, ctypes.c_int64(self._new), _SYNC_FILE_RANGE_WRITE)
+            self._new = 0
+        return done
 
 
 def _flush(path: Path, flags: int = os.O_NOFOLLOW | os.O_NONBLOCK) -> None:
@@ -89,6 +113,6 @@ def protect_process() -> None:
     """
     # A limit of 0 stops core files, but not a core_pattern that is a pipe; 1 stops both (fs/coredump.c).
     resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
-    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0):
+    if _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl failed")
     os.umask(0o077)

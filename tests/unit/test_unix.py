@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import resource
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from strongroom import _unix
 from strongroom._unix import flush_files, write_whole
 from strongroom.attest.simulated.platform import load_seed
 from strongroom.crypto.https import _is_ended
@@ -110,3 +112,24 @@ def test_a_connection_with_a_high_descriptor_is_looked_at() -> None:
         low.close()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_file_that_is_written_early_is_the_same_and_the_disk_is_asked_once_for_each_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+
+    class Kernel:
+        def sync_file_range(self, _handle: int, begin: ctypes.c_int64, length: ctypes.c_int64, flags: int) -> int:
+            assert flags == 2  # begin to write: waits for nothing
+            asked.append((begin.value, length.value))
+            return -1  # a kernel that knows no such call
+
+    monkeypatch.setattr(_unix, "_libc", Kernel())
+    monkeypatch.setattr(_unix, "_EARLY_BYTES", 100)
+    parts = [os.urandom(size) for size in (10, 89, 1, 99, 250, 30)]
+    with open(tmp_path / "f", "xb", buffering=0) as raw:
+        early = _unix.WrittenEarly(raw)
+        assert [early.write(memoryview(part)) for part in parts] == [len(part) for part in parts]
+    assert (tmp_path / "f").read_bytes() == b"".join(parts)
+    assert asked == [(0, 100), (100, 349)]

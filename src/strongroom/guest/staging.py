@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from strongroom._unix import flush_files
+from strongroom._unix import WrittenEarly, flush_files
 from strongroom.crypto.keys import FileSecret
 from strongroom.crypto.stream import RawSource, Writer, sealed_size
 from strongroom.errors import DeniedError, InputError, StrongroomError, UnavailableError
@@ -463,7 +463,7 @@ class StagedVolume:
 
 def _write(beside: Path, prefix: bytes, secret: FileSecret, source: RawSource) -> int:
     # Flushed with the others.
-    with open(beside, "xb", buffering=0) as out, Writer(out, prefix, secret) as writer:
+    with open(beside, "xb", buffering=0) as out, Writer(WrittenEarly(out), prefix, secret) as writer:
         writer.copy_from(source)
     return writer.size
 
