@@ -1,15 +1,14 @@
-"""The commands of the examples' READMEs are those that tests run, and those of the guides."""
+"""The commands of the examples' READMEs are those that tests run, and those of the guides.
+
+That they are commands is the question of test_docs_commands.py.
+"""
 
 from __future__ import annotations
 
 import re
-import shlex
 
-import click
 import pytest
 from tests.e2e.readmes import EXAMPLES, blocks, commands
-
-from strongroom.cli.main import cli
 
 ROOT = EXAMPLES.parent
 READMES = sorted(page.parent.name for page in EXAMPLES.glob("*/README.md"))
@@ -35,21 +34,6 @@ def test_two_owners_join_is_the_guides() -> None:
     # tests/e2e/test_guides.py runs it there, as a script whose arguments say who approves.
     (command,) = commands("two-owners-join")
     assert command.removeprefix("cd shop && ") in re.sub(r' "\$@"|\\\n *', "", _guide("multi-party"))
-
-
-@pytest.mark.parametrize("example", READMES)
-def test_every_command_and_flag_exists(example: str) -> None:
-    for line in commands(example):
-        words = shlex.split(re.sub(r" \| tee .*", "", line.rpartition("&& ")[2]))
-        if words[0] != "strongroom":
-            continue
-        command: click.Command | None = cli
-        while isinstance(command, click.Group):
-            del words[0]
-            command = command.get_command(click.Context(command), words[0])
-        assert command is not None, line
-        context = click.Context(command, **command.context_settings)
-        command.parse_args(context, words[1:])  # raises for a flag that is not there
 
 
 def test_deep_learning_shows_the_readmes_commands() -> None:
