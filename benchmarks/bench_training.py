@@ -21,7 +21,7 @@ STRONGROOM = str(Path(sys.executable).with_name("strongroom"))
 EXAMPLES = Path(__file__).parents[1] / "examples/mnist-torch"
 PROGRAMS = Path(__file__).parent / "programs"
 APPROVE = ("--approve", "--unsafe-accept-simulated")
-EPOCH = re.compile(r"epoch (\d+): .*accuracy: ([0-9.]+)")
+EPOCH = re.compile(r"INFO \[Epoch (\d+) .*accuracy: ([0-9.]+)")
 
 
 def run(quick: bool) -> dict[str, object]:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -112,29 +112,44 @@ def plain(tmp_path: Path) -> Path:
     return folder
 
 
-LONG = Path(__file__).parents[1] / "docs/reference/e2e-long.md"
-_LONG_HEAD = """# What is too long for every landing
+RECORD = Path(__file__).parents[1] / "docs/reference/e2e-long.md"
+_RECORD_HEAD = """# What is too long for every landing
 
-`make e2e-long` runs these and writes this page: when each was run last, at which commit, and what came of it.
+`make e2e-long` and the examples (`make e2e E2E=example`) write this page: when each was run last, at which commit, and
+what came of it. Other rows stay.
 
 | test | when, commit | result | s |
 | --- | --- | --- | --- |
 """
 
 
+def record(page: str, reports: Iterable[tuple[str, pytest.TestReport]], when: str) -> str:
+    """Return the page with a row for each (result, report) of a test that ran or could not; other rows stay."""
+    known = {line.split(" | ")[0]: line for line in page.splitlines() if line.startswith("| `")}
+    for result, report in reports:
+        if report.when == "call" or result == "error":
+            name = f"| `{report.nodeid.removeprefix('tests/e2e/')}`"
+            known[name] = f"{name} | {when} | {result} | {report.duration:.0f} |"
+    return _RECORD_HEAD + "".join(f"{known[name]}\n" for name in sorted(known))
+
+
+def recorded(markexpr: str, report: pytest.TestReport) -> bool:
+    """Whether a test gets a row: long ones in a run of these alone, examples in a run that asked for them."""
+    return markexpr == "long" or ("example" in markexpr and "example" in report.keywords)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Keep the last dated result of every long test."""
-    if config.option.markexpr != "long":
-        return
-    known = {line.split(" | ")[0]: line for line in LONG.read_text().splitlines() if line.startswith("| `")}
-    words = ["git", "describe", "--always", "--dirty", "--abbrev=8"]
-    commit = subprocess.run(words, cwd=LONG.parent, capture_output=True, text=True, check=True).stdout.strip()
-    for result in ("passed", "failed", "error"):
-        for report in terminalreporter.getreports(result):
-            if report.when == "call" or result == "error":
-                name = f"| `{report.nodeid.removeprefix('tests/e2e/')}`"
-                known[name] = f"{name} | {time.strftime('%Y-%m-%d')}, {commit} | {result} | {report.duration:.0f} |"
-    LONG.write_text(_LONG_HEAD + "".join(f"{known[name]}\n" for name in sorted(known)))
+    """Keep the last dated result of every long test and every example."""
+    reports = [
+        (result, report)
+        for result in ("passed", "failed", "error")
+        for report in terminalreporter.getreports(result)
+        if recorded(config.option.markexpr, report)
+    ]
+    if reports:
+        words = ["git", "describe", "--always", "--dirty", "--abbrev=8"]
+        commit = subprocess.run(words, cwd=RECORD.parent, capture_output=True, text=True, check=True).stdout.strip()
+        RECORD.write_text(record(RECORD.read_text(), reports, f"{time.strftime('%Y-%m-%d')}, {commit}"))
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:

@@ -6,10 +6,12 @@ strongroom spark-submit --master 'local-cluster[2,1,2048]' --venv env \
 
 FOLDER has the four files of MNIST. MODEL takes the weights, as a table of name, shape and values, and as JSON what they
 were made with and how good they are; see README.md.
+It prints lines of BigDL's shape, for programs that look for those.
 """
 
 import json
 import sys
+import time
 
 import numpy as np
 import torch
@@ -45,8 +47,9 @@ def lenet() -> nn.Sequential:
     )  # fmt: skip
 
 
-def train(files: dict[str, bytes], epochs: int) -> tuple[dict[str, np.ndarray], list[int]]:
-    """Return the weights, and how many of the test images were read right after each epoch; runs on every executor."""
+def train(files: dict[str, bytes], epochs: int) -> tuple[dict[str, np.ndarray], list[tuple[int, int, float]]]:
+    """Return the weights, and of each epoch iterations, test images read right and seconds; runs on every executor."""
+    started = time.monotonic()
     dist.init_process_group("gloo")
     torch.manual_seed(SEED)
     rank, processes = dist.get_rank(), dist.get_world_size()
@@ -64,7 +67,7 @@ def train(files: dict[str, bytes], epochs: int) -> tuple[dict[str, np.ndarray], 
             optimiser.step()
         right = count_right(model.module, TensorDataset(*test[rank::processes]))
         dist.all_reduce(right)
-        found.append(int(right))
+        found.append((epoch * len(batches), int(right), time.monotonic() - started))
     dist.destroy_process_group()
     return {name: tensor.numpy() for name, tensor in model.module.state_dict().items()}, found
 
@@ -88,11 +91,13 @@ def main(folder: str, target: str, epochs: int) -> None:
     spark = SparkSession.builder.appName("LeNet").getOrCreate()
     rows = spark.read.format("binaryFile").load(folder).collect()
     files = {row.path.rpartition("/")[2]: bytes(row.content) for row in rows}
-    test = part(files, "t10k")
-    print(f"{len(part(files, 'train'))} images to learn from, {len(test)} to be tested with, {PROCESSES} processes")
+    count, test = len(part(files, "train")), part(files, "t10k")
+    print(f"{count} images to learn from, {len(test)} to be tested with, {PROCESSES} processes")
     weights, found = TorchDistributor(PROCESSES, local_mode=False, use_gpu=False).run(train, files, epochs)
-    for epoch, right in enumerate(found, start=1):
-        print(f"epoch {epoch}: correct: {right}, count: {len(test)}, accuracy: {right / len(test):.4f}")
+    for epoch, (iteration, right, seconds) in enumerate(found, start=1):
+        accuracy = f"Accuracy(correct: {right}, count: {len(test)}, accuracy: {right / len(test):.4f})"
+        clock = f"[Iteration {iteration}][Wall Clock {seconds:.6f}s]"
+        print(f"INFO [Epoch {epoch} {count}/{count}]{clock} Top1Accuracy is {accuracy}")
 
     # Executors and driver share no folder but Spark's, which takes tables: no pickle, and readable without PyTorch.
     table = [(name, list(array.shape), array.ravel().tolist()) for name, array in weights.items()]

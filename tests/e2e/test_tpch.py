@@ -56,10 +56,11 @@ def test_all_queries_over_sealed_parquet(shell: Shell) -> None:
     subprocess.run([tool, "parquet", "-s", SCALE, "-o", tables], check=True, capture_output=True)
     shell.run("key", "create", "sales")
     shell.run("data", "seal", "tables", "sealed", "--key", "sales")
-    shell.run(
+    said = shell.run(
         "spark-submit", *APPROVE, "--master", "local[2]", *QUICK, "--volume", "out=out:sales:rw",
         "--files", str(EXAMPLE / "queries.sql"), str(EXAMPLE / "tpch.py"), "sealed", "/work/out/results",
-    )  # fmt: skip
+    ).stdout  # fmt: skip
+    assert "----22 finished----\n" in said, "what the old guide greps"
     shell.run("data", "open", "out", "opened")
     check_results(tables, shell.folder / "opened/results")
 

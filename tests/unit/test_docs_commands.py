@@ -15,7 +15,11 @@ from strongroom.cli.main import cli
 from strongroom.errors import InputError
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = [DOCS / "hardware-untested.md", *sorted((DOCS / "guides").glob("*.md"))]
+PAGES = [
+    DOCS / "hardware-untested.md",
+    *sorted((DOCS / "guides").glob("*.md")),
+    *sorted(DOCS.parent.glob("examples/*/README.md")),
+]
 
 
 def _simple(line: str) -> Iterator[str]:

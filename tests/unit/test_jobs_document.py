@@ -221,6 +221,16 @@ def test_spark_masters_that_leave_the_enclave_are_refused(spec: JobSpec, master:
         spark(spec, spark__master=master)
 
 
+@pytest.mark.parametrize("name", ["python", "spark", "torchrun"])
+def test_threads_wait_without_spinning_and_are_as_many_as_the_libraries_say(spec: JobSpec, name: str) -> None:
+    engine = {"spark": {"spark.master": "local-cluster[2,1,1024]"}, "torchrun": {"nnodes": "2"}}.get(name, {})
+    document = plan_job(replace(spec, workload=name, environment={}, engine=engine), WORKLOADS, IDENTITY).document
+    parts = [document, *([document["workers"]] if engine else [])]
+    for part in parts:
+        said = part["environment"]  # type: ignore[index]
+        assert {key: said[key] for key in said if "OMP" in key or "THREADS" in key} == {"OMP_WAIT_POLICY": "PASSIVE"}
+
+
 def test_executors_are_a_role_in_the_document(spec: JobSpec) -> None:
     here = spark(spec, spark__master="local-cluster[2, 3, 1024]").document
     workers = here["workers"]

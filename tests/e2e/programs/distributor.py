@@ -30,7 +30,8 @@ def train(backwards, factor):
     dist.all_reduce(summed)
     place = os.environ.get("SPARK_LOCAL_IP"), socket.gethostname(), os.readlink("/proc/self/ns/net")
     seen = [None] * dist.get_world_size()
-    dist.all_gather_object(seen, (rank, place, int(tensor.sum())))
+    threads = os.environ.get("OMP_WAIT_POLICY"), torch.get_num_threads()
+    dist.all_gather_object(seen, (rank, place, int(tensor.sum()), threads))
     print(f"rank {rank} says hello", flush=True)
     dist.destroy_process_group()
     return summed[0].item(), seen
@@ -40,6 +41,6 @@ spark = SparkSession.builder.appName("distributor").getOrCreate()
 words = "".join(row.value for row in spark.read.text(sys.argv[1]).collect()) if len(sys.argv) > 1 else ""
 summed, seen = TorchDistributor(num_processes=2, local_mode=False, use_gpu=False).run(train, MARKER[::-1], factor=2)
 print(f"sum {summed:.0f}, read {words!r}")
-for rank, place, total in seen:
-    print("rank", rank, "at", *place, "marker", total == 2000 * sum(MARKER))
+for rank, place, total, threads in seen:
+    print("rank", rank, "at", *place, "marker", total == 2000 * sum(MARKER), "threads", *threads)
 spark.stop()
