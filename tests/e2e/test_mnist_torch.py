@@ -80,8 +80,9 @@ def test_lenet_learns_what_it_learns_plain(shell: Shell, plain: Path) -> None:
     assert len((shell.folder / "opened/lenet.safetensors").read_bytes()) == len(model)
 
     # The same by DistributedDataParallel, one epoch in two enclaves.
-    words = ["--nnodes", "2", *words[:4], "--volume", "both=both:vision:rw", str(TOGETHER), "mnist", "both", "1"]
-    together = shell.run("torchrun", *words, timeout_s=900).stdout
+    words = ["--approve", "--unsafe-accept-simulated", "--venv", "env", "--volume", "both=both:vision:rw"]
+    program = [str(TOGETHER), "sealed-mnist", "both", "1"]
+    together = shell.run("torchrun", "--nnodes", "2", *words, *program, timeout_s=900).stdout
     assert together.startswith("60000 images to learn from, 10000 to be tested with, 2 processes\n")
     (accuracy,) = accuracies(together)
     assert accuracy >= LEAST[0]
