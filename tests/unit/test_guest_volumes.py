@@ -489,6 +489,15 @@ def test_a_sparse_file_that_no_disk_holds_is_refused_before_it_is_written(
         assert on_disk(folder) == before
 
 
+def test_a_file_system_that_does_not_say_what_it_has_is_written_to(
+    staged: StagedVolume, committed: tuple[Session, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "statvfs", lambda _path: (_ for _ in ()).throw(OSError(errno.ENOSYS, "not here")))
+    with open(staged.place / "big", "wb") as file:
+        file.truncate(17 << 20)
+    assert publish(staged, committed[0]) is not None
+
+
 def test_names_that_are_left_out_count_as_output(committed: tuple[Session, Path], tmp_path: Path) -> None:
     at = StagedVolume(volume(committed[1], committed[0].head), tmp_path / "work")
     at.volume._max_bytes = 150

@@ -373,7 +373,7 @@ class StagedVolume:
     def _outside(self, path: str) -> str:
         try:
             return follow(self._place, path)[1] if (self._place / path).is_symlink() else ""
-        except InputError:
+        except (InputError, OSError):
             return ""
 
     def _place_straight(self, path: str, file: StraightFile, known: _Source, *, copied: bool) -> _Sealed:
@@ -395,7 +395,10 @@ class StagedVolume:
         # A file that is mostly holes may be larger than any disk: others have theirs on this one.
         if size <= _LARGE:
             return
-        disk = os.statvfs(self.volume.folder)
+        try:
+            disk = os.statvfs(self.volume.folder)
+        except OSError:  # it does not say
+            return
         left = disk.f_bavail * disk.f_frsize
         if disk.f_blocks and sealed_size(size) > left:
             raise OSError(errno.ENOSPC, f"it has {size} bytes, holes are sealed as zeros, the disk has {left} left")
