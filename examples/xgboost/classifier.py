@@ -22,7 +22,7 @@ booster = SparkXGBClassifier(
 )
 model = booster.fit(train)
 predictions = model.transform(test)
-predictions.drop("features").show()
+predictions.select(*columns, "label", "rawPrediction", "probability", "prediction").show()
 area = BinaryClassificationEvaluator().evaluate(predictions)
 print(f"area under ROC {area:.3f} over {predictions.count()} women")
 model.write().overwrite().save(target)
