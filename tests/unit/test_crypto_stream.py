@@ -246,6 +246,33 @@ def test_failed_writer_leaves_no_valid_file() -> None:
         writer.write(b"more")
 
 
+class BrokenSource(io.BytesIO):
+    """Gives some of what it has and then fails, having filled the buffer further than it says."""
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        if self.tell():
+            buffer[:] = b"x" * len(buffer)
+            raise OSError(errno.EIO, "broken")
+        return super().readinto(buffer[:1000])
+
+
+@pytest.mark.parametrize("before", [0, 100, 3 * BLOCK_BYTES + 5])
+def test_no_plaintext_stays_in_the_buffer_of_a_writer_that_ended(before: int) -> None:
+    prefix, secret = new_prefix(KEY, HEADER)
+    whole = Writer(io.BytesIO(), prefix, secret)
+    whole.write(b"x" * before)
+    whole.copy_from(io.BytesIO(b"x" * 70_000))
+    whole.close()
+    prefix, secret = new_prefix(KEY, HEADER)
+    failed = Writer(io.BytesIO(), prefix, secret)
+    failed.write(b"x" * before)
+    with pytest.raises(OSError, match="broken"):
+        failed.copy_from(BrokenSource(b"x" * 70_000))
+    failed.abort()
+    for writer in (whole, failed):
+        assert not bytes(writer._plain).strip(b"\0")
+
+
 def test_dropped_writer_leaves_no_valid_file() -> None:
     raw = io.BytesIO()
     prefix, secret = new_prefix(KEY, HEADER)

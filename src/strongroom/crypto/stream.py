@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import mmap
 import os
 import struct
 from collections.abc import Callable, Sequence
@@ -119,6 +120,11 @@ class _Chunks:
             raise refusal("chunk", f"chunk {number} was altered") from exc
 
 
+def _buffer(size: int) -> memoryview:
+    # The kernel gives its pages as they are used: a small file's buffers cost no more than it.
+    return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+
+
 def _cut(view: memoryview, step: int) -> list[memoryview]:
     return [view[at : at + step] for at in range(0, len(view), step)]
 
@@ -149,7 +155,7 @@ class _Behind:
         self._raw = raw
         self._thread = ThreadPoolExecutor(1)
         self._written: Future[None] | None = None
-        spare = memoryview(bytearray(BLOCK_CHUNKS * SEALED_CHUNK_BYTES))
+        spare = _buffer(BLOCK_CHUNKS * SEALED_CHUNK_BYTES)
         self._spare = (spare, _cut(spare, SEALED_CHUNK_BYTES))
 
     def write(self, block: memoryview, cuts: list[memoryview]) -> tuple[memoryview, list[memoryview]]:
@@ -178,8 +184,8 @@ class Writer:
     """Seals what is written to it, in sequence.
 
     `close` writes the final chunk; leaving a `with` block by an exception, or dropping the object, does not.
-    Holds two buffers of `BLOCK_BYTES`, whatever the size of the file; of a large one three, one of which is
-    written while the next is sealed.
+    Holds at most two buffers of `BLOCK_BYTES`, for a small file only pages of them; for a large one three, one of
+    which is written while the next is sealed.
     """
 
     def __init__(self, raw: RawTarget, prefix: bytes, secret: FileSecret) -> None:
@@ -188,8 +194,9 @@ class Writer:
         self._next = 0
         self._used = 0
         self._size = 0
-        self._plain = memoryview(bytearray(BLOCK_BYTES))
-        self._sealed = memoryview(bytearray(BLOCK_CHUNKS * SEALED_CHUNK_BYTES))
+        self._touched = 0  # bytes of `_plain` that may hold plaintext
+        self._plain = _buffer(BLOCK_BYTES)
+        self._sealed = _buffer(BLOCK_CHUNKS * SEALED_CHUNK_BYTES)
         self._plain_cuts = _cut(self._plain, CHUNK_BYTES)
         self._sealed_cuts = _cut(self._sealed, SEALED_CHUNK_BYTES)
         self._behind: _Behind | None = None
@@ -213,6 +220,7 @@ class Writer:
                 continue
             step = min(len(view), BLOCK_BYTES - self._used)
             self._plain[self._used : self._used + step] = view[:step]
+            self._touched = max(self._touched, self._used + step)
             view = view[step:]
             self._advance(step)
         self._size += total
@@ -223,7 +231,7 @@ class Writer:
         """Seal everything that `source` still has and return how many bytes that was."""
         self._check_open()
         total = 0
-        while got := _fill(source, self._plain[self._used :]):
+        while got := self._fill(source):
             self._advance(got)
             self._size += got
             total += got
@@ -255,7 +263,13 @@ class Writer:
         self.closed = True
         with contextlib.suppress(OSError, StrongroomError):  # what is written no longer matters
             self._catch_up()
-        self._plain[:] = bytes(BLOCK_BYTES)
+        self._plain[: self._touched] = bytes(self._touched)
+
+    def _fill(self, source: RawSource) -> int:
+        before, self._touched = self._touched, BLOCK_BYTES  # if it fails, who knows how far it came
+        got = _fill(source, self._plain[self._used :])
+        self._touched = max(before, self._used + got)
+        return got
 
     def _write_behind(self) -> None:
         if self._behind is None and self._size >= _BEHIND_BYTES:
@@ -375,7 +389,7 @@ class Reader(io.RawIOBase):
 
     def copy_to(self, write: Callable[[memoryview], object], on_bytes: Callable[[int], None] | None = None) -> int:
         """Open everything from the current place, block by block, into `write`; return how many bytes that was."""
-        block = memoryview(bytearray(BLOCK_BYTES))
+        block = memoryview(bytearray(min(BLOCK_BYTES, max(self.size - self._place, 1))))
         total = 0
         while got := self.readinto(block):
             write(block[:got])
