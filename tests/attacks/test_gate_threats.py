@@ -324,7 +324,7 @@ def test_T266_unforeseen_errors_at_evidence_are_recorded_as_denied(
 def test_T61_strangers_are_turned_away_before_their_body_is_read(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     from strongroom.service import app
 
-    monkeypatch.setattr(app, "GUEST_RATE_PER_S", 20.0)
+    monkeypatch.setattr(app, "GUEST_RATE_PER_S", 5.0)
     job, head = house.ready()
     house.guests = app.guest_app(house.service, house.guest_api)
     guest = house.guest(job).attested()

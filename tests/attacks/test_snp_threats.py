@@ -114,9 +114,11 @@ def test_T265_digest_of_a_launch_without_the_kernels_hashes() -> None:
         "measurement": claims.measurement.hex(),
         "claims": claims.to_json(),
         "job_document": {},
+        "reasons": [],
         "job": "",
         "key": "",
     }
+    approve = ["approve", "3", "--root", claims.root_fingerprint]
     for words in ([], ["--snp-measurement", "00" * 48]):
         with (
             patch("strongroom.cli.requests.owner", lambda: SimpleNamespace(call=lambda *_: kind)),
@@ -124,7 +126,7 @@ def test_T265_digest_of_a_launch_without_the_kernels_hashes() -> None:
                 InputError, match=r"snp_measurement: expected the value that you computed, got .*covers: launch digest"
             ),
         ):
-            CliRunner().invoke(command, ["approve", "3", *words], standalone_mode=False, catch_exceptions=False)
+            CliRunner().invoke(command, [*approve, *words], standalone_mode=False, catch_exceptions=False)
 
 
 def test_T269_keys_that_stand_in_the_way_of_others_or_cost_time(monkeypatch: pytest.MonkeyPatch) -> None:
