@@ -226,7 +226,9 @@ def test_T136_a_process_left_behind_does_not_touch_the_outputs(fresh: Enclave) -
     )
     outcome = fresh.outcome(*WRITE, "python", "-c", program)
     assert outcome["outcome"] == "completed", outcome
-    assert set(fresh.open("out").get("a", "x")) == {"x"}  # it is a link now, unless that lost the race against its parent
+    assert set(fresh.open("out").get("a", "x")) == {
+        "x"
+    }  # it is a link now, unless that lost the race against its parent
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, 77, 127, 255])

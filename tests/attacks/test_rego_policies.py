@@ -126,7 +126,7 @@ def test_a_later_word_on_a_job_replaces_the_earlier() -> None:
 
     policy: object = None
     for branch in (said(""), said("a"), said("b"), said("", name="other"), said("b")):
-        policy = policy_to_json(_with(policy, branch))  # type: ignore[arg-type]
+        policy = policy_to_json(_with(policy, branch)[0])  # type: ignore[arg-type]
     assert policy == policy_to_json(AnyOf((said("b"), said("", name="other"))))  # type: ignore[arg-type]
 
 

@@ -36,7 +36,7 @@ from strongroom.attest.binding import config_id, init_data_digest, job_init_data
 from strongroom.attest.claims import Claims
 from strongroom.attest.endorsement_files import write_bundle
 from strongroom.attest.endorsements import TrustAnchor
-from strongroom.attest.policies import TDX_REGISTERS, job_digest
+from strongroom.attest.policies import TDX_REGISTERS, TcbStatus, job_digest
 from strongroom.attest.reference import ReferenceValues, sign_reference
 from strongroom.attest.simulated.pki import SimulatedPKI
 from strongroom.attest.verifiers import verify_any
@@ -177,9 +177,17 @@ def test_T381_an_approval_does_not_take_from_evidence_whose_root_is_believed(mon
     assert "'kind': 'root'" not in str(_approve(monkeypatch, _hardware(), *value))
     # What one root may have, another may not any more: of two policies for one job the laxer would count.
     allowed = allowance(JOB, MEASUREMENT.hex(), simulated=False)
-    narrower = _with(policy_to_json(allowed), allowance(JOB, MEASUREMENT.hex(), simulated=False, root=own))
-    assert isinstance(narrower, AnyOf)
-    assert len(narrower.policies) == 1
+    wanted = allowance(JOB, MEASUREMENT.hex(), simulated=False, root=own)
+    narrower, lost = _with(policy_to_json(allowed), wanted)
+    assert (narrower, lost) == (AnyOf((wanted,)), [])
+    # Nor may a reference value keep what the next word on the job takes back, and what is demanded no more is said.
+    one, other = ("sha256:" + digit * 64 for digit in "12")
+    signed = ReferenceValues(name="", job="", document={}, values={}, simulated=False, id=one, signer=other)
+    laxer = TcbStatus(("UpToDate", "OutOfDate"))
+    for first, second in ((None, signed), (signed, None)):
+        before = allowance(JOB, MEASUREMENT.hex(), simulated=False, root=own, tcb=laxer, reference=first)
+        after = allowance(JOB, MEASUREMENT.hex(), simulated=False, reference=second)
+        assert _with(policy_to_json(before), after) == (AnyOf((after,)), [f"root {own}"])
 
 
 def test_T274_whatever_allows_a_job_warns_of_a_program_that_has_the_keys(caplog: pytest.LogCaptureFixture) -> None:

@@ -29,6 +29,7 @@ from strongroom.attest.appraisal import (
     check_pins_code,
     findings,
     job_digest,
+    names_job,
     policy_from_json,
     policy_simulated,
     policy_to_json,
@@ -328,7 +329,8 @@ def test_reference_values_that_accept_are_named() -> None:
     policy = AnyOf((bad, AnyOf((good,)), GOOD))
     appraise(policy, HARDWARE)
     own = f"measurement {MEASUREMENT.hex()}"
-    assert references(policy, HARDWARE) == [ids[0], own]
+    assert references(policy, HARDWARE) == [ids[0]], "the choice that decided"
+    assert references(AnyOf((bad, GOOD, good)), HARDWARE) == [own]
     assert policy_from_json(policy_to_json(policy)) == policy
     # An owner who asks for more puts it beside the values, or around them.
     claims = replace(HARDWARE.claims, tcb_eval_number=17, tcb_status="OutOfDate")
@@ -356,6 +358,15 @@ def test_reference_values_that_accept_are_named() -> None:
     for field in ("id", "signer"):
         with pytest.raises(InputError, match="not a SHA-256 id"):
             policy_from_json({**policy_to_json(good), field: "none"})
+
+
+def test_a_job_whose_arguments_are_free_is_not_named() -> None:
+    named, free = (
+        allowance(JOB, MEASUREMENT.hex(), simulated=False, free=f) for f in ((), (FreeArgument(2, r"\d{4}-\d\d-\d\d"),))
+    )
+    assert names_job(named)
+    assert not names_job(free)
+    assert not names_job(AnyOf((named, free)))
 
 
 def test_what_an_owner_approves_is_what_the_evidence_said() -> None:

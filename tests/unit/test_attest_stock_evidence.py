@@ -90,6 +90,7 @@ WRONG: dict[str, tuple[Change, str]] = {
     "no report": (lambda v: v.pop(R), "evidence: expected"),
     "a report in text": (put(R, to="AA=="), "not an object"),
     "a field more": (put(R, "mitigated", to=1), "got 'mitigated'"),
+    "an empty object more": (put(R, "more", to={}), "got 'more'"),
     "a field less": (lambda v: v[R].pop("vmpl"), "got 'vmpl'"),
     "a field inside more": (put(R, "signature", "t", to=[]), "got 'signature.t'"),
     "a number in an object": (put(R, "vmpl", to={"": 0}), "got 'vmpl, vmpl.'"),

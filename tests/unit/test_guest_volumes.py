@@ -393,7 +393,9 @@ def test_links_to_files_of_the_volume_are_sealed_as_what_they_lead_to(
     publish(staged, committed[0])
     after = volume(committed[1], committed[0].head)
     names = ["again", "best", "ckpt-3", "d/up", "latest", "same", "whole"]
-    assert {path: get(after, path) for path, _ in after.paths()} == {"a": b"bb", "d/b": b"bb"} | dict.fromkeys(names, b"three")
+    assert {path: get(after, path) for path, _ in after.paths()} == {"a": b"bb", "d/b": b"bb"} | dict.fromkeys(
+        names, b"three"
+    )
     assert staged.volume.left_out == {}
     again = StagedVolume(after, tmp_path / "again")
     again.open_all()
@@ -404,8 +406,13 @@ LEFT_OUT = {
     "outside": ("out of the volume", lambda at: at.symlink_to("/etc/passwd")),
     "outside from here": ("out of the volume", lambda at: at.symlink_to("d/../../v/a")),
     "beside": ("out of the volume", lambda at: at.symlink_to(f"{at.parent}2/a")),
-    "by a link": ("out of the volume", lambda at: ((at.parent / f"{at.name}e").symlink_to(".."), at.symlink_to(f"{at.name}e/v/a"))),
+    "by a link": (
+        "out of the volume",
+        lambda at: ((at.parent / f"{at.name}e").symlink_to(".."), at.symlink_to(f"{at.name}e/v/a")),
+    ),
     "nothing": ("a link to nothing", lambda at: at.symlink_to("nowhere")),
+    "below a file": ("a link to nothing", lambda at: at.symlink_to("new/part")),
+    "a long name": ("a link to nothing", lambda at: at.symlink_to("x" * 300)),
     "nothing above": ("out of the volume", lambda at: at.symlink_to("/nowhere")),
     "folder": ("not to a file", lambda at: at.symlink_to("d")),
     "volume": ("not to a file", lambda at: at.symlink_to(at.parent)),
@@ -431,17 +438,59 @@ def test_T365_what_is_no_file_of_the_volume_is_left_out_by_name_and_nothing_else
     assert reason in left["z"]
 
 
+def test_a_folder_that_left_the_volume_behind_a_link_loses_nothing(
+    staged: StagedVolume, committed: tuple[Session, Path], tmp_path: Path
+) -> None:
+    (staged.place / "d").rename(tmp_path / "moved")
+    (staged.place / "d").symlink_to(tmp_path / "moved")
+    (staged.place / "new").write_bytes(b"new")
+    publish(staged, committed[0])
+    after = volume(committed[1], committed[0].head)
+    assert {p: get(after, p) for p, _ in after.paths()} == {"a": b"data", "d/b": b"bb", "new": b"new"}
+    assert staged.volume.left_out == {"d": "a link out of the volume"}
+
+
+def test_names_that_are_left_out_and_look_alike_are_counted(
+    staged: StagedVolume, committed: tuple[Session, Path]
+) -> None:
+    for number in range(3):
+        (staged.place / ("n" * 100 + str(number))).symlink_to("nowhere")
+    publish(staged, committed[0])
+    assert staged.volume.left_out == {"n" * 100: "a link to nothing", "...": "and others"}
+
+
+def test_where_holes_are_not_zeros_every_zero_is_written(committed: tuple[Session, Path], tmp_path: Path) -> None:
+    session, folder = committed
+    at = StagedVolume(volume(folder, session.head), tmp_path / "work")
+    at.open_all()
+    (at.place / "zeros").write_bytes(bytes(70_000))
+    publish(at, session)
+    again = StagedVolume(volume(folder, session.head), tmp_path / "again", holes=False)
+    again.open_all()
+    assert (again.place / "zeros").read_bytes() == bytes(70_000)
+    assert (again.place / "zeros").stat().st_blocks * 512 >= 70_000
+
+
 def test_holes_stay_holes_and_other_zeros_become_some(committed: tuple[Session, Path], tmp_path: Path) -> None:
     session, folder = committed
     at = StagedVolume(volume(folder, session.head), tmp_path / "work")
     at.open_all()
-    page, parts = b"x" * 4096, {0: b"begin", 5_000: bytes(9000) + b"\0y", (3 << 20) - 1: b"z", (12 << 20) + 4096: b"w" * 8192}
+    page, parts = (
+        b"x" * 4096,
+        {0: b"begin", 5_000: bytes(9000) + b"\0y", (3 << 20) - 1: b"z", (12 << 20) + 4096: b"w" * 8192},
+    )
     with open(at.place / "sparse", "wb") as file:
         for start, data in parts.items():
             file.seek(start)
             file.write(data)
         file.truncate((20 << 20) + 77)
-    for name, data in {"zeros": bytes(70_000), "one": b"\0", "none": b"", "all": page * 300, "odd": page + bytes(5)}.items():
+    for name, data in {
+        "zeros": bytes(70_000),
+        "one": b"\0",
+        "none": b"",
+        "all": page * 300,
+        "odd": page + bytes(5),
+    }.items():
         (at.place / name).write_bytes(data)
     publish(at, session)
     again = StagedVolume(volume(folder, session.head), tmp_path / "again")
@@ -482,7 +531,9 @@ def test_a_sparse_file_that_no_disk_holds_is_refused_before_it_is_written(
         lambda: staged.checkpoint(session),  # type: ignore[arg-type]
         lambda: staged.sync(None, session),  # type: ignore[arg-type]
     ):
-        with pytest.raises(UnavailableError, match=r"output out/big.mdb could not be written: it has 8796093022208 bytes.*disk") as refused:
+        with pytest.raises(
+            UnavailableError, match=r"output out/big.mdb could not be written: it has 8796093022208 bytes.*disk"
+        ) as refused:
             act()
         assert isinstance(refused.value.__cause__, OSError)
         assert refused.value.__cause__.errno == errno.ENOSPC

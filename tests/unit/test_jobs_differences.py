@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,26 @@ def test_T387_a_bundle_that_nobody_can_walk_or_print_is_refused(name: str, value
     (tmp_path / "reference.json").write_text('{"measurement": "00", "places": {}}')
     (tmp_path / name).write_text('{"measurement": "00", "places": ' + value + "}")
     with pytest.raises(InputError, match=r"nested more than 32|2\*\*53|UTF-8"):
+        read_build(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["job.json", "reference.json", "job.manifest.template", "job.manifest", "job.sig"])
+@pytest.mark.parametrize("kind", ["pipe", "link", "large"])
+def test_T387_only_files_of_the_bundle_are_read(name: str, kind: str, tmp_path: Path) -> None:
+    (tmp_path / "job.json").write_text("{}")
+    (tmp_path / "reference.json").write_text('{"measurement": "00", "places": {}}')
+    if name in ("job.manifest", "job.sig"):
+        (tmp_path / "job.manifest.template").write_text("[sgx]\ntrusted_files = []\n[fs]\nmounts = []\n")
+    path = tmp_path / name
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "link":
+        path.symlink_to("/dev/zero")
+    else:
+        with path.open("wb") as file:
+            file.truncate(1 << 40)
+    with pytest.raises(InputError, match=r"no file of at most|not readable|not what a build writes"):
         read_build(tmp_path)
 
 

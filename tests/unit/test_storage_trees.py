@@ -15,10 +15,11 @@ import pytest
 from strongroom._secret import SecretBytes
 from strongroom.crypto.keys import StaticKeyRing
 from strongroom.errors import DeniedError, InputError, IntegrityError, StrongroomError, UnavailableError
-from strongroom.storage import tree_write
+from strongroom.storage import pool, tree_write
 from strongroom.storage.dataset import DatasetInfo, Head, load_manifest
 from strongroom.storage.places import LocalPlace
 from strongroom.storage.trees import Progress, open_tree, reseal_tree, seal_tree, verify_tree
+from strongroom.storage.worker import Task
 
 KEYS = {1: SecretBytes(b"1" * 32), 2: SecretBytes(b"2" * 32)}
 V1 = StaticKeyRing("sales", {1: KEYS[1]})
@@ -68,6 +69,25 @@ def test_seal_verify_open(tmp_path: Path, workers: int | None) -> None:
     assert opened.written == 4
     assert content(tmp_path / "out") == content(source)
     assert not [n for n in content(tmp_path / "s") if ".~strongroom-" in n]
+
+
+@pytest.mark.parametrize("workers", [1, 2, None])
+def test_no_file_is_passed_over_by_an_error_that_nobody_foresaw(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int | None
+) -> None:
+    (tmp_path / "plain").mkdir()
+    for number in range(20):
+        (tmp_path / f"plain/{number}").write_text("text")
+    real = pool.perform
+
+    def perform(task: Task, *rest: Any) -> Any:
+        if task.path == "7":
+            raise IndexError
+        return real(task, *rest)
+
+    monkeypatch.setattr(pool, "perform", perform)
+    with pytest.raises(IndexError):
+        seal_tree(str(tmp_path / "plain"), str(tmp_path / "sealed"), V1, Heads(), info=INFO, workers=workers)
 
 
 def test_remote_target_and_source(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import cast
 
 from strongroom.attest.findings import AppraisalContext, Finding, Policy, Scope
@@ -119,7 +120,7 @@ def appraise(policy: Policy, context: AppraisalContext) -> None:
 
 
 def references(policy: Policy, context: AppraisalContext, scope: Scope | None = None) -> list[str]:
-    """Return which reference values `policy`, which accepts the claims, took the code by, in each choice that does.
+    """Return which reference values `policy`, which accepts the claims, took the code by: of choices, in the first.
 
     Signed ones by their id; where an owner named the value in the policy itself, the kind of check and what it found
     (`measurement a1…`).
@@ -127,8 +128,8 @@ def references(policy: Policy, context: AppraisalContext, scope: Scope | None = 
     scope = scope or Scope()
     match policy:
         case AnyOf():
-            accept = [p for p in policy.policies if all(found.passed for found in p.judge(context, scope))]
-            used = [name for inner in accept for name in references(inner, context, scope)]
+            accept = (p for p in policy.policies if all(found.passed for found in p.judge(context, scope)))
+            used = [name for inner in islice(accept, 1) for name in references(inner, context, scope)]
         case AllOf():
             used = [name for inner in policy.policies for name in references(inner, context, policy.inside(scope))]
         case Reference():
@@ -165,7 +166,7 @@ def check_pins_code(policy: Policy) -> None:
 
 
 def names_job(policy: Policy) -> bool:
-    """Return whether every branch of `policy` that can accept names the job."""
+    """Return whether every branch of `policy` that can accept names the job, with all its arguments."""
     return _pinned(policy) >= _JOB
 
 
@@ -179,7 +180,7 @@ def _pinned(policy: Policy) -> frozenset[str]:
             found = frozenset.intersection(*(_pinned(inner) for inner in policy.policies))
         case Measurement() | SnpMeasurement() | TdxMeasurements(complete=True):
             found = frozenset({"code"})
-        case JobDigest():
+        case JobDigest(free=()):
             found = _JOB
         case Signer():
             found = frozenset({"signer"})

@@ -95,7 +95,9 @@ def read_snp(value: Mapping[str, object]) -> bytes:
         raise EvidenceError("evidence: attestation_report is not an object")
     flat: dict[_Name, object] = {}
     for name, inner in report.items():
-        flat |= {(name, part): v for part, v in inner.items()} if isinstance(inner, Mapping) else {(name,): inner}
+        flat |= (
+            {(name, part): v for part, v in inner.items()} if isinstance(inner, Mapping) and inner else {(name,): inner}
+        )
     if ("_author_key_en",) in flat:
         form, null = _OLD, set[_Name]()
     else:

@@ -10,7 +10,7 @@ import click
 from strongroom.attest.claims import Claims
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.findings import shown_flag
-from strongroom.attest.quote import FieldRow, Quote, describe, parse_quote, trimmed
+from strongroom.attest.quote import FieldRow, Quote, describe, parse_quote, trimmed, unpadded
 from strongroom.attest.snp import parse_report
 from strongroom.attest.verifiers import verify_any
 from strongroom.attest.verifiers.chains import platform
@@ -129,8 +129,9 @@ def _checks(
 ) -> tuple[list[tuple[str, bool | None, str]], Claims | None]:
     """Return what was checked, with None for what was not asked, and what is proven."""
     one = raw if tee == "snp" else trimmed(raw)
-    exact = one == raw
-    length = "no bytes after the quote" if exact else "bytes after the quote: a service refuses it"
+    exact = one == raw or (tee == "tdx" and one == unpadded(raw))
+    length = "no bytes after the quote" if one == raw else "zeros after the quote, which a service cuts off"
+    length = length if exact else "bytes after the quote: a service refuses it"
     checks: list[tuple[str, bool | None, str]] = [("length", exact, length)]
     try:
         choices = trusted_choices(bundle, {})

@@ -18,7 +18,12 @@ from strongroom.storage.trees import open_tree, reseal_tree, verify_tree
 
 __all__ = ["command"]
 
-_workers = click.option("--workers", type=click.IntRange(min=1), default=None, help="Processes; default one a core.")
+_workers = click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=None,
+    help="Files at a time; default one a core, more of small ones.",
+)
 
 
 @click.group("data")

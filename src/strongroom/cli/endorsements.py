@@ -329,10 +329,14 @@ def _say_end(endorsements: AnyEndorsements, now: datetime) -> None:
 
 def state(folder: Path, now: datetime) -> tuple[str, str] | None:
     """Return whether the makers' endorsements in `folder` end soon and which, None if there are none."""
-    found = ends(read_folder(folder)[0], now)
+    given = read_folder(folder)[0]
+    found = ends(given, now)
     soon = [text for days, text in found if days < SOON_DAYS]
-    fetch = "; `strongroom attest endorsements fetch QUOTE` gets new ones"
-    return ("WARNING" if soon else "ok", "; ".join(soon) + fetch if soon else found[0][1]) if found else None
+    if not found and any(anchor.kind == "hardware" for anchor, _ in given):
+        soon = ["none of the makers' endorsements here can be proven"]
+    if soon:
+        return "WARNING", "; ".join(soon) + "; `strongroom attest endorsements fetch QUOTE` gets new ones"
+    return ("ok", found[0][1]) if found else None
 
 
 def _details(endorsements: AnyEndorsements) -> dict[str, object]:

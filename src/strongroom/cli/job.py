@@ -165,6 +165,7 @@ def _approve(here: Workspace, plan: LaunchPlan, bundle: Bundle, unsafe_accept_si
         bundle.values,
         job=plan.job,
         unsafe_accept_simulated=bundle.simulated,
+        keep=True,
     )
 
 

@@ -210,7 +210,9 @@ def _check_root(root: str, claims: Mapping[str, object]) -> None:
     if root not in ("", got) or (not root and claims["root"] == "own"):
         raise InputError(
             f"root: expected {root or 'one of a hardware maker'}, got {got}",
-            hint="no maker's root: repeat with --root if you know whose it is, and want to believe it",
+            hint="no maker's root: repeat with --root if you know whose it is, and want to believe it"
+            if claims["root"] == "own"
+            else "the evidence is under another root than --root names",
         )
 
 

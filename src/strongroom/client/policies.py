@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import cast
 
 from strongroom.attest.appraisal import (
@@ -98,6 +97,7 @@ def allow_job(
     rego: str = "",
     root: str = "",
     tcb: TcbStatus | None = None,
+    keep: bool = False,
     keys: Sequence[str] = (),
     uses: Sequence[str] = (),
     request: int | None = None,
@@ -116,6 +116,7 @@ def allow_job(
         rego: See `allowance`.
         root: See `allowance`.
         tcb: See `allowance`.
+        keep: What the owner said of this job before stays, whatever it demands.
         keys: Only these keys; empty for all that the job declares.
         uses: Only these uses; empty for all that the job declares.
         request: The pending request that this answers.
@@ -140,7 +141,7 @@ def allow_job(
         _log.warning("job %s: under Occlum whoever runs the machine can take the named keys", job)
     if tcb and tcb != TcbStatus():
         named = ", ".join((*tcb.allowed[1:], *tcb.advisories))
-        _log.warning("job %s: platforms are accepted that their maker does not call up to date: %s", job, named)
+        _log.warning("job %s: platforms are accepted with what their maker warns of: %s", job, named)
     branch = allowance(
         document,
         measurement,
@@ -158,10 +159,10 @@ def allow_job(
         policy = found["policy"]
         assert isinstance(policy, dict)
         for use in wanted:
-            whole = _with(policy.get(use), branch)
-            before = rego_modules(policy_from_json(policy[use])) if policy.get(use) else []
-            for module in sorted(set(before) - set(rego_modules(whole))):
-                lines[key] += f" ({use}: Rego module {module} is asked no more)"
+            whole, lost = _with(policy.get(use), branch, keep=keep)
+            for demand in lost:
+                lines[key] += f" ({use}: {demand} is asked no more)"
+                _log.warning("key %s, %s: %s is asked no more of job %s", key, use, demand, job)
             policy[use] = policy_to_json(whole)
         approved = {"job": job, "measurement": shown, "document": dict(document), "claims": dict(claims or {})}
         body = {"policy": policy, "revision": found["revision"], "approved": [approved], "request": request}
@@ -177,20 +178,31 @@ def clear_policy(client: OwnerClient, key: str) -> None:
     client.call("PUT", f"/v1/keys/{key}/policy", body)
 
 
-def _with(existing: object, branch: Policy) -> Policy:
+def _with(existing: object, branch: Policy, *, keep: bool = False) -> tuple[Policy, list[str]]:
+    """Return `existing` with `branch` in it, and what was demanded of this job and is no more; see `allow_job`."""
     if existing is None:
-        return AnyOf((branch,))
+        return AnyOf((branch,)), []
     policy = policy_from_json(existing)
     branches = policy.policies if isinstance(policy, AnyOf) else (policy,)
     # What was said of this job with another Rego module, root or TCB status, or without, goes: else the laxer counts.
     kept = tuple(b for b in branches if _bare(b) != _bare(branch))
-    return policy if branch in branches and len(kept) == len(branches) - 1 else AnyOf((*kept, branch))
+    if keep and len(kept) < len(branches):
+        return policy, []
+    lost = {demand for b in branches if b not in kept for demand in _demands(b)} - _demands(branch)
+    same = branch in branches and len(kept) == len(branches) - 1
+    return policy if same else AnyOf((*kept, branch)), sorted(lost)
 
 
-def _bare(branch: Policy) -> Policy:
-    if isinstance(branch, AllOf | Reference):
-        return replace(branch, policies=tuple(p for p in branch.policies if not isinstance(p, Rego | Root | TcbStatus)))
-    return branch
+def _bare(branch: Policy) -> tuple[Policy, ...]:
+    # Whether or not a reference value named them: by either way it is the same code and job.
+    checks = branch.policies if isinstance(branch, AllOf | Reference) else (branch,)
+    return tuple(p for p in checks if not isinstance(p, Rego | Root | TcbStatus))
+
+
+def _demands(branch: Policy) -> set[str]:
+    checks = branch.policies if isinstance(branch, AllOf | Reference) else (branch,)
+    roots = {f"root {value}" for p in checks if isinstance(p, Root) for value in p.values}
+    return roots | {f"Rego module {digest}" for digest in rego_modules(branch)}
 
 
 def _declared(document: Mapping[str, object], owner: str) -> dict[str, list[str]]:

@@ -219,8 +219,8 @@ class Writer:
                 view = view[BLOCK_BYTES:]
                 continue
             step = min(len(view), BLOCK_BYTES - self._used)
-            self._plain[self._used : self._used + step] = view[:step]
             self._touched = max(self._touched, self._used + step)
+            self._plain[self._used : self._used + step] = view[:step]
             view = view[step:]
             self._advance(step)
         self._size += total

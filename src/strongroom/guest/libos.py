@@ -162,7 +162,7 @@ def run_libos_job(
         workload.stop(reason)
 
     lease.start(end)
-    plain = [StagedVolume(volume, WORK / name) for name, volume in volumes.items()] if staged else []
+    plain = [StagedVolume(volume, WORK / name, holes=False) for name, volume in volumes.items()] if staged else []
     for volume in plain:
         volume.open_all()
     with contextlib.ExitStack() as held:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import io
@@ -31,6 +32,7 @@ Identity = tuple[int, int, int, int]
 """Size, times of the last change of content and of anything, number."""
 
 _PAGE = 4096
+_NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 _MAX_LINKS = 40
 
 
@@ -45,8 +47,8 @@ def open_plain(place: Path, path: str) -> io.FileIO:
     linked = at != path
     try:
         return open_below(place, at)
-    except FileNotFoundError as exc:
-        if linked:
+    except OSError as exc:
+        if linked and exc.errno in _NOWHERE:
             raise InputError("a link to nothing") from exc
         raise
     except InputError as exc:
@@ -68,7 +70,12 @@ def look(place: Path, path: str) -> Identity:
 
 def leads_to(place: Path, path: str) -> Identity:
     """Return what is known of the file that the link at `path` leads to, its own number too; raises as `look`."""
-    return identity((place / _inside(place, path)).lstat())
+    try:
+        return identity((place / _inside(place, path)).lstat())
+    except OSError as exc:
+        if exc.errno in _NOWHERE:
+            raise InputError("a link to nothing") from exc
+        raise
 
 
 def _inside(place: Path, path: str) -> str:
@@ -114,14 +121,20 @@ def follow(place: Path, path: str) -> tuple[str, str]:
     return "/".join(done) or ".", ""
 
 
-def put_plain(reader: Reader, path: Path) -> None:
-    """Copy what `reader` holds to a new file at `path`; pages of zeros become holes, which take no memory."""
+def put_plain(reader: Reader, path: Path, *, holes: bool = True) -> None:
+    """Copy what `reader` holds to a new file at `path`; pages of zeros become holes, which take no memory.
+
+    Args:
+        reader: At its beginning.
+        path: On a memory file system.
+        holes: Whether that one's holes read as zeros. Of a LibOS's they may be what its memory held before.
+    """
     with open(path, "wb", buffering=0) as out:
         at = 0
 
         def write(block: memoryview) -> None:
             nonlocal at
-            for start, end in _filled(block):
+            for start, end in _filled(block) if holes else [(0, len(block))]:
                 out.seek(at + start)
                 write_all(out, block[start:end])
             at += len(block)

@@ -72,6 +72,7 @@ class StagedVolume:
         volume: The sealed side.
         place: The plain side, on a memory file system (/work/<name>).
         find_straight: Returns the sealed file that a link to this path stands for.
+        holes: See `put_plain`.
     """
 
     def __init__(
@@ -79,10 +80,13 @@ class StagedVolume:
         volume: SealedVolume,
         place: Path,
         find_straight: Callable[[str], StraightFile | None] = lambda _link: None,
+        *,
+        holes: bool = True,
     ) -> None:
         self.volume = volume
         self._place = place
         self._find_straight = find_straight
+        self._holes = holes
         self._seen: dict[str, _Source] = {}
         self._alone = threading.Lock()  # checkpoints and fsyncs come from threads of their own
 
@@ -104,7 +108,7 @@ class StagedVolume:
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with self.volume.reader(path) as reader:
-                    put_plain(reader, target)
+                    put_plain(reader, target, holes=self._holes)
             except OSError as exc:
                 raise UnavailableError(
                     f"volume {self.volume.name}: {path} does not fit into enclave memory: {exc.strerror}",
@@ -252,8 +256,9 @@ class StagedVolume:
                 file = None if same else self._seal_path(path, sealed, running=running, as_is=moved)
                 if file is not None:
                     sealed.append(file)
-                elif moved:  # to where it cannot be sealed: it stays under its old name
-                    found |= {old for old, i in had.items() if i == inode}
+                elif not same:
+                    # What cannot be sealed stays under its old name, or below it where there was a folder.
+                    found |= {old for old, i in had.items() if (moved and i == inode) or old.startswith(f"{path}/")}
             self._flush(sealed)
         except BaseException:
             self._drop_all(sealed)

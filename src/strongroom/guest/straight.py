@@ -269,7 +269,12 @@ class StraightFolder:
         # A program that saves a model after each epoch and keeps the last few must not fill the disk. Twice, as a link
         # that is renamed while one looks is seen nowhere.
         places = ((self.place.parent.parent, self._unlinkable), *((place, ()) for place in _ELSEWHERE))
-        links = {Path(found.link) for place, without in places for found in walk(place, without) if found.link}
+        links = {
+            Path(os.path.normpath(place.joinpath(found.path, "..", found.link)))
+            for place, without in places
+            for found in walk(place, without)
+            if found.link
+        }
         for name, file in list(self._files.items()):
             if self.place / name in links:
                 file.missed = 0

@@ -228,9 +228,10 @@ class SealedVolume:
 
     def leave_out(self, path: str, reason: str) -> None:
         """Note what is no file, for the report, which is the host's to read: no more of its name than shows which."""
+        self._check_names(path)
         shown = ascii(path[:100])[1:-1]
         self.spend(len(shown))
-        if len(self.left_out) < _SHOWN:
+        if len(self.left_out) < _SHOWN and shown not in self.left_out:
             self.left_out[shown] = reason
         else:
             self.left_out["..."] = "and others"

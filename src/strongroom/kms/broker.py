@@ -467,7 +467,7 @@ class Broker:
             changes = difference(last.get("job_document"), dict(guest.document))
             known = last.get("claims") or {}
             changes += difference(known, {k: v for k, v in guest.claims.to_json().items() if k in known}, "claims")
-            noise = ("claims.report_data", "claims.config_id", "claims.tcb_age_days")
+            noise = ("claims.report_data", "claims.config_id", "claims.tcb_age_days", "claims.limits")
             changes = [line for line in changes if not line.startswith(noise)]
             changes = [_short(line) for line in changes[:_MAX_LINES]]
         document = {

@@ -27,6 +27,7 @@ _OWN = re.compile(
     rf"keras\.src\.(backend\.\w+\.optimizers|{_ROOMS})(\.\w+)*\.[A-Z]\w*",
     re.ASCII,
 )
+_SPEC = "__typespec__"
 _CODE = ("TorchModuleWrapper", "TFSMLayer")  # a pickle; a graph from a folder
 
 
@@ -51,12 +52,15 @@ def foreign_objects(raw: bytes) -> Iterator[tuple[str, str]]:
 
 def _in_object(value: dict[str, Any]) -> Iterator[tuple[str, str]]:
     name, module = value.get("class_name", value.get("spec_name")), value.get("module")
-    if name == "__lambda__" or value.get("function_type") == "lambda":
+    registered = value.get("registered_name")
+    if name == "__lambda__" or any(one == "lambda" for key, one in value.items() if key.endswith("_type")):
         yield LAMBDA
-    elif name in _CODE:
+    elif name in _CODE or value.get("spec_name") in _CODE:
         yield str(name), "which loads code"
+    elif module is not None and registered not in (None, name):  # what the name does not find is looked for by it
+        yield f"{registered}", "which is registered under another name"
     elif name is not None and module is not None:  # without a module it has to be the loader's own
-        what = value.get("config") if name == "function" else name
+        what = value.get("config") if name == "function" else value.get("spec_name") if name == _SPEC else name
         by_name = (name, module) == ("function", "builtins") and what not in dir(builtins)  # looked for in Keras alone
         named = ".".join(one if isinstance(one, str) else f"<{type(one).__name__}>" for one in (module, what))
         if not by_name and not _OWN.fullmatch(named):

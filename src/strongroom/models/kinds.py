@@ -50,6 +50,9 @@ class Kind(Protocol):
         ...
 
 
+_SAME = "strongroom.same:"
+
+
 class SafeTensors(Kind):
     """State of a PyTorch module, or a dictionary of PyTorch tensors or NumPy arrays."""
 
@@ -66,10 +69,10 @@ class SafeTensors(Kind):
         library, tensors, same = dense(model if isinstance(model, dict) else model.state_dict())
         writer = _need(f"safetensors.{library}", "safetensors")
         try:
-            writer.save_file(tensors, path, same or None)
+            writer.save_file(tensors, path, {_SAME + name: twin for name, twin in same.items()} or None)
         except (KeyError, import_module("safetensors").SafetensorError) as exc:
             raise InputError(
-                f"safetensors does not write the model: {exc}", hint="older ones know fewer types"
+                f"safetensors does not write the model: {exc}", hint="is there room? Older ones know fewer types"
             ) from exc
 
     def load(self, path: Path, *, into: Any, trusted: Sequence[str]) -> Any:
@@ -84,7 +87,8 @@ class SafeTensors(Kind):
         try:
             with library.safe_open(path, framework) as file:
                 found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dictionary
-                same = {other: found[name] for other, name in (file.metadata() or {}).items() if name in found}
+                said = {k.removeprefix(_SAME): v for k, v in (file.metadata() or {}).items() if k.startswith(_SAME)}
+                same = {name: found[twin] for name, twin in said.items() if twin in found}
         except (library.SafetensorError, AttributeError, KeyError, TypeError) as exc:  # a type that NumPy has not
             raise InputError(
                 f"{path.name} cannot be read: {exc}", hint="is it whole? Some types are read by torch alone"

@@ -51,7 +51,11 @@ def dense(state: Mapping[Any, Any]) -> tuple[str, dict[str, Any], dict[str, str]
     for name, value in state.items():
         tensor = _tensor(name, value)
         it = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
-        twin = seen.setdefault((*it, tensor.is_conj(), tensor.is_neg()), name) if tensor.numel() else name
+        twin = (
+            seen.setdefault((*it, tensor.is_conj(), tensor.is_neg()), name)
+            if tensor.numel() and tensor.data_ptr()
+            else name
+        )
         if twin == name:
             found[name] = tensor.resolve_conj().resolve_neg().contiguous()
         else:

@@ -25,7 +25,7 @@ __all__ = ["Done", "Event", "Failed", "Moved", "run_tasks"]
 # A process costs about 0.15 s of one core before its first file.
 _BYTES_WORTH_A_PROCESS = 32 << 20
 # A small file's time is its fsync's, and the disk's journal writes for all who wait in one go.
-_SMALL_BYTES, _SMALL_AT_A_TIME = 32 << 10, 16
+_SMALL_BYTES, _SMALL_AT_A_TIME, _WRITING = 32 << 10, 16, ("seal", "open", "reseal")
 _BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from strongroom.storage.worker import main; main()"
 
 
@@ -75,7 +75,7 @@ def run_tasks(
         setting: What they share.
         tell: Called with each event.
         versions: Key versions that the tasks need.
-        workers: At most so many at a time; None for one a core.
+        workers: At most so many at a time; None for one a core, and more of remote files and of small ones to write.
         hold: File descriptors that stay open while a worker process lives (the lock of the folder).
     """
     waiting = deque(sorted(tasks, key=lambda task: -task.size))
@@ -83,13 +83,13 @@ def run_tasks(
     if not isinstance(setting.source, LocalPlace) or not isinstance(setting.target, LocalPlace):
         _in_threads(waiting, setting, tell, count=workers or 4 * cores)
         return
-    large = deque(task for task in waiting if task.size > _SMALL_BYTES)
+    small = deque(task for task in waiting if task.size <= _SMALL_BYTES and task.kind in _WRITING)
+    large = deque(task for task in waiting if task.size > _SMALL_BYTES or task.kind not in _WRITING)
     wanted = workers or min(cores, 1 + sum(task.size for task in large) // _BYTES_WORTH_A_PROCESS)
     if (count := min(wanted, len(large))) > 1:
         _in_processes(large, setting, tell, versions=versions, count=count, hold=hold)
     else:
         _in_threads(large, setting, tell, count=1)
-    small = deque(task for task in waiting if task.size <= _SMALL_BYTES)
     _in_threads(small, setting, tell, count=workers or _SMALL_AT_A_TIME)
 
 
@@ -125,17 +125,18 @@ def _side_by_side(waiting: deque[Task], works: Sequence[_Work], tell: Tell, stop
 
     def serve(work: _Work) -> None:
         try:
-            with contextlib.suppress(IndexError):
-                while not stopping.is_set():
-                    work(waiting.popleft(), say)
+            while not stopping.is_set() and (task := _next(waiting)) is not None:
+                work(task, say)
             events.put(None)
         except BaseException as exc:
             events.put(exc)
 
-    threads = [threading.Thread(target=serve, args=(work,), daemon=True) for work in works]
-    for thread in threads:
-        thread.start()
+    threads: list[threading.Thread] = []
     try:
+        for work in works:
+            thread = threading.Thread(target=serve, args=(work,), daemon=True)
+            thread.start()
+            threads.append(thread)
         running = len(threads)
         while running:
             event = events.get()
@@ -150,6 +151,13 @@ def _side_by_side(waiting: deque[Task], works: Sequence[_Work], tell: Tell, stop
         stop()
         for thread in threads:
             thread.join()
+
+
+def _next(waiting: deque[Task]) -> Task | None:
+    try:
+        return waiting.popleft()
+    except IndexError:
+        return None
 
 
 def _in_processes(
