@@ -188,7 +188,7 @@ def run_libos_job(
                 for sealed in volumes.values():
                     held.enter_context(sealed.changing(session))
             for volume in plain:
-                volume.seal_changes()
+                volume.seal_changes(pipes.left_out(volume.volume.name) if pipes else ())
             for sealed in volumes.values():
                 sealed.commit(session)
     report.status = "completed"
@@ -207,6 +207,7 @@ class _Pipes:
         interpreter = texts(document, "command")[0]
         here = (str(theirs), str(they_send))
         self.before = (interpreter, str(Path(apart.__file__)), *here, names, written, always)
+        self._left: list[str] = []
         self._received: StrongroomError | None = UnavailableError("the program's outputs did not come back")
         self._threads = [threading.Thread(target=run, daemon=True) for run in (self._send, self._receive)]
 
@@ -219,12 +220,16 @@ class _Pipes:
         """Return once the outputs are here, whole.
 
         Raises:
-            InputError: The program left something that is neither a file nor a folder, or did not send all of it.
+            InputError: The program did not send all of it.
         """
         for thread in self._threads:
             thread.join()
         if self._received is not None:
             raise self._received
+
+    def left_out(self, name: str) -> list[str]:
+        """Return the paths in a volume of what the program left there that is no file."""
+        return [path.removeprefix(f"{name}/") for path in self._left if path.startswith(f"{name}/")]
 
     def _send(self) -> None:
         with contextlib.suppress(OSError), open(self._ours, "wb") as stream:
@@ -234,7 +239,7 @@ class _Pipes:
         try:
             with open(self._back, "rb") as stream:
                 if stream.peek(1):  # only then is what the program was given replaced by what it left
-                    apart.receive_files(WORK, self._written, stream)
+                    self._left = apart.receive_files(WORK, self._written, stream)
                     self._received = None
         except (ValueError, OSError, RecursionError) as exc:
             self._received = InputError(f"the program's outputs: {getattr(exc, 'strerror', None) or exc}")

@@ -221,12 +221,15 @@ class StagedVolume:
             raise
         return sealed, left
 
-    def seal_changes(self) -> None:
+    def seal_changes(self, left_out: Collection[str] = ()) -> None:
         """Seal every new or changed file, and drop those that the program removed; it has ended.
 
         Nothing under a final name changes before all of it is sealed. A link to a file of the volume is sealed as a
         copy of that. Any other link, or pipe, is left out, and the volume says so: a name that was a file at the last
         commit stays that.
+
+        Args:
+            left_out: Paths of such, where the program's process has files of its own.
 
         Raises:
             InputError: The program left a file whose name no data set may hold, or that cannot be read.
@@ -234,6 +237,9 @@ class StagedVolume:
         """
         if self.volume.mode == "rw":
             sealed, found = self._seal_new(running=False)
+            for path in left_out:
+                self.volume.leave_out(path, "neither a file, nor a folder, nor a link to a file of the volume")
+                found |= {old for old in self._seen if old == path or old.startswith(f"{path}/")}
             self._replace(sealed, sorted(self._seen.keys() - found))
 
     def _seal_new(self, *, running: bool) -> tuple[list[_Sealed], set[str]]:
@@ -397,8 +403,9 @@ class StagedVolume:
         return self.volume.folder / f"{TEMPORARY}{os.urandom(8).hex()}"
 
     def _check_room(self, size: int) -> None:
-        # A file that is mostly holes may be larger than any disk: others have theirs on this one.
-        if size <= _LARGE:
+        # A file that is mostly holes may be larger than any disk: others have theirs on this one. Where there are no
+        # holes no file is larger than enclave memory, and what a LibOS says of a disk may be a constant.
+        if size <= _LARGE or not self._holes:
             return
         try:
             disk = os.statvfs(self.volume.folder)
