@@ -103,7 +103,7 @@ class SNPVerifier:
         """Return the claims proven by the report's signature.
 
         Args:
-            evidence: A report of version 2, 3 or 5.
+            evidence: A report of version 2 to 5.
             endorsements: For the report's product line and kind of key, covering `now`.
             now: UTC. Never read from the clock here.
 
