@@ -157,10 +157,10 @@ def test_every_status_has_a_verdict_that_explains_itself(
     )
 
 
-def _relaunched(now: datetime, svn: int, configured: str) -> tuple[bytes, Endorsements]:
+def _relaunched(now: datetime, svn: int, configured: str, attributes: int = 1 << 28) -> tuple[bytes, Endorsements]:
     """Return a quote of a domain that a module of `svn` launched, level 3, while level 4, the newest, runs now."""
     given = replace(case("tdx5-1.5"), endorsements=PKI.endorsements(now, tee="tdx", tcb_status=configured))
-    given = given.body(0, bytes([svn])).body(584, b"\4")
+    given = given.body(0, bytes([svn])).body(584, b"\4").body(120, attributes.to_bytes(8, "little"))
 
     def levels(document: dict[str, Any]) -> None:
         module = document["tdxModuleIdentities"][0]["tcbLevels"]
@@ -187,6 +187,11 @@ def test_a_domain_whose_module_was_updated_under_it_is_told_to_start_again(
         found, page, value = _verify(tmp_path, quote, policy, PKI.anchor(), [endorsements])
         assert (found, value["tcb_status"], value["advisory_ids"]) == (code, status, ["INTEL-SA-01234"]), page
         assert re.search(rf"platform +{status} as of 2024-01-01", page)
+    # What refuses before a policy is asked says it too.
+    debug, endorsements = _relaunched(datetime.now(UTC), 3, configured, attributes=1 << 28 | 1)
+    _, page, value = _verify(tmp_path, debug, {"kind": "all_of", "policies": strict}, PKI.anchor(), [endorsements])
+    assert (value["claims"], value["checks"][0]["check"], value["tcb_status"]) == (None, "debug", status)
+    assert re.search(rf"platform +{status}\nadvisories +INTEL-SA-01234\nlevels +platform", page)
     newest, endorsements = _relaunched(datetime.now(UTC), 4, "UpToDate")
     assert _verify(tmp_path, newest, {"kind": "all_of", "policies": strict}, PKI.anchor(), [endorsements])[0] == 0
 
