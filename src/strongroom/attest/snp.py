@@ -220,6 +220,11 @@ class SNPReport(Spans):
         """Whether the host can read the guest's memory."""
         return bool(self.number("policy") >> 19 & 1)
 
+    @property
+    def aliases_unchecked(self) -> bool:
+        """Whether the firmware did not look for aliases of memory, where it says (from version 3 on): BadRAM."""
+        return self.version > 2 and not self.number("platform_info") >> 5 & 1
+
     def tcb(self, name: str) -> TCB:
         """Return the security versions in `reported_tcb`, `current_tcb`, `committed_tcb` or `launch_tcb`."""
         return TCB.parse(self[name], turin=self.turin)

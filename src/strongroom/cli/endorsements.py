@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -98,22 +98,24 @@ def fetch(
 ) -> None:
     """Fetch what verifying EVIDENCE (an SGX or TDX quote, or an SNP report) takes, and verify it once with that."""
     from strongroom.attest.endorsement_files import anchor_of, file_name, write_bundle
-    from strongroom.attest.evidence import Evidence
     from strongroom.attest.quote import trimmed
     from strongroom.attest.verifiers.choose import asking_nothing
+    from strongroom.cli.evidence import read_evidence
 
-    raw, now, folder = _read(evidence), datetime.now(UTC), _folder(out)
-    snp = raw[2:4] == b"\0\0"  # a quote has the type of its attestation key there, which is 2
-    raw = raw if snp else trimmed(raw)
-    plan = _plan_snp(raw, product) if snp else _plan_intel(raw, update, edition)
-    known, proof = _known(folder, plan.file) if folder else None, Evidence(tee=plan.tee, quote=raw)
+    (proof, _), now, folder = read_evidence(evidence), datetime.now(UTC), _folder(out)
+    if proof.tee == "snp":
+        plan = _plan_snp(proof.quote, product)
+    else:
+        proof = replace(proof, quote=trimmed(proof.quote))
+        plan = _plan_intel(proof.quote, update, edition)
+    known = _known(folder, plan.file) if folder else None
     wanted = renew or out or edition is not None or update == "early"
     if known is not None and not wanted and _holds(known, anchor_file, proof, now):
         output.say(f"those at hand verify {evidence} and hold for more than {SOON_DAYS} days: nothing fetched")
         return
     found = plan.fetch(source, _text(ca_file), known)
     anchor = anchor_of(found, read_anchor(anchor_file))
-    claims = asking_nothing(anchor, found, raw).verify(proof, found, now=now)
+    claims = asking_nothing(anchor, found, proof).verify(proof, found, now=now)
     found = _no_older(anchor, found, folder)
     target = out or cast(Path, folder) / file_name(found)
     write_bundle(target, anchor, [found])
@@ -127,7 +129,6 @@ def fetch(
 class _Plan:
     """What to fetch for one machine, and what to say of it."""
 
-    tee: str
     file: str
     fetch: Callable[[str | None, str, AnyEndorsements | None], AnyEndorsements]
     said: str = ""
@@ -143,7 +144,6 @@ def _plan_snp(raw: bytes, product: str | None) -> _Plan:
     if line is None:
         raise InputError("a report of version 2 does not name its product line", hint="--product Milan, or Genoa")
     return _Plan(
-        "snp",
         f"snp-sev-{'vlek-' * vlek}{line.lower()}.json",
         lambda source, ca_pem, known: fetch_snp(
             MakerService(source or AMD_KDS, ca_pem=ca_pem), report, line, cast("SNPEndorsements | None", known)
@@ -166,7 +166,6 @@ def _plan_intel(raw: bytes, update: str, edition: int | None) -> _Plan:
     except ValueError as exc:
         raise InputError(f"the quote names no platform family: {exc}") from exc
     return _Plan(
-        quote.tee,
         f"{quote.tee}-{fmspc}{'-platform' * (ca == 'platform')}.json",
         lambda source, ca_pem, _known: fetch_intel(
             MakerService(source or INTEL_PCS, ca_pem=ca_pem),
@@ -278,7 +277,7 @@ def _holds(known: AnyEndorsements, anchor_file: Path | None, evidence: Evidence,
         return False
     try:
         anchor = anchor_of(known, read_anchor(anchor_file))
-        asking_nothing(anchor, known, evidence.quote).verify(evidence, known, now=now)
+        asking_nothing(anchor, known, evidence).verify(evidence, known, now=now)
     except AttestationError:
         return False
     return True
@@ -301,16 +300,6 @@ def _text(path: Path | None) -> str:
         return path.read_text() if path else ""
     except (OSError, UnicodeDecodeError) as exc:
         raise InputError(f"{path} is not readable PEM") from exc
-
-
-def _read(path: Path) -> bytes:
-    try:
-        raw = path.read_bytes()
-    except OSError as exc:
-        raise InputError(f"{path} is not readable: {exc.strerror}", hint="name a quote or a report") from exc
-    if not 48 <= len(raw) <= 1 << 16:
-        raise InputError(f"{path} is not a quote or a report: {len(raw)} bytes")
-    return raw
 
 
 def _state(start: datetime, end: datetime, now: datetime) -> str:

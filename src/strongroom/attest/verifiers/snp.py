@@ -147,7 +147,7 @@ class SNPVerifier:
             for name in ("reported_tcb", "committed_tcb", "launch_tcb")
             for reason in (report.tcb(name).below(floor) if floor else ["no floor to compare it with"])
         ]
-        unchecked = report.version > 2 and not report.number("platform_info") >> 5 & 1  # 8.
+        unchecked = report.aliases_unchecked  # 8.
         found = [*stale, *(["memory aliases: not looked for (BadRAM)"] if unchecked else [])]
         status = ("OutOfDate" if stale else "") + ("ConfigurationNeeded" if unchecked else "")
         vectors = [f"{report.number(f'{when}_mit_vector'):#x}" for when in ("launch", "current") if report.version > 4]
