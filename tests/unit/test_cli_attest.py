@@ -386,6 +386,31 @@ def test_what_cannot_be_judged_is_refused_with_the_reason(tmp_path: Path, monkey
         assert value["hint"], name
 
 
+def test_whoever_has_no_endorsements_is_told_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = json.loads((Path(__file__).parents[1] / "vectors" / "quotes-real.json").read_text())["cases"]
+    intels = trimmed(base64.b64decode(vectors[0]["quote"]))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("STRONGROOM_WORKSPACE", raising=False)
+    (tmp_path / "q").write_bytes(intels)
+    (tmp_path / "p").write_text(json.dumps(POLICIES["sgx"]))
+    words = ["verify", str(tmp_path / "q"), "--policy", str(tmp_path / "p")]
+    bare = CliRunner().invoke(command, words, standalone_mode=False).exception
+    assert isinstance(bare, InputError)
+    assert "--endorsements BUNDLE" in bare.hint
+    assert "`strongroom attest endorsements fetch FILE --out BUNDLE`" in bare.hint
+    _workspace(tmp_path, monkeypatch)
+    for quote, hint in (
+        (intels, "no endorsements of Intel's are here: `strongroom attest endorsements fetch FILE` gets them"),
+        (Maker().report(), "no endorsements of AMD's are here: `strongroom attest endorsements fetch FILE` gets them"),
+        (case("tdx4").quote, "the root is no maker's, and not trusted here"),
+    ):
+        (tmp_path / "q").write_bytes(quote)
+        done = CliRunner().invoke(command, words, standalone_mode=False)
+        assert (done.exception, done.return_value) == (None, 1)
+        assert "root\n          expected one of none" in done.stdout
+        assert f"hint: {hint}" in done.stdout
+
+
 def _show(quote: Path, *more: str) -> tuple[int, dict[str, Any], str]:
     """Return the exit status, checks by name with the limits, and the page of `attest show`."""
     words = ["show", str(quote), *more]

@@ -205,32 +205,51 @@ def import_(bundle: Path, anchor_file: Path | None) -> None:
 @click.argument("bundle", required=False, type=click.Path(path_type=Path))
 @json_option
 def show(bundle: Path | None, as_json: bool) -> int:
-    """Show what BUNDLE holds, or this workspace's trust service, and until when; exit 1 if something has expired."""
-    from strongroom.attest.endorsement_files import read_bundle, title
-    from strongroom.attest.makers import MAKERS
+    """Show what BUNDLE holds, or this workspace's trust service, and until when; exit 1 if any of it does not count."""
+    from strongroom.attest.endorsement_files import read_bundle
+    from strongroom.errors import AttestationError
 
-    now, rows, values = datetime.now(UTC), [], []
+    now, values = datetime.now(UTC), list[dict[str, Any]]()
     for path in [bundle] if bundle else sorted(cast(Path, _folder()).glob("*.json")):
-        anchor, found = read_bundle(path)
-        maker = "SIMULATED" if anchor.kind == "simulated" else MAKERS.get(anchor.fingerprint, "another root")
-        for endorsements in found:
-            parts = endorsements.parts()
-            values.append(
-                {
-                    "file": path.name,
-                    "for": title(endorsements),
-                    "root": anchor.fingerprint,
-                    "maker": maker,
-                    "parts": {name: {"from": s.isoformat(), "until": e.isoformat()} for name, s, e in parts},
-                    **_details(endorsements),
-                }
-            )
-            for name, start, end in parts:
-                rows.append((path.name, title(endorsements), maker, name, f"{end:%Y-%m-%d}", _state(start, end, now)))
+        try:
+            anchor, found = read_bundle(path)
+            values += [{"file": path.name, **_held(anchor, one)} for one in found]
+        except AttestationError as exc:  # one stands in no other's way
+            if bundle:
+                raise
+            values.append({"file": path.name, "wrong": str(exc)})
+    rows, good = list[tuple[str, ...]](), True
+    for value in values:
+        of, wrong = (value["file"], value.get("for", ""), value.get("maker", "")), value.get("wrong", "")
+        rows += [(*of, "", "", f"DOES NOT COUNT: {wrong}")] if wrong else []
+        good = good and not wrong
+        for name, part in value.get("parts", {}).items():
+            start, end = (datetime.fromisoformat(part[when]) for when in ("from", "until"))
+            rows.append((*of, name, f"{end:%Y-%m-%d}", _state(start, end, now)))
+            good = good and start <= now <= end
     text = output.table(("file", "for", "root", "part", "until", ""), rows)
     text += [f"{v['file']}: {name} {value}" for v in values for name, value in v.items() if name in ("edition", "keys")]
     output.data(values, as_json, text)
-    return 1 if any(row[5].startswith("EXPIRED") for row in rows) else 0
+    return 0 if good else 1
+
+
+def _held(anchor: TrustAnchor, endorsements: AnyEndorsements) -> dict[str, object]:
+    from strongroom.attest.endorsement_files import title
+    from strongroom.attest.makers import MAKERS
+    from strongroom.attest.verifiers.newest import proven
+
+    held: dict[str, object] = {
+        "for": title(endorsements),
+        "root": anchor.fingerprint,
+        "maker": "SIMULATED" if anchor.kind == "simulated" else MAKERS.get(anchor.fingerprint, "another root"),
+        "parts": {name: {"from": s.isoformat(), "until": e.isoformat()} for name, s, e in endorsements.parts()},
+        **_details(endorsements),
+    }
+    try:
+        proven(anchor, endorsements)
+    except EndorsementError as exc:  # the file alone says whose they are
+        held["wrong"] = str(exc)
+    return held
 
 
 def _folder(out: Path | None = None) -> Path | None:
@@ -307,7 +326,7 @@ def _state(start: datetime, end: datetime, now: datetime) -> str:
     if now > end:
         return f"EXPIRED {-days} days ago: fetch new ones"
     if now < start:
-        return "not yet: is the clock right?"
+        return "NOT YET: is the clock right?"
     return f"expires in {days} days: fetch new ones" if days < SOON_DAYS else f"{days} days"
 
 

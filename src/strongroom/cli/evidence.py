@@ -93,11 +93,15 @@ def trusted_choices(bundle: Path | None, settings: dict[str, str], *, of_service
     that the service says it trusts count only `of_service`: not where the service itself is judged.
 
     Raises:
-        InputError: A hardware root in `bundle` that is no maker's own.
+        InputError: A hardware root in `bundle` that is no maker's own, or neither a bundle nor a workspace.
         EndorsementError: `bundle` is not readable.
     """
     if bundle is None:
-        here = workspace()
+        try:
+            here = workspace()
+        except InputError as exc:
+            exc.hint = "--endorsements BUNDLE; `strongroom attest endorsements fetch FILE --out BUNDLE` writes one"
+            raise
         known = _known_roots(here, of_service)
         folder = read_folder(here.service_folder / "endorsements")[0]
         found = [(anchor, one) for anchor, one in folder if (anchor.fingerprint, anchor.kind) in known]
