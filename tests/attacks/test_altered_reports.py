@@ -97,15 +97,19 @@ CASES: dict[str, tuple[Case, str, str, str]] = {
         behind(certificate_table({"vlek": b"x"})), EVIDENCE, "expected the certificate of its vcek, got vlek", "table"),
     "the root brought along": (
         behind(certificate_table({"vcek": b"x", "ark": b"y"})), EVIDENCE, "expected the certificate of its", "table"),
-    "version 0": (at(0, b"\0"), EVIDENCE, "expected version 2, 3 or 5, got 0", "version"),
-    "version 1": (at(0, b"\1"), EVIDENCE, "expected version 2, 3 or 5, got 1", "version"),
-    "version 4": (case(version=4), EVIDENCE, "expected version 2, 3 or 5, got 4", "version"),
-    "version 6, Turin": (case(TURIN, version=6), EVIDENCE, "expected version 2, 3 or 5, got 6", "version"),
+    "version 0": (at(0, b"\0"), EVIDENCE, "expected version 2 to 5, got 0", "version"),
+    "version 1": (at(0, b"\1"), EVIDENCE, "expected version 2 to 5, got 1", "version"),
+    "version 6, Turin": (case(TURIN, version=6), EVIDENCE, "expected version 2 to 5, got 6", "version"),
     "version 2 of 65,536 more": (at(0, b"\2\0\1"), EVIDENCE, "got 65538", "version"),
     "family in version 2": (at(0x188, b"\x19"), EVIDENCE, "reserved bytes at 0x188", "reserved"),
     "reserved beside the stepping": (at(0x18B, b"\1", version=3), EVIDENCE, "reserved bytes at 0x18b", "reserved"),
     "mitigations in version 2": (at(0x1F8, b"\1"), EVIDENCE, "reserved bytes at 0x1f8", "reserved"),
     "mitigations in version 3": (at(0x200, b"\1", TURIN, version=3), EVIDENCE, "reserved bytes at 0x1f8", "reserved"),
+    "mitigations in version 4": (at(0x1F8, b"\1", version=4), EVIDENCE, "reserved bytes at 0x1f8", "reserved"),
+    "mitigations in version 4, Turin": (
+        at(0x207, b"\1", TURIN, version=4), EVIDENCE, "reserved bytes at 0x1f8", "reserved"),
+    "reserved beside the stepping in version 4": (
+        at(0x19F, b"\1", GENOA, version=4), EVIDENCE, "reserved bytes at 0x18b", "reserved"),
     "reserved in version 5": (at(0x29F, b"\1", TURIN), EVIDENCE, "reserved bytes at 0x208", "reserved"),
     "reserved beside the key information": (at(0x4C, b"\1"), EVIDENCE, "reserved bytes at 0x4c", "reserved"),
     "reserved beside the build": (at(0x1EB, b"\1", TURIN), EVIDENCE, "reserved bytes at 0x1eb", "reserved"),

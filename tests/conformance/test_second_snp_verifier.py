@@ -24,7 +24,7 @@ from strongroom.attest.snp import TCB
 from strongroom.errors import AttestationError
 
 FORMATS = [
-    (maker, version) for maker in (MILAN, GENOA, TURIN) for version in (2, 3, 5) if (maker, version) != (TURIN, 2)
+    (maker, version) for maker in (MILAN, GENOA, TURIN) for version in (2, 3, 4, 5) if (maker, version) != (TURIN, 2)
 ]
 IDS = [f"{maker.product} {version}" for maker, version in FORMATS]
 

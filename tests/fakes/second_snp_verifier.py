@@ -25,7 +25,11 @@ GUIDS = {
 PRODUCTS = ("Milan", "Genoa", "Turin")
 # What each version reserves: from, to (56860, ATTESTATION_REPORT).
 ALWAYS_ZERO = ((0x4C, 0x50), (0x1EB, 0x1EC), (0x1EF, 0x1F0), (0x208, 0x2A0), (0x330, 0x4A0))
-RESERVED = {2: ((0x188, 0x1A0), (0x1F8, 0x208)), 3: ((0x18B, 0x1A0), (0x1F8, 0x208)), 5: ((0x18B, 0x1A0),)}
+RESERVED = {
+    2: ((0x188, 0x1A0), (0x1F8, 0x208)),
+    **dict.fromkeys((3, 4), ((0x18B, 0x1A0), (0x1F8, 0x208))),
+    5: ((0x18B, 0x1A0),),
+}
 PSS, RSA, EC_KEY, P384 = "1.2.840.113549.1.1.10", "1.2.840.113549.1.1.1", "1.2.840.10045.2.1", "1.3.132.0.34"
 AMD = "1.3.6.1.4.1.3704.1."
 

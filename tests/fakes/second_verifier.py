@@ -1,7 +1,8 @@
 """A second verifier of Intel quotes, written from Intel's documents alone, to compare the product's with.
 
 It shares no code with `strongroom.attest` and none with dcap-qvl: the standard library and `cryptography`. It is slow
-and plain on purpose. Numbers are those of Intel's quote verification library (`QuoteVerifier.cpp`, 4.1.2.4.x).
+and plain on purpose. Numbers are those of Intel's quote verification library (`QuoteVerifier.cpp`, 4.1.2.4.x; of 2026:
+`TcbLevelCheck.cpp`, 4.1.2.5.1.20).
 Sources: Intel SGX ECDSA Quote Library API; TDX DCAP Quoting Library API; PCS API v4; SGX PCK Certificate Profile.
 """
 
@@ -102,15 +103,14 @@ def _verify(quote: bytes, tee: str, collateral: Mapping[str, str], root_der: byt
     levels = [_level(tcb_info, platform, parts.body[:16] if tee == "tdx" else None)]  # .17
     levels += ([module] if module else []) + [enclave]
     status, advisories = str(levels[0]["tcbStatus"]), list(levels[0].get("advisoryIDs", []))
-    dates = []
     for other in levels[1:]:
         if other is enclave:
             oldest = min(level["tcbDate"] for level in levels[:-1])
             dates = [(status, oldest), (enclave["tcbStatus"], enclave["tcbDate"])]
-            if len(parts.body) >= 648:
-                status = _relaunch(tcb_info, parts, platform, status, module, enclave)  # .17.4.3
         status = _converged(status, str(other["tcbStatus"]))
         advisories += [a for a in other.get("advisoryIDs", []) if a not in advisories]
+    if len(parts.body) >= 648:
+        status = _relaunch(tcb_info, parts, platform, status, enclave)  # 4.1.2.5.1.20
     if status == "Revoked":
         raise Refused(ENDORSEMENT, "tcb_revoked")
     at = 136 if tee == "tdx" else 64
@@ -390,38 +390,22 @@ def _tdx_module(tcb_info: Mapping[str, Any], parts: Parts, svn: bytes) -> dict[s
 
 
 def _relaunch(
-    tcb_info: Mapping[str, Any],
-    parts: Parts,
-    platform: Mapping[str, bytes],
-    status: str,
-    module: Mapping[str, Any] | None,
-    enclave: Mapping[str, Any],
+    tcb_info: Mapping[str, Any], parts: Parts, platform: Mapping[str, bytes], status: str, enclave: Mapping[str, Any]
 ) -> str:
     """A module that was updated under a running domain: what runs now has to be known, and may excuse the start."""
     now = parts.body[584:600]
     try:
-        current = [_tdx_module(tcb_info, parts, now), _level(tcb_info, platform, now)]
-    except Refused as exc:  # dcap-qvl's rule, Intel's library asks only below
+        module, level = _tdx_module(tcb_info, parts, now), _level(tcb_info, platform, now)
+    except Refused as exc:
         raise Refused(ENDORSEMENT, "tcb_svn2", str(exc)) from exc
-    if any(level and level["tcbStatus"] == "Revoked" for level in current):
+    current = str(level["tcbStatus"])
+    for part in (module, enclave):
+        current = _converged(current, str((part or {}).get("tcbStatus")))
+    if "Revoked" in (level["tcbStatus"], (module or {}).get("tcbStatus")):  # dcap-qvl's rule, Intel names it alone
         raise Refused(ENDORSEMENT, "tcb_revoked", "TEE_TCB_SVN2")
-    sgx = str(_level(tcb_info, platform, None)["tcbStatus"])
-    if (
-        enclave["tcbStatus"] != "UpToDate"
-        or sgx.startswith(("OutOfDate", "Revoked"))
-        or not status.startswith("OutOfDate")
-        or (module or {}).get("tcbStatus") != "OutOfDate"
-    ):
-        return status
-    latest = _sorted(tcb_info)[0]["tcb"]["tdxtcbcomponents"]
-    wanted = latest[0]["svn"]
-    if now[1] > 0:
-        named = next(m for m in tcb_info["tdxModuleIdentities"] if m["id"].upper() == f"TDX_{now[1]:02X}")
-        wanted = named["tcbLevels"][0]["tcb"]["isvsvn"]
-    if now[0] < wanted or now[2] < latest[2]["svn"]:
-        return status
-    configured = "Configuration" not in sgx + status
-    return "TDRelaunchAdvised" if configured else "TDRelaunchAdvisedConfigurationNeeded"
+    if status.startswith("OutOfDate") and not current.startswith(("OutOfDate", "Revoked")):
+        return "TDRelaunchAdvised" + "ConfigurationNeeded" * ("Configuration" in status + current)
+    return status
 
 
 def _quoting_enclave(identity: Mapping[str, Any], parts: Parts) -> dict[str, Any]:

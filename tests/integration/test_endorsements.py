@@ -14,10 +14,12 @@ from click.testing import CliRunner
 from cryptography.hazmat.primitives.serialization import Encoding
 from tests.fakes.attest_parts import NOW, Platform
 from tests.fakes.maker_services import Makers, serving
+from tests.fakes.quote_parts import PKI
 from tests.fakes.snp_parts import MILAN, TURIN, Maker
 
 from strongroom.attest.endorsement_fetch import MakerService, fetch_intel, fetch_snp
 from strongroom.attest.endorsement_files import anchor_of, file_name, read_bundle, write_bundle
+from strongroom.attest.simulated.pki import SimulatedPKI
 from strongroom.attest.snp import parse_report
 from strongroom.attest.verifiers.newest import proven
 from strongroom.cli.endorsements import command
@@ -206,6 +208,26 @@ def test_commands(makers: Makers, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     bundle.write_text("{}")
     with pytest.raises(EndorsementError, match="are not readable"):
         run("show", str(bundle))
+    stored.with_name("a.json").write_text("{}")  # one file stands in no other's way
+    status, text = run("show")
+    assert (status, "a.json" in text, "DOES NOT COUNT: the endorsements in" in text, "snp SEV-Milan" in text) == (
+        1, True, True, True)  # fmt: skip
+
+
+@pytest.mark.parametrize("part", ["root_ca_crl", "pck_crl", "tcb_info", "qe_identity", "root", "soon"])
+def test_T396_show_does_not_take_a_files_word_for_whose_endorsements_are(tmp_path: Path, part: str) -> None:
+    now, other = datetime.now(UTC), SimulatedPKI.create(b"x" * 32, now=datetime.now(UTC))
+    anchor, good, forged = PKI.anchor(), PKI.endorsements(now), other.endorsements(now)
+    shown = {"root": forged, "soon": PKI.endorsements(now + timedelta(days=2))}.get(part, good)
+    if part in ("root_ca_crl", "pck_crl"):
+        shown = replace(good, **{part: getattr(forged, part)})
+    elif part in ("tcb_info", "qe_identity"):
+        shown = replace(good, **{part: getattr(good, part).replace("UpToDate", "UpToDatf")})
+    for given, status in ((good, 0), (shown, 1)):
+        write_bundle(tmp_path / "b.json", anchor, [given])
+        done = CliRunner().invoke(command, ["show", str(tmp_path / "b.json")], standalone_mode=False)
+        assert (done.exception, done.return_value) == (None, status), done.output
+        assert ("NOT YET" if part == "soon" else "DOES NOT COUNT: ") in done.output or not status
 
 
 def test_a_bundle_is_fetched_where_there_is_no_workspace(

@@ -226,4 +226,4 @@ def test_a_report_of_sev_snp_in_a_certificate() -> None:
     assert (said.root_kind, said.admin) == (b"shares", b"ab")
     for junk in (b"", b"\2\0\2\0"):
         with pytest.raises(EvidenceError):
-            ratls.tee_of(junk)
+            verify_any(Evidence.of(junk), choices, now=NOW)

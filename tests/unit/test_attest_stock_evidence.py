@@ -28,6 +28,8 @@ QUOTES = {
     "Turin, real": base64.b64decode(REAL["turin"]),
     "Milan": MILAN.evidence(certificate=True).quote,
     "Genoa, VLEK": GENOA.evidence("vlek", certificate=True, version=3, changes=GENOA_LINE).quote,
+    "Milan, version 4": MILAN.evidence(certificate=True, version=4).quote,
+    "Turin, version 4": TURIN.evidence("vlek", certificate=True, version=4).quote,
     "Turin": TURIN.evidence(certificate=True, changes={0x1F8: b"\7", 0x200: b"\7\1"}).quote,
 }
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,6 +23,7 @@ from tests.fakes.quote_parts import FORMATS, PKI, case, tee
 from tests.fakes.second_verifier import STATUSES
 from tests.fakes.service_parts import ratls_extension
 from tests.fakes.snp_parts import Maker
+from tests.fakes.stock_evidence import RELEASES, attestation_report
 
 from strongroom.attest import ratls
 from strongroom.attest.binding import init_data_digest, job_init_data
@@ -28,12 +31,14 @@ from strongroom.attest.endorsement_files import write_bundle
 from strongroom.attest.endorsements import INTEL_ROOT, Endorsements, TrustAnchor
 from strongroom.attest.makers import MAKERS
 from strongroom.attest.quote import parse_quote, trimmed
+from strongroom.attest.snp import parse_report
 from strongroom.cli.attest import command
+from strongroom.cli.attest import endorsements as fetching
 from strongroom.cli.evidence import _known_roots
 from strongroom.cli.service import command as service
 from strongroom.client.workspace import Workspace
 from strongroom.crypto.x509 import issue, new_csr, new_key, self_signed
-from strongroom.errors import EndorsementError, EvidenceError, InputError
+from strongroom.errors import EndorsementError, EvidenceError, InputError, UnavailableError
 from strongroom.kms.ca import WorkloadCA
 
 
@@ -157,10 +162,10 @@ def test_every_status_has_a_verdict_that_explains_itself(
     )
 
 
-def _relaunched(now: datetime, svn: int, configured: str) -> tuple[bytes, Endorsements]:
+def _relaunched(now: datetime, svn: int, configured: str, attributes: int = 1 << 28) -> tuple[bytes, Endorsements]:
     """Return a quote of a domain that a module of `svn` launched, level 3, while level 4, the newest, runs now."""
     given = replace(case("tdx5-1.5"), endorsements=PKI.endorsements(now, tee="tdx", tcb_status=configured))
-    given = given.body(0, bytes([svn])).body(584, b"\4")
+    given = given.body(0, bytes([svn])).body(584, b"\4").body(120, attributes.to_bytes(8, "little"))
 
     def levels(document: dict[str, Any]) -> None:
         module = document["tdxModuleIdentities"][0]["tcbLevels"]
@@ -187,6 +192,11 @@ def test_a_domain_whose_module_was_updated_under_it_is_told_to_start_again(
         found, page, value = _verify(tmp_path, quote, policy, PKI.anchor(), [endorsements])
         assert (found, value["tcb_status"], value["advisory_ids"]) == (code, status, ["INTEL-SA-01234"]), page
         assert re.search(rf"platform +{status} as of 2024-01-01", page)
+    # What refuses before a policy is asked says it too.
+    debug, endorsements = _relaunched(datetime.now(UTC), 3, configured, attributes=1 << 28 | 1)
+    _, page, value = _verify(tmp_path, debug, {"kind": "all_of", "policies": strict}, PKI.anchor(), [endorsements])
+    assert (value["claims"], value["checks"][0]["check"], value["tcb_status"]) == (None, "debug", status)
+    assert re.search(rf"platform +{status}\nadvisories +INTEL-SA-01234\nlevels +platform", page)
     newest, endorsements = _relaunched(datetime.now(UTC), 4, "UpToDate")
     assert _verify(tmp_path, newest, {"kind": "all_of", "policies": strict}, PKI.anchor(), [endorsements])[0] == 0
 
@@ -376,6 +386,31 @@ def test_what_cannot_be_judged_is_refused_with_the_reason(tmp_path: Path, monkey
         assert value["hint"], name
 
 
+def test_whoever_has_no_endorsements_is_told_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = json.loads((Path(__file__).parents[1] / "vectors" / "quotes-real.json").read_text())["cases"]
+    intels = trimmed(base64.b64decode(vectors[0]["quote"]))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("STRONGROOM_WORKSPACE", raising=False)
+    (tmp_path / "q").write_bytes(intels)
+    (tmp_path / "p").write_text(json.dumps(POLICIES["sgx"]))
+    words = ["verify", str(tmp_path / "q"), "--policy", str(tmp_path / "p")]
+    bare = CliRunner().invoke(command, words, standalone_mode=False).exception
+    assert isinstance(bare, InputError)
+    assert "--endorsements BUNDLE" in bare.hint
+    assert "`strongroom attest endorsements fetch FILE --out BUNDLE`" in bare.hint
+    _workspace(tmp_path, monkeypatch)
+    for quote, hint in (
+        (intels, "no endorsements of Intel's are here: `strongroom attest endorsements fetch FILE` gets them"),
+        (Maker().report(), "no endorsements of AMD's are here: `strongroom attest endorsements fetch FILE` gets them"),
+        (case("tdx4").quote, "the root is no maker's, and not trusted here"),
+    ):
+        (tmp_path / "q").write_bytes(quote)
+        done = CliRunner().invoke(command, words, standalone_mode=False)
+        assert (done.exception, done.return_value) == (None, 1)
+        assert "root\n          expected one of none" in done.stdout
+        assert f"hint: {hint}" in done.stdout
+
+
 def _show(quote: Path, *more: str) -> tuple[int, dict[str, Any], str]:
     """Return the exit status, checks by name with the limits, and the page of `attest show`."""
     words = ["show", str(quote), *more]
@@ -421,6 +456,89 @@ def test_T374_show_explains_a_report_without_a_floor_and_says_that_it_asked_for_
         else:
             status, checks, page = _show(quote)
             assert (status, reason in page, "floor" in checks, checks["limits"]) == (1, True, False, [])
+
+
+def _said(name: str) -> tuple[bytes, TrustAnchor, Any]:
+    """Return evidence as it stands, and what it verifies with."""
+    maker, now = Maker(now=datetime.now(UTC)), datetime.now(UTC)
+    if name == "snp":
+        anchor = replace(maker.anchor, kind="simulated")
+        return maker.evidence(version=4, certificate=True).quote, anchor, maker.endorsements()
+    return case(name).quote, PKI.anchor(), PKI.endorsements(now, tee=tee(name))
+
+
+def _json(**value: object) -> bytes:
+    return json.dumps(value).encode()
+
+
+FORMS: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
+    "binary": ("sgx3", bytes),
+    "base64 in lines": ("sgx5", base64.encodebytes),
+    "base64 of a report": ("snp", base64.b64encode),
+    "a client's": ("sgx3", lambda q: _json(quote=base64.b64encode(q).decode())),
+    "a padded quote": ("tdx4", lambda q: q + bytes(70)),
+    "a TDX client's": ("tdx5", lambda q: _json(cc_eventlog="AAAA", quote=base64.b64encode(q + bytes(9)).decode())),
+    **{
+        f"an SNP client's, {release}": (
+            "snp",
+            lambda q, r=release: _json(attestation_report=attestation_report(q, r), cert_chain=[
+                {"cert_type": "VCEK", "data": list(parse_report(q).certificate)}
+            ]),
+        )
+        for release in RELEASES
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_evidence_is_read_in_every_form_that_clients_send(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("STRONGROOM_WORKSPACE", raising=False)
+    name, written = FORMS[form]
+    quote, anchor, given = _said(name)
+    policy = {"kind": "all_of", "policies": [WAIVER, POLICIES[tee(name)]]}
+    floor = ("--minimum-tcb", "19-01-1=4.0.20.209") if name == "snp" else ()
+    code, _, value = _verify(tmp_path, written(quote), policy, anchor, [given], *floor)
+    assert (code, value["tee"]) == (0, tee(name)), value["checks"]
+    assert value["evidence_sha256"] == hashlib.sha256(quote).hexdigest()
+    status, checks, _ = _show(tmp_path / "q", "--endorsements", str(tmp_path / "e"))
+    assert (status, checks["length"]["passed"]) == (0, True), checks
+    unread = [one for one in value["claims"]["limits"] if one.startswith("cc_eventlog")]
+    assert [c["detail"] for n, c in checks.items() if n == "beside it"] == unread
+    assert len(unread) == (form == "a TDX client's")
+    # Where `show` sends whoever has no endorsements.
+    words = ["fetch", str(tmp_path / "q"), "--out", str(tmp_path / "b"), "--from", "http://127.0.0.1:1"]
+    done = CliRunner().invoke(fetching, words, standalone_mode=False)
+    assert isinstance(done.exception, UnavailableError), done.exception
+
+
+@pytest.mark.parametrize(
+    ("name", "written", "reason"),
+    [
+        ("sgx3", lambda q: _json(cc_eventlog="AA==", quote=base64.b64encode(q).decode()), "exactly the field quote"),
+        ("tdx4", lambda q: _json(quote=base64.b64encode(q).decode(), tee="sgx"), "exactly the field quote"),
+        ("snp", lambda q: _json(attestation_report={}, quote=base64.b64encode(q).decode()), "cert_chain"),
+        ("sgx3", lambda q: b'{"quote": "AA==", "quote": "%s"}' % base64.b64encode(q), "is not JSON"),
+        ("tdx4", lambda q: q + bytes(70) + b"\1", "71 trailing bytes"),
+        ("sgx3", lambda q: q + bytes(70), "70 trailing bytes"),
+        ("snp", lambda q: q + bytes(70), "canonical certificate table"),
+        ("sgx3", lambda q: b" " * (1 << 20) + base64.b64encode(q), "larger than 1048576 bytes"),
+    ],
+)
+def test_T395_what_a_service_would_refuse_is_refused_in_a_file_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, written: Callable[[bytes], bytes], reason: str
+) -> None:
+    _workspace(tmp_path, monkeypatch)
+    quote, anchor, given = _said(name)
+    policy = {"kind": "all_of", "policies": [WAIVER, POLICIES[tee(name)]]}
+    try:
+        code, page, _ = _verify(tmp_path, written(quote), policy, anchor, [given])
+    except (InputError, EvidenceError) as exc:
+        code, page = 1, str(exc)
+    assert code == 1
+    assert reason in page
 
 
 @pytest.mark.parametrize(("name", "words"), [("sgx3", "MRENCLAVE: "), ("tdx5-1.5", "RTMR0 to RTMR3: extended after")])

@@ -166,7 +166,8 @@ def crl_dates(name: str, der: bytes) -> tuple[datetime, datetime]:
         return crl.last_update_utc, crl.next_update_utc or crl.last_update_utc
     except UNREADABLE as exc:
         raise EndorsementError(
-            f"endorsements: the revocation list {name} is not readable", hint="fetch the endorsements anew"
+            f"endorsements: the revocation list {name} is not readable",
+            hint="`strongroom attest endorsements fetch FILE` gets them anew",
         ) from exc
 
 

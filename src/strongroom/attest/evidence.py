@@ -43,6 +43,17 @@ class Evidence:
         if not 0 < len(self.quote) <= MAX_EVIDENCE_BYTES:
             raise EvidenceError(f"evidence: expected 1 to {MAX_EVIDENCE_BYTES} bytes, got {len(self.quote)}")
 
+    @classmethod
+    def of(cls, quote: bytes) -> Evidence:
+        """Return `quote` as evidence of the TEE that its first bytes name: of SEV-SNP, or what a quote says there.
+
+        Raises:
+            EvidenceError: Empty or too large.
+        """
+        # A quote has the type of its attestation key in two bytes, which is 2; a report has zeros of its version there.
+        tee = "snp" if quote[2:4] == b"\0\0" else "tdx" if quote[4:8] == b"\x81\0\0\0" else "sgx"
+        return cls(tee=tee, quote=quote)
+
     def to_json(self) -> dict[str, object]:
         """Return the evidence object of the release protocol."""
         return {"quote": base64.b64encode(self.quote).decode("ascii")}

@@ -10,15 +10,14 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from strongroom.attest.binding import MAX_INIT_DATA_BYTES, rcar_report_data
 from strongroom.attest.evidence import TEES, Evidence
-from strongroom.attest.quote import unpadded
-from strongroom.attest.stock_evidence import read_snp
+from strongroom.attest.stock_evidence import read_message
 from strongroom.crypto.jose import ReceiverKey, jwk, jwk_receiver
 from strongroom.errors import EvidenceError, InputError
 
@@ -204,12 +203,7 @@ class AttestRequest:
         if self.additional_evidence not in _NO_DEVICES:
             # Silently dropping what a guest claims about its devices would let it be read as believed.
             raise EvidenceError("attest request: evidence of further devices is not supported")
-        if tee == "snp" and "attestation_report" in self.evidence:
-            return Evidence(tee=tee, quote=read_snp(self.evidence))
-        found = Evidence.from_json(self.evidence, tee)
-        # Intel's quoting service for TDX pads, and stock attesters pass that on. Zeros say nothing; whatever else
-        # follows a quote is refused with it.
-        return replace(found, quote=unpadded(found.quote)) if tee == "tdx" else found
+        return read_message(self.evidence, tee)
 
     def report_data(self) -> bytes:
         """Return the 64 bytes that the evidence must carry for this message."""

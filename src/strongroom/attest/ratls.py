@@ -53,7 +53,6 @@ __all__ = [
     "read_certificate",
     "read_claims",
     "shown",
-    "tee_of",
     "verify_certificate",
     "verify_extension",
 ]
@@ -274,7 +273,7 @@ def shown(der: bytes) -> dict[str, str]:
         raise EvidenceError(f"RA-TLS: not a readable key: {type(exc).__name__}") from exc
     from strongroom.attest.snp import parse_report  # noqa: PLC0415  # in most guests it costs a launch its time
 
-    tee = tee_of(statement.quote)
+    tee = Evidence.of(statement.quote).tee
     fields = parse_report(statement.quote) if tee == "snp" else parse_quote(statement.quote)
     got = fields["report_data" if tee == "snp" else "body.report_data"]
     if not hmac.compare_digest(got, expected):
@@ -292,7 +291,7 @@ def _verified(
     statement: Statement, spki: bytes, verify: Callable[[Evidence], Claims], nonce: bytes | None, job: str
 ) -> Claims:
     expected = _bound(statement, spki, nonce, job)
-    claims = verify(Evidence(tee=tee_of(statement.quote), quote=statement.quote))  # 5.
+    claims = verify(Evidence.of(statement.quote))  # 5.
     check_report_data(claims, expected)  # 6.
     if job:
         check_job(claims, bytes.fromhex(job.removeprefix("sha256:")), said=True)
@@ -316,15 +315,6 @@ def _bound(statement: Statement, spki: bytes, nonce: bytes | None, job: str) -> 
         got = (said.job or b"none").decode("ascii", "backslashreplace")[:80]
         raise VerificationError(f"RA-TLS: expected evidence for job {job}, got {got}")
     return _report_data(statement.claims)
-
-
-def tee_of(quote: bytes) -> str:
-    """Return whose evidence `quote` is: where a quote has the type of its key, 2, an SEV-SNP report has zeros.
-
-    Raises:
-        EvidenceError: Neither a quote nor a report.
-    """
-    return "snp" if quote[2:4] == b"\0\0" else parse_quote(quote).tee
 
 
 def encode_extension(quote: bytes, claims: bytes | None) -> bytes:

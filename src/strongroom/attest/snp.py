@@ -1,4 +1,4 @@
-"""AMD SEV-SNP attestation reports: 1,184 bytes, versions 2, 3 and 5, taken apart strictly, and what may follow one.
+"""AMD SEV-SNP attestation reports: 1,184 bytes, versions 2 to 5, taken apart strictly, and what may follow one.
 
 Nothing here is trusted or verified: parsing says what a report claims. It runs in the guest too, so it needs only the
 standard library. Source: AMD SEV-SNP Firmware ABI (56860), table "ATTESTATION_REPORT", and the GHCB specification
@@ -9,8 +9,8 @@ Rules:
 1. A report has exactly 1,184 bytes. What follows is nothing, or a certificate table in its one canonical form that
    holds the signer's certificate alone.
 2. Version 2 has nothing at 0x188; version 3 has family, model and stepping there, of a processor whose order of TCB
-   versions is known; version 5 has mitigation vectors at 0x1F8 too. Version 4 and any other is refused. What a version
-   reserves is zero.
+   versions is known; version 4, which firmware sends and AMD has not described, has the form of version 3 (crate
+   `sev`); version 5 has mitigation vectors at 0x1F8 too. Any other is refused. What a version reserves is zero.
 3. Guest policy: bit 17 is one and bits 26 to 63 are zero. Key information: bits 5 to 31 are zero.
 4. The signature algorithm is 1 (ECDSA P-384 with SHA-384); r and s fit 48 bytes and are not zero; the rest is zero.
 5. The report names VCEK or VLEK as its signer, and the chip's key is not masked.
@@ -108,7 +108,7 @@ _LAYOUTS: Mapping[int, Mapping[str, Span]] = {
     version: {name: (at, size, kind, meaning) for at, size, name, kind, meaning in (*_HEAD, *rows, *_TAIL)}
     for version, rows in {
         2: (*_OLD, *_MIDDLE, *_PLAIN),
-        3: (*_CPUID, *_MIDDLE, *_PLAIN),
+        **dict.fromkeys((3, 4), (*_CPUID, *_MIDDLE, *_PLAIN)),
         5: (*_CPUID, *_MIDDLE, *_MITIGATIONS),
     }.items()
 }
@@ -169,7 +169,7 @@ class TCB:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SNPReport(Spans):
-    """A report of version 2, 3 or 5 taken apart, without what follows it.
+    """A report of version 2 to 5 taken apart, without what follows it.
 
     Attributes:
         certificate: The signer's, DER, if the report brings it along; else empty.
@@ -222,6 +222,11 @@ class SNPReport(Spans):
         """Whether the host can read the guest's memory."""
         return bool(self.number("policy") >> 19 & 1)
 
+    @property
+    def aliases_unchecked(self) -> bool:
+        """Whether the firmware did not look for aliases of memory, where it says (from version 3 on): BadRAM."""
+        return self.version > 2 and not self.number("platform_info") >> 5 & 1
+
     def tcb(self, name: str) -> TCB:
         """Return the security versions in `reported_tcb`, `current_tcb`, `committed_tcb` or `launch_tcb`."""
         return TCB.parse(self[name], turin=self.turin)
@@ -243,7 +248,7 @@ def parse_report(raw: bytes) -> SNPReport:
     # 2. Version and layout.
     version = int.from_bytes(report[:4], "little")
     if version not in _LAYOUTS:
-        raise EvidenceError(f"report: expected version 2, 3 or 5, got {version}")
+        raise EvidenceError(f"report: expected version 2 to 5, got {version}")
     parsed = SNPReport(
         raw=report, version=version, spans=_LAYOUTS[version], certificate=next(iter(certificates.values()), b"")
     )

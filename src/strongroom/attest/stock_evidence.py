@@ -1,4 +1,4 @@
-"""SEV-SNP evidence as confidential containers' clients send it and their KBS reads it: the report's fields in JSON.
+"""Evidence as confidential containers' clients send it; SEV-SNP's, as their KBS reads it too: the report's fields.
 
 Nothing is believed here: the fields become the report's 1,184 bytes, and a wrong one is a wrong signature. It runs in
 the guest too: standard library only. Format: docs/formats/release-protocol.md §4, which follows how guest-components'
@@ -8,22 +8,28 @@ attester writes the types of the crate `sev`. Rules:
    members, or of 6 and later, where those that its version has not are null. Numbers fit their bytes, bytes are lists.
 2. `cert_chain` is null or a list of at most 16 certificates, each kind once. Of these the signer's alone is used; ours
    are the issuers and revocation lists.
+3. Zeros behind a TDX quote are cut off: Intel's quoting service pads, stock attesters pass that on, and zeros say
+   nothing. Whatever else follows a quote is refused with it.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
+from strongroom.attest.evidence import Evidence
+from strongroom.attest.quote import unpadded
 from strongroom.attest.snp import REPORT_BYTES, certificate_table, parse_report
 from strongroom.errors import EvidenceError
 
-__all__ = ["read_snp", "write_snp"]
+__all__ = ["read_message", "read_snp", "without_padding", "write_snp"]
 
 _Place = tuple[int, int, bool]  # offset, size, whether it is a list of bytes
 _Name = tuple[str, ...]  # of a member, or of an object and its member
 _Form = dict[_Name, _Place]
 
+_REPORT = "attestation_report"
 _MAX_CERTIFICATES, _MAX_CERTIFICATE_BYTES = 16, 1 << 13
 _KINDS = ("Empty", "ARK", "ASK", "VCEK", "VLEK", "CRL")
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -83,14 +89,35 @@ def _new(version: object, *, turin: bool) -> tuple[_Form, set[_Name]]:
     return form, null
 
 
+def read_message(value: Mapping[str, object], tee: str) -> Evidence:
+    """Return the evidence in the object `value`, of the TEE that the session began with.
+
+    Raises:
+        EvidenceError: Not the evidence object of `tee`.
+    """
+    if tee == "snp" and _REPORT in value:
+        return Evidence(tee=tee, quote=read_snp(value))
+    return without_padding(Evidence.from_json(value, tee))
+
+
+def without_padding(evidence: Evidence) -> Evidence:
+    """Return `evidence` without zeros behind a TDX quote, any other as it is."""
+    if evidence.tee != "tdx":
+        return evidence
+    try:
+        return replace(evidence, quote=unpadded(evidence.quote))
+    except EvidenceError:  # its verifier says what is wrong with it
+        return evidence
+
+
 def read_snp(value: Mapping[str, object]) -> bytes:
     """Return the report, and behind it the signer's certificate if it came along, as the verifier takes them.
 
     Raises:
         EvidenceError: Another form, a number or list that does not fit, or not a report.
     """
-    found = _members(value, "evidence", {"attestation_report"}, {"cert_chain"})
-    report = found["attestation_report"]
+    found = _members(value, "evidence", {_REPORT}, {"cert_chain"})
+    report = found[_REPORT]
     if not isinstance(report, Mapping):
         raise EvidenceError("evidence: attestation_report is not an object")
     flat: dict[_Name, object] = {}
@@ -132,7 +159,7 @@ def write_snp(quote: bytes) -> dict[str, object]:
         assert isinstance(into, dict)
         into[name[-1]] = None if not size else list(raw) if listed else int.from_bytes(raw, "little")
     chain = [{"cert_type": report.signer.upper(), "data": list(report.certificate)}] if report.certificate else None
-    return {"attestation_report": written, "cert_chain": chain}
+    return {_REPORT: written, "cert_chain": chain}
 
 
 def _certificates(value: object) -> dict[str, bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import click
 from strongroom.attest.claims import Claims
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.findings import shown_flag
-from strongroom.attest.quote import FieldRow, Quote, describe, parse_quote, trimmed, unpadded
-from strongroom.attest.snp import parse_report
+from strongroom.attest.quote import FieldRow, Quote, describe, parse_quote, trimmed
+from strongroom.attest.snp import SNPReport, parse_report
+from strongroom.attest.stock_evidence import without_padding
 from strongroom.attest.verifiers import verify_any
 from strongroom.attest.verifiers.chains import platform
 from strongroom.attest.verifiers.choose import asking_nothing
@@ -67,16 +69,17 @@ def quote(job_file: Path, target: Path) -> None:
 @bundle_option
 @json_option
 def show(evidence: Path, bundle: Path | None, as_json: bool) -> int:
-    """Explain EVIDENCE (a quote or report: binary, base64, RCAR JSON or in an RA-TLS certificate) field by field.
+    """Explain EVIDENCE, a quote or report, field by field.
 
-    Exit 0 if its signatures hold under a trusted root. Whether it will do is asked by `verify`: no policy and no floor
-    is known here.
+    It may be binary, base64, JSON as confidential containers' clients send it, or an RA-TLS certificate. Exit 0 if its
+    signatures hold under a trusted root. Whether it will do is asked by `verify`: no policy and no floor is known here.
     """
-    tee, raw, certificate = read_evidence(evidence)
-    rows = describe(parse_report(raw).fields) if tee == "snp" else _quote_rows(parse_quote(trimmed(raw)))
-    checks, claims = _checks(raw, tee, certificate, bundle)
+    found, certificate = read_evidence(evidence)
+    report = parse_report(found.quote) if found.tee == "snp" else None
+    rows = describe(report.fields) if report else _quote_rows(parse_quote(trimmed(found.quote)))
+    checks, claims = _checks(found, report, certificate, bundle)
     value = {
-        "tee": tee,
+        "tee": found.tee,
         "fields": [
             {"name": r.name, "offset": r.offset, "size": r.size, "value": r.value, "meaning": r.meaning} for r in rows
         ],
@@ -125,14 +128,15 @@ _NONE = "`strongroom attest endorsements fetch FILE --out BUNDLE`, then `show FI
 
 
 def _checks(
-    raw: bytes, tee: str, certificate: bytes, bundle: Path | None
+    given: Evidence, report: SNPReport | None, certificate: bytes, bundle: Path | None
 ) -> tuple[list[tuple[str, bool | None, str]], Claims | None]:
     """Return what was checked, with None for what was not asked, and what is proven."""
-    one = raw if tee == "snp" else trimmed(raw)
-    exact = one == raw or (tee == "tdx" and one == unpadded(raw))
-    length = "no bytes after the quote" if one == raw else "zeros after the quote, which a service cuts off"
+    one = given if report else replace(given, quote=trimmed(given.quote))
+    exact = one == without_padding(given)
+    length = "no bytes after the quote" if one == given else "zeros after the quote, which a service cuts off"
     length = length if exact else "bytes after the quote: a service refuses it"
     checks: list[tuple[str, bool | None, str]] = [("length", exact, length)]
+    checks += [("beside it", None, said) for said in given.unread]
     try:
         choices = trusted_choices(bundle, {})
     except InputError as exc:
@@ -141,16 +145,16 @@ def _checks(
         return [*checks, ("signatures and chain", None, f"not checked: {exc}; {_NONE}")], None
     try:
         choices = [(asking_nothing(verifier.anchor, e, one), e) for verifier, e in choices]
-        claims = verify_any(Evidence(tee=tee, quote=one), choices, now=datetime.now(UTC))
+        claims = verify_any(one, choices, now=datetime.now(UTC))
     except AttestationError as exc:
         return [*checks, (exc.code, False, str(exc))], None
     root = {"simulated": "SIMULATED root", "own": "root of nobody who makes hardware,"}.get(claims.root, "maker's root")
     checks.append(("signatures and chain", True, f"hold, under the {root} {claims.root_fingerprint[:16]}"))
     status = f", TCB status {claims.tcb_status}"
-    if tee == "snp":  # without a floor everything is out of date
-        status = "; ConfigurationNeeded: memory aliases not looked for (BadRAM)" * ("Config" in claims.tcb_status)
+    if report:  # without a floor everything is out of date
+        status = "; ConfigurationNeeded: memory aliases not looked for (BadRAM)" * report.aliases_unchecked
     checks.append(("endorsements", True, f"cover this platform now{status}"))
-    if tee == "snp":
+    if report:
         judges = "`strongroom attest verify` judges versions, provider and configuration"
         checks.append(("floor", None, f"not asked of TCB {claims.tcb.partition(',')[0]}: {judges}"))
     closed = "the enclave's memory is closed" if not claims.debug else "debug enclave"

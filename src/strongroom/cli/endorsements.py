@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -98,22 +98,24 @@ def fetch(
 ) -> None:
     """Fetch what verifying EVIDENCE (an SGX or TDX quote, or an SNP report) takes, and verify it once with that."""
     from strongroom.attest.endorsement_files import anchor_of, file_name, write_bundle
-    from strongroom.attest.evidence import Evidence
     from strongroom.attest.quote import trimmed
     from strongroom.attest.verifiers.choose import asking_nothing
+    from strongroom.cli.evidence import read_evidence
 
-    raw, now, folder = _read(evidence), datetime.now(UTC), _folder(out)
-    snp = raw[2:4] == b"\0\0"  # a quote has the type of its attestation key there, which is 2
-    raw = raw if snp else trimmed(raw)
-    plan = _plan_snp(raw, product) if snp else _plan_intel(raw, update, edition)
-    known, proof = _known(folder, plan.file) if folder else None, Evidence(tee=plan.tee, quote=raw)
+    (proof, _), now, folder = read_evidence(evidence), datetime.now(UTC), _folder(out)
+    if proof.tee == "snp":
+        plan = _plan_snp(proof.quote, product)
+    else:
+        proof = replace(proof, quote=trimmed(proof.quote))
+        plan = _plan_intel(proof.quote, update, edition)
+    known = _known(folder, plan.file) if folder else None
     wanted = renew or out or edition is not None or update == "early"
     if known is not None and not wanted and _holds(known, anchor_file, proof, now):
         output.say(f"those at hand verify {evidence} and hold for more than {SOON_DAYS} days: nothing fetched")
         return
     found = plan.fetch(source, _text(ca_file), known)
     anchor = anchor_of(found, read_anchor(anchor_file))
-    claims = asking_nothing(anchor, found, raw).verify(proof, found, now=now)
+    claims = asking_nothing(anchor, found, proof).verify(proof, found, now=now)
     found = _no_older(anchor, found, folder)
     target = out or cast(Path, folder) / file_name(found)
     write_bundle(target, anchor, [found])
@@ -127,7 +129,6 @@ def fetch(
 class _Plan:
     """What to fetch for one machine, and what to say of it."""
 
-    tee: str
     file: str
     fetch: Callable[[str | None, str, AnyEndorsements | None], AnyEndorsements]
     said: str = ""
@@ -143,7 +144,6 @@ def _plan_snp(raw: bytes, product: str | None) -> _Plan:
     if line is None:
         raise InputError("a report of version 2 does not name its product line", hint="--product Milan, or Genoa")
     return _Plan(
-        "snp",
         f"snp-sev-{'vlek-' * vlek}{line.lower()}.json",
         lambda source, ca_pem, known: fetch_snp(
             MakerService(source or AMD_KDS, ca_pem=ca_pem), report, line, cast("SNPEndorsements | None", known)
@@ -166,7 +166,6 @@ def _plan_intel(raw: bytes, update: str, edition: int | None) -> _Plan:
     except ValueError as exc:
         raise InputError(f"the quote names no platform family: {exc}") from exc
     return _Plan(
-        quote.tee,
         f"{quote.tee}-{fmspc}{'-platform' * (ca == 'platform')}.json",
         lambda source, ca_pem, _known: fetch_intel(
             MakerService(source or INTEL_PCS, ca_pem=ca_pem),
@@ -206,32 +205,51 @@ def import_(bundle: Path, anchor_file: Path | None) -> None:
 @click.argument("bundle", required=False, type=click.Path(path_type=Path))
 @json_option
 def show(bundle: Path | None, as_json: bool) -> int:
-    """Show what BUNDLE holds, or this workspace's trust service, and until when; exit 1 if something has expired."""
-    from strongroom.attest.endorsement_files import read_bundle, title
-    from strongroom.attest.makers import MAKERS
+    """Show what BUNDLE holds, or this workspace's trust service, and until when; exit 1 if any of it does not count."""
+    from strongroom.attest.endorsement_files import read_bundle
+    from strongroom.errors import AttestationError
 
-    now, rows, values = datetime.now(UTC), [], []
+    now, values = datetime.now(UTC), list[dict[str, Any]]()
     for path in [bundle] if bundle else sorted(cast(Path, _folder()).glob("*.json")):
-        anchor, found = read_bundle(path)
-        maker = "SIMULATED" if anchor.kind == "simulated" else MAKERS.get(anchor.fingerprint, "another root")
-        for endorsements in found:
-            parts = endorsements.parts()
-            values.append(
-                {
-                    "file": path.name,
-                    "for": title(endorsements),
-                    "root": anchor.fingerprint,
-                    "maker": maker,
-                    "parts": {name: {"from": s.isoformat(), "until": e.isoformat()} for name, s, e in parts},
-                    **_details(endorsements),
-                }
-            )
-            for name, start, end in parts:
-                rows.append((path.name, title(endorsements), maker, name, f"{end:%Y-%m-%d}", _state(start, end, now)))
+        try:
+            anchor, found = read_bundle(path)
+            values += [{"file": path.name, **_held(anchor, one)} for one in found]
+        except AttestationError as exc:  # one stands in no other's way
+            if bundle:
+                raise
+            values.append({"file": path.name, "wrong": str(exc)})
+    rows, good = list[tuple[str, ...]](), True
+    for value in values:
+        of, wrong = (value["file"], value.get("for", ""), value.get("maker", "")), value.get("wrong", "")
+        rows += [(*of, "", "", f"DOES NOT COUNT: {wrong}")] if wrong else []
+        good = good and not wrong
+        for name, part in value.get("parts", {}).items():
+            start, end = (datetime.fromisoformat(part[when]) for when in ("from", "until"))
+            rows.append((*of, name, f"{end:%Y-%m-%d}", _state(start, end, now)))
+            good = good and start <= now <= end
     text = output.table(("file", "for", "root", "part", "until", ""), rows)
     text += [f"{v['file']}: {name} {value}" for v in values for name, value in v.items() if name in ("edition", "keys")]
     output.data(values, as_json, text)
-    return 1 if any(row[5].startswith("EXPIRED") for row in rows) else 0
+    return 0 if good else 1
+
+
+def _held(anchor: TrustAnchor, endorsements: AnyEndorsements) -> dict[str, object]:
+    from strongroom.attest.endorsement_files import title
+    from strongroom.attest.makers import MAKERS
+    from strongroom.attest.verifiers.newest import proven
+
+    held: dict[str, object] = {
+        "for": title(endorsements),
+        "root": anchor.fingerprint,
+        "maker": "SIMULATED" if anchor.kind == "simulated" else MAKERS.get(anchor.fingerprint, "another root"),
+        "parts": {name: {"from": s.isoformat(), "until": e.isoformat()} for name, s, e in endorsements.parts()},
+        **_details(endorsements),
+    }
+    try:
+        proven(anchor, endorsements)
+    except EndorsementError as exc:  # the file alone says whose they are
+        held["wrong"] = str(exc)
+    return held
 
 
 def _folder(out: Path | None = None) -> Path | None:
@@ -278,7 +296,7 @@ def _holds(known: AnyEndorsements, anchor_file: Path | None, evidence: Evidence,
         return False
     try:
         anchor = anchor_of(known, read_anchor(anchor_file))
-        asking_nothing(anchor, known, evidence.quote).verify(evidence, known, now=now)
+        asking_nothing(anchor, known, evidence).verify(evidence, known, now=now)
     except AttestationError:
         return False
     return True
@@ -303,22 +321,12 @@ def _text(path: Path | None) -> str:
         raise InputError(f"{path} is not readable PEM") from exc
 
 
-def _read(path: Path) -> bytes:
-    try:
-        raw = path.read_bytes()
-    except OSError as exc:
-        raise InputError(f"{path} is not readable: {exc.strerror}", hint="name a quote or a report") from exc
-    if not 48 <= len(raw) <= 1 << 16:
-        raise InputError(f"{path} is not a quote or a report: {len(raw)} bytes")
-    return raw
-
-
 def _state(start: datetime, end: datetime, now: datetime) -> str:
     days = (end - now).days
     if now > end:
         return f"EXPIRED {-days} days ago: fetch new ones"
     if now < start:
-        return "not yet: is the clock right?"
+        return "NOT YET: is the clock right?"
     return f"expires in {days} days: fetch new ones" if days < SOON_DAYS else f"{days} days"
 
 

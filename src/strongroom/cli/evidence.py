@@ -6,8 +6,9 @@ A hardware root is believed only if it is a maker's own, whatever a file calls i
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
-import ssl
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,12 +16,14 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
+from strongroom._encoding import parse_json
 from strongroom.attest import ratls
 from strongroom.attest.appraisal import Policy, policy_from_json
 from strongroom.attest.endorsement_files import read_bundle, read_folder
 from strongroom.attest.endorsement_snp import AnyEndorsements
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.makers import MAKERS
+from strongroom.attest.stock_evidence import read_message
 from strongroom.attest.verifiers import AnchoredVerifier
 from strongroom.attest.verifiers.choose import verifier_for
 from strongroom.cli.common import owner, workspace
@@ -30,6 +33,9 @@ if TYPE_CHECKING:
     from strongroom.client.workspace import Workspace
 
 __all__ = ["Choices", "bundle_option", "read_evidence", "read_policy", "trusted_choices"]
+
+_MAX_BYTES = 1 << 20
+_PEM = re.compile(rb"-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]+)-----END CERTIFICATE-----")
 
 Choices = Sequence[tuple[AnchoredVerifier, AnyEndorsements]]
 bundle_option = click.option(
@@ -49,31 +55,35 @@ def read_policy(path: Path) -> Policy:
         raise InputError(f"{path} is not a readable policy: {exc}") from exc
 
 
-def read_evidence(path: Path) -> tuple[str, bytes, bytes]:
-    """Return which TEE's evidence is in the file `path`, its bytes, and the certificate that it was in or b"".
+def read_evidence(path: Path) -> tuple[Evidence, bytes]:
+    """Return the evidence in the file `path`, and the certificate that it was in or b"".
 
     Raises:
-        InputError: No such file, or another form of JSON.
+        InputError: Not readable, larger than 1 MiB, or not JSON.
+        EvidenceError: Another form of JSON, or a certificate without evidence.
     """
     if not path.exists():
         raise InputError(f"{path} does not exist", hint="`strongroom attest quote job.toml quote.bin` makes one")
-    raw, certificate = path.read_bytes(), b""
-    try:
-        if raw[:1] == b"{":
-            raw = Evidence.from_json(json.loads(raw), "sgx").quote
-        else:
-            if raw.startswith(b"-----BEGIN CERTIFICATE"):
-                raw = ssl.PEM_cert_to_DER_cert(raw.decode("ascii"))
-            if raw[:2] == b"\x30\x82":
-                certificate, raw = raw, ratls.read_certificate(raw)[1].quote
-            else:
-                raw = base64.b64decode(raw.strip(), validate=True)
-    except json.JSONDecodeError as exc:
-        raise InputError(f"{path} is neither JSON nor a quote") from exc
-    except ValueError:
-        pass  # bytes as they are
-    # A quote has the type of its attestation key in two bytes, which is 2; a report has zeros of its version there.
-    return "snp" if raw[2:4] == b"\0\0" else "tdx" if raw[4:8] == b"\x81\0\0\0" else "sgx", raw, certificate
+    with path.open("rb") as file:
+        raw = file.read(_MAX_BYTES + 1)
+    if len(raw) > _MAX_BYTES:
+        raise InputError(f"{path} is larger than {_MAX_BYTES} bytes: neither a quote nor a report")
+    if raw[:1] == b"{":
+        return _stock(parse_json(raw, str(path))), b""
+    pem = _PEM.match(raw)
+    with contextlib.suppress(ValueError):  # bytes as they are
+        raw = base64.b64decode(b"".join((pem[1] if pem else raw).split()), validate=True)
+    if raw[:2] == b"\x30\x82":
+        return Evidence.of(ratls.read_certificate(raw)[1].quote), raw
+    return Evidence.of(raw), b""
+
+
+def _stock(value: object) -> Evidence:
+    # Which TEE a client's message is of, its session would say; here the evidence in it does.
+    assert isinstance(value, dict)  # it begins with a brace
+    if "attestation_report" in value:
+        return read_message(value, "snp")
+    return read_message(value, Evidence.of(Evidence.from_json(value, "tdx").quote).tee)
 
 
 def trusted_choices(bundle: Path | None, settings: dict[str, str], *, of_service: bool = True) -> Choices:
@@ -83,11 +93,15 @@ def trusted_choices(bundle: Path | None, settings: dict[str, str], *, of_service
     that the service says it trusts count only `of_service`: not where the service itself is judged.
 
     Raises:
-        InputError: A hardware root in `bundle` that is no maker's own.
+        InputError: A hardware root in `bundle` that is no maker's own, or neither a bundle nor a workspace.
         EndorsementError: `bundle` is not readable.
     """
     if bundle is None:
-        here = workspace()
+        try:
+            here = workspace()
+        except InputError as exc:
+            exc.hint = "--endorsements BUNDLE; `strongroom attest endorsements fetch FILE --out BUNDLE` writes one"
+            raise
         known = _known_roots(here, of_service)
         folder = read_folder(here.service_folder / "endorsements")[0]
         found = [(anchor, one) for anchor, one in folder if (anchor.fingerprint, anchor.kind) in known]

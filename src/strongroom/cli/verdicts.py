@@ -10,7 +10,7 @@ import hashlib
 import re
 import textwrap
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
@@ -24,6 +24,7 @@ from strongroom.attest.evidence import Evidence
 from strongroom.attest.findings import shown_flag
 from strongroom.attest.makers import MAKERS
 from strongroom.attest.policies import PLATFORM_FLAGS
+from strongroom.attest.stock_evidence import without_padding
 from strongroom.attest.verifiers import verify_any
 from strongroom.cli import output
 from strongroom.cli.common import epilog, json_option
@@ -46,7 +47,10 @@ _WANTED = {
     "endorsement": "endorsements that hold for it now",
     "verification": "signatures up to a trusted root",
 }
-_PLATFORM = "have the platform updated, or let the policy allow this status and these advisories by name (tcb_status)"
+_PLATFORM = (
+    "have the platform updated, or let the policy allow this status and these advisories by name (tcb_status); "
+    "the versions that an SEV-SNP platform has to have are yours to say (--minimum-tcb)"
+)
 _HINTS = {
     **dict.fromkeys(
         PLATFORM_FLAGS, "let the policy allow this configuration by name (platform_flags), or run elsewhere"
@@ -185,6 +189,7 @@ def judged(
     """
     try:
         claims = verify_any(evidence, choices, now=now)
+        claims = replace(claims, limits=claims.limits + evidence.unread)
     except AttestationError as exc:
         hint = exc.hint or "do not trust what sent this evidence"
         told = {name: exc.details[name] for name in _REACHED if name in exc.details}
@@ -285,10 +290,10 @@ def verify(
     from strongroom.cli.job import plan_file
 
     policy = read_policy(policy_file)
-    tee, raw, certificate = read_evidence(evidence)
+    found, certificate = read_evidence(evidence)
     plan = plan_file(job_file)[1] if job_file else None
     verdict = judged(
-        Evidence(tee=tee, quote=raw),
+        without_padding(found),
         policy,
         trusted_choices(bundle, settings),
         now=datetime.now(UTC) if at is None else _time(at),

@@ -61,8 +61,7 @@ class Shown:
     @property
     def evidence(self) -> Evidence:
         """The evidence in the certificate."""
-        quote = ratls.read_certificate(self.der)[1].quote
-        return Evidence(tee=ratls.tee_of(quote), quote=quote)
+        return Evidence.of(ratls.read_certificate(self.der)[1].quote)
 
     @property
     def key(self) -> ec.EllipticCurvePublicKey:

@@ -11,6 +11,7 @@ from strongroom.attest.claims import Claims
 from strongroom.attest.endorsement_snp import AnyEndorsements, SNPEndorsements
 from strongroom.attest.endorsements import TrustAnchor
 from strongroom.attest.evidence import Evidence
+from strongroom.attest.makers import MAKERS
 from strongroom.attest.quote import parse_quote
 from strongroom.attest.verifiers.chains import covers_platform
 from strongroom.attest.verifiers.newest import newest
@@ -18,6 +19,8 @@ from strongroom.attest.verifiers.snp import covers
 from strongroom.errors import EndorsementError, VerificationError
 
 __all__ = ["AnchoredVerifier", "Verifier", "verify_any"]
+
+_STRANGE = "the root is no maker's, and not trusted here; a SIMULATED platform's is trusted in its own workspace"
 
 
 class Verifier(Protocol):
@@ -70,7 +73,8 @@ def verify_any(
     under_root = [(v, e) for v, e in choices if v.anchor.fingerprint == named]
     if not under_root:
         known = ", ".join(sorted({v.anchor.fingerprint[:16] for v, _ in choices})) or "none"
-        raise VerificationError(f"root: expected one of {known}, got {named[:16]}", hint="the root is not trusted here")
+        hint = _missing(MAKERS[named]) if named in MAKERS else _STRANGE
+        raise VerificationError(f"root: expected one of {known}, got {named[:16]}", hint=hint)
     verifier, endorsements = max(under_root, key=lambda choice: covers_platform(choice[1], quote))
     return verifier.verify(evidence, endorsements, now=now)
 
@@ -80,6 +84,10 @@ def _verify_snp(
 ) -> Claims:
     lines = [(v, e) for v, e in choices if isinstance(e, SNPEndorsements)]
     if not lines:
-        raise VerificationError("root: expected one of none, got AMD's", hint="no SEV-SNP root is trusted here")
+        raise VerificationError("root: expected one of none, got AMD's", hint=_missing("AMD"))
     verifier, endorsements = next((line for line in lines if covers(line[1], evidence)), lines[0])
     return verifier.verify(evidence, endorsements, now=now)
+
+
+def _missing(maker: str) -> str:
+    return f"no endorsements of {maker}'s are here: `strongroom attest endorsements fetch FILE` gets them"

@@ -9,7 +9,7 @@ Signatures come first. So a refusal that is not about them says which TCB levels
 that runs now (TDX 1.5 and later). Levels that this quote does not come to are not named.
 
 Source: Intel QVL `QuoteVerifier.cpp` (checks 4.1.2.4.x), `EnclaveReportVerifier.cpp`, `TcbLevelCheck.cpp`,
-`TdxModuleCheck.cpp`; Intel TDX module ABI (TD attributes).
+`EvaluateTcb.cpp`, `TdxModuleCheck.cpp`; Intel TDX module ABI (TD attributes).
 """
 
 from __future__ import annotations
@@ -121,11 +121,22 @@ def reached(levels: Mapping[str, Level]) -> dict[str, object]:
 
 
 def converged(levels: Mapping[str, Level]) -> str | None:
-    """Return the status that the parts' statuses make together, None where the platform has no level."""
+    """Return the status that the parts' statuses make together, None where the platform has no level.
+
+    A module that runs now and was not launched excuses what was: start again (4.1.2.5.1.20).
+    """
     if any(level["tcbStatus"] == "Revoked" for level in levels.values()):
         return "Revoked"
-    late = any(levels[part]["tcbStatus"] == "OutOfDate" for part in ("tdx_module", "qe") if part in levels)
-    status = str(levels["platform"]["tcbStatus"]) if "platform" in levels else None
+    launched, runs = (_together(levels, kind) for kind in ("", "running_"))
+    if launched in _OUT_OF_DATE.values() and runs in _OUT_OF_DATE:
+        configured = "OutOfDateConfigurationNeeded" in (launched, _OUT_OF_DATE[runs])
+        return "TDRelaunchAdvised" + "ConfigurationNeeded" * configured
+    return launched
+
+
+def _together(levels: Mapping[str, Level], kind: str) -> str | None:
+    status = str(levels[f"{kind}platform"]["tcbStatus"]) if f"{kind}platform" in levels else None
+    late = any(levels[part]["tcbStatus"] == "OutOfDate" for part in (f"{kind}tdx_module", "qe") if part in levels)
     return _OUT_OF_DATE.get(status, status) if late and status else status
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from strongroom.attest.endorsement_snp import AnyEndorsements, SNPEndorsements
 from strongroom.attest.endorsements import TrustAnchor
+from strongroom.attest.evidence import Evidence
 from strongroom.attest.snp import TCB, parse_report
 from strongroom.attest.verifiers import AnchoredVerifier
 from strongroom.attest.verifiers.chip_keys import key_of, provider_of
@@ -35,14 +36,14 @@ def verifier_for(anchor: TrustAnchor, endorsements: AnyEndorsements, settings: M
     return DCAPVerifier(anchor)
 
 
-def asking_nothing(anchor: TrustAnchor, endorsements: AnyEndorsements, raw: bytes) -> AnchoredVerifier:
-    """Return the verifier of `endorsements` that proves what `raw` says, and asks nothing of it that an owner could.
+def asking_nothing(anchor: TrustAnchor, endorsements: AnyEndorsements, evidence: Evidence) -> AnchoredVerifier:
+    """Return the verifier of `endorsements` that proves what `evidence` says, and asks nothing that an owner could.
 
     A report's versions have no floor under it, so its status is no verdict on them. Only for explaining.
     """
-    if not isinstance(endorsements, SNPEndorsements) or raw[2:4] != b"\0\0":
+    if not isinstance(endorsements, SNPEndorsements) or evidence.tee != "snp":
         return verifier_for(anchor, endorsements, {})
-    report = parse_report(raw)
+    report = parse_report(evidence.quote)
     key = report.certificate or key_of(report, endorsements.keys, endorsements.ask)
     return SNPVerifier(anchor, SNPRules(floors={}, cxl=True, vlek=provider_of(key) if key else ""))
 

@@ -103,7 +103,7 @@ class SNPVerifier:
         """Return the claims proven by the report's signature.
 
         Args:
-            evidence: A report of version 2, 3 or 5.
+            evidence: A report of version 2 to 5.
             endorsements: For the report's product line and kind of key, covering `now`.
             now: UTC. Never read from the clock here.
 
@@ -147,7 +147,7 @@ class SNPVerifier:
             for name in ("reported_tcb", "committed_tcb", "launch_tcb")
             for reason in (report.tcb(name).below(floor) if floor else ["no floor to compare it with"])
         ]
-        unchecked = report.version > 2 and not report.number("platform_info") >> 5 & 1  # 8.
+        unchecked = report.aliases_unchecked  # 8.
         found = [*stale, *(["memory aliases: not looked for (BadRAM)"] if unchecked else [])]
         status = ("OutOfDate" if stale else "") + ("ConfigurationNeeded" if unchecked else "")
         vectors = [f"{report.number(f'{when}_mit_vector'):#x}" for when in ("launch", "current") if report.version > 4]
