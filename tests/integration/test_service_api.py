@@ -300,7 +300,7 @@ def test_a_refused_job_waits_for_its_owner_and_is_then_allowed(house: House) -> 
     changed = {**job, "arguments": ["app.py", "--day", "2026-03-02"]}
     guest = house.guest(changed).attested()
     answer = guest.resource(house.owner)
-    assert (answer.status, answer.code) == (401, "appraisal")
+    assert (answer.status, answer.code) == (403, "appraisal")
     number = answer.json["request"]
     shown = house.as_owner()("GET", f"/v1/requests/{number}").json
     assert shown["job_document"] == changed

@@ -103,8 +103,13 @@ def guest_app(service: TrustService, api: GuestAPI) -> Starlette:
         (guests if api.knows(session) else strangers).take()
         return session
 
-    async def attested(request: Request) -> tuple[str, str]:
-        session = await known(request)
+    async def attested(request: Request, *, bearer: bool = False) -> tuple[str, str]:
+        token = _bearer(request) if bearer and not _session(request) else ""
+        if token:
+            strangers.take()
+        session = await (
+            run_in_threadpool(lambda: api.session_of(token, now=datetime.now(UTC))) if token else known(request)
+        )
         guest = await run_in_threadpool(lambda: api.guest(session, now=datetime.now(UTC)))
         return session, x509.spki_id(guest.public_key)
 
@@ -122,7 +127,7 @@ def guest_app(service: TrustService, api: GuestAPI) -> Starlette:
         return JSONResponse(await run_in_threadpool(lambda: api.attest(session, body, now=datetime.now(UTC))))
 
     async def resource(request: Request) -> Response:
-        (session, to), path = await attested(request), request.path_params
+        (session, to), path = await attested(request, bearer=True), request.path_params
         names = (path["repository"], path["type"], path["tag"])
         answer = await run_in_threadpool(lambda: api.resource(session, *names, now=datetime.now(UTC)))
         return _proven(service, request, JSONResponse(answer), to)
@@ -195,6 +200,11 @@ def _problem(exc: StrongroomError, *, tell_all: bool) -> Response:
 
 def _session(request: Request) -> str:
     return request.cookies.get(SESSION_COOKIE, "")
+
+
+def _bearer(request: Request) -> str:
+    kind, _, token = request.headers.get("authorization", "").partition(" ")
+    return token.strip() if kind.lower() == "bearer" else ""
 
 
 async def _json(request: Request) -> object:

@@ -7,6 +7,7 @@ accept. Nonces are used once; sessions live in memory and end with the lease or 
 from __future__ import annotations
 
 import contextlib
+import hmac
 import logging
 import re
 import secrets
@@ -18,7 +19,7 @@ from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from typing import TypeGuard
 
-from strongroom._encoding import canonical_json, check_bounds, parse_json
+from strongroom._encoding import b64u, canonical_json, check_bounds, parse_json
 from strongroom.attest import ratls
 from strongroom.attest.binding import JOB_FILE, MAX_JOB_BYTES, init_data_digest
 from strongroom.attest.claims import check_init_data, check_report_data
@@ -26,7 +27,7 @@ from strongroom.attest.endorsement_files import SOON_DAYS, ends, read_folder, st
 from strongroom.attest.endorsement_snp import AnyEndorsements
 from strongroom.attest.endorsements import TrustAnchor
 from strongroom.attest.handshake import COMMIT_TYPE, AttestRequest, AuthRequest, Challenge
-from strongroom.attest.result import issue_ear
+from strongroom.attest.result import issue_ear, verify_ear
 from strongroom.attest.verifiers import AnchoredVerifier, verify_any
 from strongroom.attest.verifiers.choose import verifier_for
 from strongroom.crypto import jose, x509
@@ -37,6 +38,7 @@ from strongroom.errors import (
     EvidenceError,
     InputError,
     StrongroomError,
+    UnattestedError,
     UnavailableError,
     VerificationError,
 )
@@ -87,6 +89,7 @@ class GuestAPI:
         )  # with the count of changes of trust in its root
         self._held: dict[str, int] = {}  # session -> characters of init data
         self._lock = threading.Lock()
+        self._naming = secrets.token_bytes(32)
         self._strangers = HourlyLimit(STRANGERS_RECORDED)
         self._endorsements = _EndorsementFiles(service)
 
@@ -94,13 +97,26 @@ class GuestAPI:
         """Begin a session: return its id and the challenge."""
         request = AuthRequest.from_json(body)
         self._service.parts  # noqa: B018  # a locked service says so before it hands out a nonce
-        session, nonce = secrets.token_urlsafe(24), secrets.token_urlsafe(32)
+        nonce = secrets.token_urlsafe(32)
+        session = self._named(nonce)
         with self._lock:
             self._forget_old()
             if len(self._waiting) >= MAX_WAITING:
                 raise UnavailableError("too many guests wait to attest")
             self._waiting[session] = _Waiting(nonce=nonce, tee=request.tee, until=self._uptime() + NONCE_LIFETIME_S)
         return session, Challenge(nonce=nonce).to_json()
+
+    def _named(self, nonce: str) -> str:
+        # A token tells others the nonce: only this process finds the session by it.
+        return b64u(hmac.digest(self._naming, nonce.encode(), "sha256"))
+
+    def session_of(self, token: str, *, now: datetime) -> str:
+        """Return the session that an attestation result of this service is about, "" if it is no such result."""
+        try:
+            result = verify_ear(token, [self._service.parts.identity.public_key()], now)
+        except VerificationError:
+            return ""
+        return self._named(str(result.get("eat_nonce")))
 
     def knows(self, session: str) -> bool:
         """Return whether `session` has begun or attested: whether its sender is worth reading a request of."""
@@ -111,12 +127,12 @@ class GuestAPI:
         """Return only if `session` has a challenge to answer.
 
         Raises:
-            DeniedError: It has none; recorded under the admin.
+            UnattestedError: It has none; recorded under the admin.
         """
         with self._lock:
             begun = session in self._waiting
         if not begun:
-            refusal = DeniedError(_NO_NONCE, hint="begin again with /auth")
+            refusal = UnattestedError(_NO_NONCE, hint="begin again with /auth")
             self._note("attest", refusal, now)
             raise refusal
 
@@ -153,7 +169,7 @@ class GuestAPI:
             waiting = self._waiting.pop(session, None)  # 1. used up, whatever comes of it
         request = AttestRequest.from_json(body)
         if waiting is None or waiting.until < self._uptime() or waiting.nonce != request.nonce:
-            raise DeniedError(_NO_NONCE, hint="begin again with /auth")
+            raise UnattestedError(_NO_NONCE, hint="begin again with /auth")
         key = request.tee_key()
         trust = self._service.trusted()
         evidence = request.read_evidence(waiting.tee)
@@ -211,7 +227,7 @@ class GuestAPI:
         """Return the attested guest of a session.
 
         Raises:
-            DeniedError: There is none; recorded under the admin.
+            UnattestedError: There is none; recorded under the admin.
         """
         with self._lock:
             guest, change = self._guests.get(session, (None, 0))
@@ -221,7 +237,7 @@ class GuestAPI:
                 self._held.pop(session, None)
                 self._guests.pop(session, None)
         if guest is None:
-            refusal = DeniedError("this session has not attested", hint="begin again with /auth")
+            refusal = UnattestedError("this session has not attested", hint="begin again with /auth")
             self._note("session", refusal, now)
             raise refusal
         return guest
