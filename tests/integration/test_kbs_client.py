@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from joserfc import jwe, jwt
 from joserfc.jwk import ECKey, KeySet, RSAKey
@@ -24,6 +25,7 @@ from tests.fakes.snp_parts import MEASUREMENT as SNP_MEASUREMENT
 from tests.fakes.stock_evidence import RELEASES, attestation_report
 
 from strongroom.attest.endorsement_files import write_bundle
+from strongroom.service.guest_messages import AttestRequest
 
 AMD = Maker(now=datetime.now(UTC))
 
@@ -62,15 +64,15 @@ class StockClient:
         bound = canonical({**runtime, "additional-evidence": self.additional})
         report_data = hashlib.sha384(bound).digest().ljust(64, b"\0")
         evidence = self.evidence(report_data, hashlib.sha256(self.init_data.encode()).digest())
-        return self.http(
-            "POST",
-            "/kbs/v0/attest",
-            {
-                "init-data": {"format": "toml", "body": self.init_data},
-                "runtime-data": runtime,
-                "tee-evidence": {"primary_evidence": evidence, "additional_evidence": self.additional},
-            },
-        )
+        request = {
+            "init-data": {"format": "toml", "body": self.init_data},
+            "runtime-data": runtime,
+            "tee-evidence": {"primary_evidence": evidence, "additional_evidence": self.additional},
+        }
+        answer = self.http("POST", "/kbs/v0/attest", request)
+        if answer.status == 200:
+            msgspec.convert(request, AttestRequest)  # as the OpenAPI document describes it
+        return answer
 
     def evidence(self, report_data: bytes, digest: bytes) -> dict[str, Any]:
         """Return what guest-components' attester of this TEE writes."""
