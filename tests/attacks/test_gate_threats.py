@@ -178,16 +178,16 @@ def test_T164_init_data_and_job_documents_that_cost(house: House) -> None:
 
 
 def test_T164_large_job_documents_push_out_themselves(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("strongroom.service.guest_api.MAX_HELD_CHARS", 60_000)
+    monkeypatch.setattr("strongroom.service.sessions.MAX_HELD_CHARS", 60_000)
     job, _ = house.ready()
     honest = house.guest(job).attested()
     for number in range(10):
         house.guest({"name": str(number), "x": "y" * 20_000}).attest()
-    assert len(house.guest_api._guests) == len(house.guest_api._held) == 3
+    assert len(house.guest_api.sessions._attested) == 3
     assert honest.resource(house.owner).status == 200
     house.clock.uptime_s += 3601
     house.guest(job).auth()
-    assert (len(house.guest_api._guests), len(house.guest_api._held)) == (0, 0)
+    assert len(house.guest_api.sessions._attested) == 0
 
 
 def _put(house: House, policy: object) -> Answer:

@@ -416,7 +416,7 @@ def test_nonces_and_sessions_end(house: House) -> None:
     house.clock.uptime_s += 3601
     assert guest.resource(house.owner).code == "denied"
     house.guest(job).auth()
-    assert len(house.guest_api._guests) == 0, "an ended lease is forgotten"
+    assert len(house.guest_api.sessions._attested) == 0, "an ended lease is forgotten"
 
 
 def test_the_lease_is_what_the_administrator_set(house: House) -> None:
@@ -437,7 +437,7 @@ def test_the_lease_is_what_the_administrator_set(house: House) -> None:
 
 
 def test_a_full_waiting_room_says_so(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("strongroom.service.guest_api.MAX_WAITING", 3)
+    monkeypatch.setattr("strongroom.service.sessions.MAX_WAITING", 3)
     job, _ = house.ready()
     for _ in range(3):
         house.guest(job).auth()

@@ -1,7 +1,8 @@
-"""What guests ask and get (docs/formats/release-protocol.md), for the OpenAPI document alone.
+"""What guests ask and get (docs/formats/release-protocol.md), one record per route, for the OpenAPI document.
 
-The messages are read by `attest.handshake` and `guest_api`, which run without msgspec in the guest, or on values that
-were signed. Tests hold what guests and stock clients send, and each answer, against these types; so does `make fuzz`.
+The service reads certificate requests and commits by it. The messages of RCAR, here to be described, are read by
+`attest.handshake`, which guests use too, and they have no msgspec: tests hold what guests and stock clients send, and
+each answer, against these types; so does `make fuzz`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from strongroom.attest.binding import MAX_INIT_DATA_BYTES
 from strongroom.kms.messages import MAX_LEASE_S, Body, Digest, JSONObject, Route
 from strongroom.service.answers import Answer, Head
 
-__all__ = ["ANSWERS", "ROUTES"]
+__all__ = ["ANSWERS", "ROUTES", "AttestRequest", "CertificateRequest", "CommitStatement", "SignedCommit"]
 
 _Nonce = Annotated[str, msgspec.Meta(min_length=16, max_length=256)]
 _Member = Annotated[str, msgspec.Meta(max_length=128)]
@@ -121,6 +122,24 @@ class SignedCommit(Body):
 
     key: JSONObject
     signed: str
+
+
+class CommitInput(Body):
+    """The head that the job began with, of one volume."""
+
+    epoch: _Count
+    manifest: Digest | None
+
+
+class CommitStatement(Body):
+    """What is signed: the head as the guest knows it, the new one, and which heads the job read, by volume."""
+
+    dataset: str
+    epoch: _Count
+    manifest: Digest | None
+    new_manifest: Digest
+    versions: list[int]
+    inputs: dict[str, CommitInput]
 
 
 class Committed(Answer):
