@@ -9,10 +9,12 @@ import base64
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from joserfc import jwe, jwt
 from joserfc.jwk import ECKey, KeySet, RSAKey
@@ -23,6 +25,7 @@ from tests.fakes.snp_parts import MEASUREMENT as SNP_MEASUREMENT
 from tests.fakes.stock_evidence import RELEASES, attestation_report
 
 from strongroom.attest.endorsement_files import write_bundle
+from strongroom.service.guest_messages import AttestRequest
 
 AMD = Maker(now=datetime.now(UTC))
 
@@ -61,15 +64,15 @@ class StockClient:
         bound = canonical({**runtime, "additional-evidence": self.additional})
         report_data = hashlib.sha384(bound).digest().ljust(64, b"\0")
         evidence = self.evidence(report_data, hashlib.sha256(self.init_data.encode()).digest())
-        return self.http(
-            "POST",
-            "/kbs/v0/attest",
-            {
-                "init-data": {"format": "toml", "body": self.init_data},
-                "runtime-data": runtime,
-                "tee-evidence": {"primary_evidence": evidence, "additional_evidence": self.additional},
-            },
-        )
+        request = {
+            "init-data": {"format": "toml", "body": self.init_data},
+            "runtime-data": runtime,
+            "tee-evidence": {"primary_evidence": evidence, "additional_evidence": self.additional},
+        }
+        answer = self.http("POST", "/kbs/v0/attest", request)
+        if answer.status == 200:
+            msgspec.convert(request, AttestRequest)  # as the OpenAPI document describes it
+        return answer
 
     def evidence(self, report_data: bytes, digest: bytes) -> dict[str, Any]:
         """Return what guest-components' attester of this TEE writes."""
@@ -86,7 +89,7 @@ class StockClient:
     def resource(self, repository: str, kind: str, tag: str) -> Answer:
         return self.http("GET", f"/kbs/v0/resource/{repository}/{kind}/{tag}")
 
-    def decrypt(self, answer: Answer) -> Any:
+    def decrypt(self, answer: Answer, read: Callable[[str], Any] = json.loads) -> Any:
         assert answer.status == 200, answer.raw
         message = answer.json
         assert {"protected", "encrypted_key", "iv", "ciphertext", "tag"} == set(message)
@@ -99,7 +102,7 @@ class StockClient:
         assert base64.urlsafe_b64encode(again.encode()).rstrip(b"=").decode() == message["protected"]
         assert header["alg"] == self.alg
         registry = jwe.JWERegistry(algorithms=[self.alg, "A256GCM"])
-        return json.loads(jwe.decrypt_json(message, self.key, registry=registry).plaintext)
+        return read((jwe.decrypt_json(message, self.key, registry=registry).plaintext or b"").decode())
 
 
 @pytest.fixture
@@ -118,13 +121,25 @@ KEYS = {
 def test_a_stock_client_fetches_a_key(house: House, alg: str, additional: str) -> None:
     job = document(house.owner, house.dataset()["dataset"])
     client = StockClient(house, KEYS[alg](), alg, job, additional)
+    _problem(client.resource(house.owner, "key", "sales"), 401)  # on which it attests
     assert client.handshake().status == 200
-    refused = client.resource(house.owner, "key", "sales")
-    assert (refused.status, refused.headers["content-type"]) == (401, "application/problem+json"), "no policy yet"
+    _problem(client.resource(house.owner, "key", "sales"), 403)  # no policy yet: it gives up, and shows the reasons
     house.allow(job)
     released = client.decrypt(client.resource(house.owner, "key", "sales"))
     assert (released["type"], released["name"]) == ("key", "sales")
     assert len(base64.urlsafe_b64decode(released["versions"]["1"] + "=")) == 32
+
+
+def test_a_stock_token_client_fetches_a_key(house: House) -> None:
+    """As confidential data hub does: it has the attestation agent's token and key pair, and no cookie."""
+    job, _ = house.ready()
+    agent = StockClient(house, KEYS["ECDH-ES+A256KW"](), "ECDH-ES+A256KW", job)
+    token = agent.handshake().json["token"]
+    hub = StockClient(house, agent.key, agent.alg, job)
+    _problem(hub.resource(house.owner, "key", "sales"), 401)
+    hub.http.more["authorization"] = f"Bearer {token}"
+    assert hub.decrypt(hub.resource(house.owner, "key", "sales"))["name"] == "sales"
+    assert "." in hub.decrypt(hub.resource(house.owner, "ear", "sales"), json.dumps)
 
 
 LOG = base64.b64encode(b"\1\0\0\0\3\0\0\0" + bytes(60_000)).decode()

@@ -268,7 +268,7 @@ def trust(bundle: Path, settings: dict[str, str], anchor_file: Path | None) -> N
 
 @command.command("openapi", epilog=epilog("strongroom service openapi > openapi.json"))
 def openapi() -> None:
-    """Print the owner API as an OpenAPI document."""
+    """Print what owners and guests may ask of the service as an OpenAPI document."""
     from strongroom.service.openapi import openapi as document
 
     output.data(document(), True, [])
