@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import ctypes
 import io
+import logging
 import os
 import resource
 import socket
-from collections.abc import Collection
+import threading
+import time
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-__all__ = ["WrittenEarly", "connect_unix", "flush_files", "flush_folder", "protect_process", "write_whole"]
+__all__ = [
+    "WrittenEarly",
+    "connect_unix",
+    "flush_files",
+    "flush_folder",
+    "listen_unix",
+    "protect_process",
+    "serve_connections",
+    "write_whole",
+]
+
+_log = logging.getLogger(__name__)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _PR_SET_DUMPABLE = 4
+_ACCEPT_AGAIN_S = 0.1
 _FLUSHED_AT_A_TIME = 8
 _EARLY_BYTES, _SYNC_FILE_RANGE_WRITE = 8 << 20, 2
 
@@ -36,6 +51,33 @@ def connect_unix(path: str, timeout_s: float) -> socket.socket:
         if folder >= 0:
             os.close(folder)
     return sock
+
+
+def listen_unix(path: str) -> socket.socket:
+    """Return a new socket that listens at `path`, for this user only."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(path)
+    os.chmod(path, 0o600)
+    listener.listen(128)
+    return listener
+
+
+def serve_connections(listener: socket.socket, serve: Callable[[socket.socket], object], name: str) -> None:
+    """Have `serve` answer each connection on a thread of its own and close it, from now on.
+
+    A connection that cannot be accepted (no descriptors or threads are left) ends nothing for the others.
+    """
+
+    def accept() -> None:
+        while True:
+            try:
+                sock, _ = listener.accept()
+                threading.Thread(target=serve, args=(sock,), daemon=True).start()
+            except (OSError, RuntimeError) as exc:
+                _log.warning("connection not accepted at=%s reason=%s", name, exc)
+                time.sleep(_ACCEPT_AGAIN_S)
+
+    threading.Thread(target=accept, daemon=True, name=name).start()
 
 
 def flush_folder(folder: Path) -> None:

@@ -34,8 +34,9 @@ from strongroom.cli.attest import command as attest
 from strongroom.crypto import tls, x509
 from strongroom.errors import DeniedError, StrongroomError, UnavailableError
 from strongroom.guest import peers as peers_module
-from strongroom.guest import run, tunnel
+from strongroom.guest import tunnel
 from strongroom.guest.peers import Peers
+from strongroom.guest.run import SandboxJob
 from strongroom.guest.session import Certified
 from strongroom.kms.ca import WorkloadCA
 
@@ -275,8 +276,10 @@ def test_a_driver_whose_lease_is_renewed_shows_newer_evidence() -> None:
         certificate=lambda: asked.append("certificate") or "newer",
     )
     shown: list[str] = []
-    grants: Any = {("owner", "key"): SimpleNamespace(ends_at=1.0)}
-    assert run._renew(session, grants, SimpleNamespace(renew=shown.append)) == 5.0  # type: ignore[arg-type]
+    job: Any = SandboxJob.__new__(SandboxJob)
+    job.session, job.grants = session, {("owner", "key"): SimpleNamespace(ends_at=1.0)}
+    job._network = SimpleNamespace(renew=shown.append)
+    assert job.renew() == 5.0
     assert (asked, shown) == (["attest", "certificate"], ["newer"])
 
 

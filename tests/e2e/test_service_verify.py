@@ -30,6 +30,8 @@ def test_from_a_start_in_an_enclave_to_a_pinned_workspace(tmp_path: Path) -> Non
         assert (running.returncode, "running already" in running.stderr) == (1, True)
         shell.run("service", "stop")
         assert "SIMULATED" in shell.run("service", "start", "--enclave", "sim").stderr
+        shell.run("service", "stop")
+        assert "SIMULATED" in shell.run("service", "start").stderr  # as it was started before
         measured = shell.run("service", "measure")
         assert "SIMULATED" in measured.stderr
         words = ("service", "verify", "--measurement", measured.stdout.strip(), "--pin")

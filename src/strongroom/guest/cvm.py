@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from strongroom._encoding import parse_json
+from strongroom._unix import listen_unix, serve_connections
 from strongroom.attest.attesters import Attester
 from strongroom.attest.attesters.tsm import TDX_REGISTERS, TsmAttester, bind_at_runtime
 from strongroom.attest.binding import JOB_FILE, init_data_digest, parse_init_data
@@ -227,24 +228,23 @@ def _doors(launch: dict[str, object], user: int) -> dict[str, str]:
 def _pass_on(service: str, door: str, user: int) -> None:
     host, _, port = service.removeprefix("https://").rstrip("/").rpartition(":")
     os.makedirs(os.path.dirname(door), exist_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(door)
+    listener = listen_unix(door)
     os.chown(door, user, user)
-    listener.listen(16)
 
-    def accept() -> None:
-        while True:
-            near, _ = listener.accept()
-            try:
-                far = socket.create_connection((host.strip("[]"), int(port)), 30)
-            except (OSError, ValueError):
-                near.close()
-                continue
-            far.settimeout(None)
-            for source, target in ((near, far), (far, near)):
-                threading.Thread(target=_copy, args=(source, target), daemon=True).start()
+    def relay(near: socket.socket) -> None:
+        try:
+            far = socket.create_connection((host.strip("[]"), int(port)), 30)
+        except (OSError, ValueError):
+            near.close()
+            return
+        far.settimeout(None)
+        with near, far:
+            back = threading.Thread(target=_copy, args=(far, near), daemon=True)
+            back.start()
+            _copy(near, far)
+            back.join()
 
-    threading.Thread(target=accept, daemon=True).start()
+    serve_connections(listener, relay, door)
 
 
 def _copy(source: socket.socket, target: socket.socket) -> None:

@@ -9,12 +9,12 @@ a wrong quote fails at the verifier, a wrong key opens nothing.
 
 from __future__ import annotations
 
-import hmac
 import socket
 
 from strongroom._secret import SecretBytes
+from strongroom.attest.attesters import carrying
 from strongroom.attest.evidence import MAX_EVIDENCE_BYTES, Evidence
-from strongroom.errors import EvidenceError, InputError, UnavailableError
+from strongroom.errors import EvidenceError, UnavailableError
 
 __all__ = ["SimulatedAttester"]
 
@@ -40,20 +40,11 @@ class SimulatedAttester:
             EvidenceError: The answer is not a quote, or carries other report data.
             UnavailableError: The platform does not answer or refuses.
         """
-        if len(report_data) != 64:
-            raise InputError(f"report data has 64 bytes, got {len(report_data)}")
-        evidence = Evidence(tee=self.tee, quote=self._ask(b"quote" + report_data))
-        if self.tee == "snp":
-            from strongroom.attest.snp import parse_report  # noqa: PLC0415  # elsewhere it costs a launch its time
 
-            carried = parse_report(evidence.quote)["report_data"]
-        else:
-            from strongroom.attest.quote import parse_quote  # noqa: PLC0415
+        def ask() -> Evidence:
+            return Evidence(tee=self.tee, quote=self._ask(b"quote" + report_data))
 
-            carried = parse_quote(evidence.quote).report_data
-        if not hmac.compare_digest(carried, report_data):
-            raise EvidenceError("simulated platform: the quote carries other report data")
-        return evidence
+        return carrying(report_data, ask, "simulated platform")
 
     def sealing_key(self) -> SecretBytes:
         """Return the platform's key for whoever it measured at the other end: 32 bytes.
