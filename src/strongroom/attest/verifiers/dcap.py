@@ -48,6 +48,7 @@ from strongroom.errors import AttestationError, EndorsementError, EvidenceError,
 
 __all__ = ["DCAPVerifier"]
 
+_SIMULATED = "SIMULATED: a program on the host measured this and signed it; what follows holds of hardware alone"
 _MRENCLAVE = (
     "MRENCLAVE: the enclave's pages and their rights as they were before it started; what it reads later only as far "
     "as its code checks it (Gramine: trusted files, whose hashes are in the manifest that is measured)"
@@ -225,7 +226,7 @@ def _claims(judged: Judged, proven: Mapping[str, object], anchor: TrustAnchor) -
         cached_keys=pck.cached_keys,
         smt=pck.smt,
         rtmrs=tuple(quote[f"body.rtmr{i}"] for i in range(4)) if quote.tee == "tdx" else (),
-        limits=_LIMITS[quote.tee],
+        limits=(*((_SIMULATED,) if root == "simulated" else ()), *_LIMITS[quote.tee]),
     )
 
 
