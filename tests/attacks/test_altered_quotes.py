@@ -36,7 +36,7 @@ from strongroom.errors import AttestationError, EndorsementError, VerificationEr
 
 OTHER = make_pki("two")
 EVIDENCE, ENDORSEMENT, VERIFICATION = "evidence", "endorsement", "verification"
-SGX, TDX, TDX5, TDX15 = (case(name) for name in ("sgx3", "tdx4", "tdx5", "tdx5-1.5"))
+SGX, TDX, TDX5, TDX15, TDX15EX = map(case, ("sgx3", "tdx4", "tdx5", "tdx5-1.5", "tdx5-ex"))
 SEAM, FLAGS = 112, 120  # offsets in a TDX body: SEAMATTRIBUTES, TDATTRIBUTES
 
 
@@ -341,6 +341,12 @@ CASES: dict[str, tuple[Case, str, str, str]] = {
         TDX5.body(FLAGS + 3, b"\0"), VERIFICATION, "td_attributes: .* without SEPT_VE_DISABLE", "td_attributes"),
     "TDX with a service domain": (
         TDX15.body(600, b"\1"), VERIFICATION, "service_td: .*, got one with a service", "service_td"),
+    "TDX with a service domain bound now": (
+        TDX15EX.body(829, b"\1"), VERIFICATION, "service_td: .*, got one with a service", "service_td"),
+    "TDX with a service domain bound at its creation": (
+        TDX15EX.body(776, b"\1"), VERIFICATION, "service_td: .*, got one with a service", "service_td"),
+    "statement of a machine inside a domain": (
+        TDX15EX.body(648, b"\1"), VERIFICATION, "vm_id: expected 0, the domain itself, got 1", "vm_id"),
     "TDX module of another signer": (
         TDX.body(64, b"\1"), ENDORSEMENT, "^tdx_module: expected signer 0{96} .*, got signer 010+", "tdx_module"),
     "TDX module with attributes": (

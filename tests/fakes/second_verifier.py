@@ -442,8 +442,11 @@ def _attributes(parts: Parts) -> None:
         raise Refused(VERIFICATION, "td_attributes", "reserved bits, SERVTD_EXT or MIGRATABLE")
     if not flags & 1 << 28:
         raise Refused(VERIFICATION, "td_attributes", "SEPT_VE_DISABLE is not set")
-    if len(parts.body) >= 648 and any(parts.body[600:648]):
+    # MRSERVICETD; in the extended body also what was bound at the domain's creation, and is now.
+    if len(parts.body) >= 648 and any(parts.body[600:648] + parts.body[729:777] + parts.body[829:877]):
         raise Refused(VERIFICATION, "service_td")
+    if len(parts.body) > 648 and parts.body[648]:
+        raise Refused(VERIFICATION, "vm_id", str(parts.body[648]))
 
 
 def _sorted(tcb_info: Mapping[str, Any]) -> list[dict[str, Any]]:

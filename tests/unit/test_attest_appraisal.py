@@ -36,6 +36,7 @@ from strongroom.attest.appraisal import (
     references,
 )
 from strongroom.attest.binding import job_init_data
+from strongroom.attest.policies import TCB_STATUSES
 from strongroom.client.policies import allowance, measured
 from strongroom.errors import AppraisalError, InputError
 
@@ -293,6 +294,21 @@ def test_T231_advisories_grace_edition_and_machine() -> None:
     appraise(AllOf((known, Machine((claims.ppid.hex(),)))), context)
     hidden = replace(context, claims=replace(context.claims, ppid=bytes(16), piid=b""))
     assert _reasons(AllOf((known, Machine(("00" * 16,)))), hidden) == [f"machine: expected {'00' * 16}, got nothing"]
+
+
+@pytest.mark.parametrize("status", TCB_STATUSES)
+def test_T397_a_grace_ends_for_whatever_was_launched_out_of_date(status: str) -> None:
+    late = replace(HARDWARE, claims=replace(HARDWARE.claims, tcb_status=status, tcb_date="2024-01-01", tcb_age_days=31))
+    policy = TcbStatus((status,), grace_days=30)
+    text = policy_to_json(policy)
+    if status.startswith(("OutOfDate", "TDRelaunchAdvised")):
+        too_old = "grace: expected at most 30 days after the TCB's date, got 31 days after 2024-01-01"
+        assert _reasons(policy, late) == [too_old]
+        assert policy_from_json(text) == policy
+    else:
+        appraise(policy, late)
+        with pytest.raises(InputError, match="grace_days limits"):
+            policy_from_json(text)
 
 
 def test_T289_flags_of_a_platform_that_nobody_allowed_or_that_nobody_knows() -> None:

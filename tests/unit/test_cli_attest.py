@@ -552,9 +552,11 @@ def test_limits_of_what_is_measured_are_printed(
     status, checks, shown = _show(tmp_path / "q", "--endorsements", str(tmp_path / "e"))
     assert status == 0
     assert any(one.startswith(words) for one in value["claims"]["limits"])
+    assert value["claims"]["limits"][0].startswith("SIMULATED: ")
     assert checks["limits"] == value["claims"]["limits"]
     for text in (page, shown):
         assert f"\n  - {words}" in text
+        assert "limits of what is measured:\n  - SIMULATED: " in text
     assert max(map(len, page.splitlines())) < 200
 
 
@@ -577,6 +579,20 @@ def test_show_works_where_there_is_no_workspace(tmp_path: Path, monkeypatch: pyt
     write_bundle(tmp_path / "e", replace(PKI.anchor(), kind="hardware"), [])
     with pytest.raises(InputError, match="expected Intel's, AMD's or a simulated one"):
         _show(tmp_path / "q", "--endorsements", str(tmp_path / "e"))
+
+
+def test_T398_no_simulated_quote_has_a_hardware_builds_measurement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _workspace(tmp_path, monkeypatch)
+    (tmp_path / "app.py").write_text("pass")
+    job = tmp_path / "job.toml"
+    text = '[job]\nname = "j"\nworkload = "python"\nprogram = "app.py"\nenclave = "gramine"\n'
+    job.write_text(text + "[sandbox]\nnetwork = true\n")
+    done = CliRunner().invoke(command, ["quote", str(job), str(tmp_path / "q")], standalone_mode=False)
+    assert isinstance(done.exception, InputError), done.exception
+    assert "expected a job for the enclave kind sim, got gramine" in str(done.exception)
+    assert not (tmp_path / "q").exists()
 
 
 @pytest.mark.parametrize("kind", ["hardware", "simulated"])

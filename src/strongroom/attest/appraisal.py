@@ -23,6 +23,7 @@ from typing import cast
 
 from strongroom.attest.findings import AppraisalContext, Finding, Policy, Scope
 from strongroom.attest.policies import (
+    LATE_STATUSES,
     PLATFORM_FLAGS,
     TCB_STATUSES,
     TDX_REGISTERS,
@@ -330,8 +331,8 @@ def _platform_flags(value: Mapping[str, object]) -> PlatformFlags:
 def _tcb_status(value: Mapping[str, object]) -> TcbStatus:
     allowed = _texts(value, "allowed", TCB_STATUSES.__contains__)
     grace = _number(value, "grace_days") if "grace_days" in value else None
-    if grace is not None and not any(status.startswith("OutOfDate") for status in allowed):
-        raise InputError("policy tcb_status: grace_days limits OutOfDate, which is not allowed here")
+    if grace is not None and not set(allowed) & set(LATE_STATUSES):
+        raise InputError("policy tcb_status: grace_days limits OutOfDate and TDRelaunchAdvised; neither is allowed")
     advisories = _texts(value, "advisories", _ADVISORY.fullmatch) if "advisories" in value else ()
     return TcbStatus(allowed, advisories, grace)
 

@@ -26,6 +26,7 @@ from strongroom.attest.patterns import MAX_PATTERN_CHARS, compile_pattern
 from strongroom.errors import InputError
 
 __all__ = [
+    "LATE_STATUSES",
     "PLATFORM_FLAGS",
     "TCB_STATUSES",
     "TDX_REGISTERS",
@@ -61,6 +62,9 @@ TCB_STATUSES = (
     "TDRelaunchAdvisedConfigurationNeeded",
 )
 """What a policy may allow. Revoked is not among them: no policy can allow it."""
+
+LATE_STATUSES = TCB_STATUSES[4:]
+"""Out of date, or out of date when a domain was launched."""
 
 PLATFORM_FLAGS = ("dynamic_platform", "cached_keys", "smt")
 """What the PCK certificate of an Intel platform says of its configuration; each may be unknown."""
@@ -172,8 +176,8 @@ class MinimumSvn:
 class TcbStatus:
     """The platform's TCB status is one of `allowed`, and of its advisories only those named in `advisories` apply.
 
-    With `grace_days`, an out-of-date platform is allowed only so long after the date of its TCB level. Without this
-    check the status is UpToDate, and no advisory applies.
+    With `grace_days`, a platform that is out of date, or was when it launched a domain, is allowed only so long after
+    the date of its TCB level. Without this check the status is UpToDate, and no advisory applies.
     """
 
     allowed: tuple[str, ...] = ("UpToDate",)
@@ -186,7 +190,7 @@ class TcbStatus:
         claims = context.claims
         found = replace(scope, tcb_status=True).findings(claims)
         found += platform_findings(claims, [s for s in self.allowed if s in TCB_STATUSES], self.advisories)
-        if self.grace_days is not None and claims.tcb_status.startswith("OutOfDate"):
+        if self.grace_days is not None and claims.tcb_status in LATE_STATUSES:
             age = claims.tcb_age_days
             got = "an unknown date" if age is None else f"{age} days after {claims.tcb_date}"
             within = age is not None and age <= self.grace_days

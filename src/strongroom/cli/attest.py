@@ -48,6 +48,11 @@ def quote(job_file: Path, target: Path) -> None:
     from strongroom.cli.job import plan_file
 
     runner, plan = plan_file(job_file)
+    if plan.spec.enclave != "sim":
+        raise InputError(
+            f"{job_file}: expected a job for the enclave kind sim, got {plan.spec.enclave}",
+            hint="its hardware alone quotes it: a run leaves the first evidence in the bundle's launch/quote.bin",
+        )
     bundle = runner.build(plan)
     pki = SimulatedPKI.create(load_seed(workspace().seed), now=datetime.now(UTC))
     raw = SimulatedQuotingEnclave(pki).quote_sgx(
@@ -59,7 +64,7 @@ def quote(job_file: Path, target: Path) -> None:
         isv_svn=SECURITY_VERSION,
     )
     target.write_bytes(raw)
-    output.say(f"wrote {len(raw)} bytes: `strongroom attest show {target}`")
+    output.say(f"wrote {len(raw)} bytes, SIMULATED: `strongroom attest show {target}`")
 
 
 @command.command(

@@ -47,10 +47,8 @@ _WANTED = {
     "endorsement": "endorsements that hold for it now",
     "verification": "signatures up to a trusted root",
 }
-_PLATFORM = (
-    "have the platform updated, or let the policy allow this status and these advisories by name (tcb_status); "
-    "the versions that an SEV-SNP platform has to have are yours to say (--minimum-tcb)"
-)
+_PLATFORM = "have the platform updated, or let the policy allow this status and these advisories by name (tcb_status)"
+_VERSIONS = "have the platform updated, say which versions will do (--minimum-tcb), or let the policy allow this status"
 _HINTS = {
     **dict.fromkeys(
         PLATFORM_FLAGS, "let the policy allow this configuration by name (platform_flags), or run elsewhere"
@@ -214,7 +212,8 @@ def judged(
             checks.append(failed(exc))
     checks += findings(policy, AppraisalContext(claims=claims, job=job, digest=said if init_data is None else ""))
     wrong = [check.check.rpartition(": ")[2] for check in checks if not check.passed]
-    hint = "; ".join(dict.fromkeys(_HINTS.get(name, _OTHER) for name in wrong))
+    hints = _HINTS | ({"tcb_status": _VERSIONS} if claims.tee == "snp" else {})
+    hint = "; ".join(dict.fromkeys(hints.get(name, _OTHER) for name in wrong))
     return Verdict(evidence=evidence, now=now, as_of=as_of, claims=claims, checks=tuple(checks), hint=hint)
 
 

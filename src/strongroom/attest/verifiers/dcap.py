@@ -13,7 +13,8 @@ refuses (tests/attacks/test_altered_quotes.py compares with a second verifier):
 3. `now` lies in the window of all endorsements;
 4. TCB info (version 3) and QE identity are signed by an "SGX TCB Signing" certificate directly under the anchor, and
    the PCK revocation list names the PCK certificate's issuers;
-5. TCB info is for this PCE (PCEID), and the TDX module that runs is no older than the one that was launched.
+5. TCB info is for this PCE (PCEID), and the TDX module that runs is no older than the one that was launched;
+6. an extended body of TDX 1.5 is a statement of the domain itself, to which no service domain is or was bound.
 
 dcap-qvl 0.7 takes SGX quotes of version 3 alone, Intel's own library those of 4 and 5 too: `sgx` judges those, and
 dcap-qvl as far as it goes.
@@ -47,6 +48,7 @@ from strongroom.errors import AttestationError, EndorsementError, EvidenceError,
 
 __all__ = ["DCAPVerifier"]
 
+_SIMULATED = "SIMULATED: a program on the host measured this and signed it; what follows holds of hardware alone"
 _MRENCLAVE = (
     "MRENCLAVE: the enclave's pages and their rights as they were before it started; what it reads later only as far "
     "as its code checks it (Gramine: trusted files, whose hashes are in the manifest that is measured)"
@@ -107,6 +109,7 @@ class DCAPVerifier:
             try:
                 _check_pce(judged)
                 _check_running_module(quote)
+                _check_domain(quote)
             except AttestationError as exc:
                 exc.details |= reached(judge(judged, self.anchor))
                 raise
@@ -161,6 +164,18 @@ def _check_running_module(quote: Quote) -> None:
             raise VerificationError(f"tdx_module: expected one no older than launched, {expected}, to run, got {got}")
 
 
+def _check_domain(quote: Quote) -> None:
+    # What the extended body of TDX 1.5 says beside: a machine inside a domain runs whatever the domain lets run, which
+    # no register names; and service domains by more than MRSERVICETD.
+    if "body.vm_id" in quote.spans:
+        if number := quote.number("body.vm_id"):
+            raise VerificationError(f"vm_id: expected 0, the domain itself, got {number}, a machine inside it")
+        if any(quote["body.init_service_td_hash"] + quote["body.service_td_hash"]):
+            raise VerificationError(
+                "service_td: expected a domain that nobody else may enter, got one with a service domain"
+            )
+
+
 def _check_crlissuers(endorsements: Endorsements, quote: Quote) -> None:
     if issuers(endorsements) != quote.pck_chain[1:]:
         raise EndorsementError("pck_crl_issuer_chain: expected the issuers of the PCK certificate, got others")
@@ -211,7 +226,7 @@ def _claims(judged: Judged, proven: Mapping[str, object], anchor: TrustAnchor) -
         cached_keys=pck.cached_keys,
         smt=pck.smt,
         rtmrs=tuple(quote[f"body.rtmr{i}"] for i in range(4)) if quote.tee == "tdx" else (),
-        limits=_LIMITS[quote.tee],
+        limits=(*((_SIMULATED,) if root == "simulated" else ()), *_LIMITS[quote.tee]),
     )
 
 
