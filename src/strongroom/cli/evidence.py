@@ -6,7 +6,6 @@ A hardware root is believed only if it is a maker's own, whatever a file calls i
 from __future__ import annotations
 
 import base64
-import json
 import ssl
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -15,12 +14,14 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
+from strongroom._encoding import parse_bounded
 from strongroom.attest import ratls
 from strongroom.attest.appraisal import Policy, policy_from_json
 from strongroom.attest.endorsement_files import read_bundle, read_folder
 from strongroom.attest.endorsement_snp import AnyEndorsements
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.makers import MAKERS
+from strongroom.attest.stock_evidence import read_snp
 from strongroom.attest.verifiers import AnchoredVerifier
 from strongroom.attest.verifiers.choose import verifier_for
 from strongroom.cli.common import owner, workspace
@@ -44,23 +45,30 @@ def read_policy(path: Path) -> Policy:
         InputError: Not readable, or not a policy.
     """
     try:
-        return policy_from_json(json.loads(path.read_bytes()))
-    except (OSError, ValueError) as exc:
-        raise InputError(f"{path} is not a readable policy: {exc}") from exc
+        return policy_from_json(parse_bounded(path.read_bytes(), str(path)))
+    except OSError as exc:
+        raise InputError(f"{path} is not a readable policy: {exc.strerror}") from exc
 
 
 def read_evidence(path: Path) -> tuple[str, bytes, bytes]:
     """Return which TEE's evidence is in the file `path`, its bytes, and the certificate that it was in or b"".
 
+    JSON is the evidence object of the release protocol, in the forms of stock clients too.
+
     Raises:
-        InputError: No such file, or another form of JSON.
+        InputError: Not readable, or not JSON.
+        EvidenceError: Another form of JSON, or a certificate without evidence.
     """
-    if not path.exists():
-        raise InputError(f"{path} does not exist", hint="`strongroom attest quote job.toml quote.bin` makes one")
-    raw, certificate = path.read_bytes(), b""
+    try:
+        raw, certificate = path.read_bytes(), b""
+    except OSError as exc:
+        hint = "`strongroom attest quote job.toml quote.bin` makes one"
+        raise InputError(f"{path} is not readable: {exc.strerror}", hint=hint) from exc
     try:
         if raw[:1] == b"{":
-            raw = Evidence.from_json(json.loads(raw), "sgx").quote
+            value = parse_bounded(raw, str(path))
+            stock = isinstance(value, dict) and "attestation_report" in value
+            raw = read_snp(cast(dict[str, object], value)) if stock else Evidence.from_json(value, "tdx").quote
         else:
             if raw.startswith(b"-----BEGIN CERTIFICATE"):
                 raw = ssl.PEM_cert_to_DER_cert(raw.decode("ascii"))
@@ -68,8 +76,6 @@ def read_evidence(path: Path) -> tuple[str, bytes, bytes]:
                 certificate, raw = raw, ratls.read_certificate(raw)[1].quote
             else:
                 raw = base64.b64decode(raw.strip(), validate=True)
-    except json.JSONDecodeError as exc:
-        raise InputError(f"{path} is neither JSON nor a quote") from exc
     except ValueError:
         pass  # bytes as they are
     # A quote has the type of its attestation key in two bytes, which is 2; a report has zeros of its version there.
