@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import click
 
+from strongroom._encoding import parse_json
 from strongroom.attest.endorsement_files import SOON_DAYS, end_of, ends, read_folder
 from strongroom.cli import output
 from strongroom.cli.common import epilog, json_option, workspace
@@ -353,5 +353,5 @@ def _details(endorsements: AnyEndorsements) -> dict[str, object]:
 
     if isinstance(endorsements, SNPEndorsements):
         return {"keys": [describe_key(key) for key in endorsements.keys]}
-    documents = (endorsements.tcb_info, endorsements.qe_identity)
-    return {"edition": [json.loads(text).get("tcbEvaluationDataNumber") for text in documents]}
+    documents = [parse_json(text, "endorsements") for text in (endorsements.tcb_info, endorsements.qe_identity)]
+    return {"edition": [one.get("tcbEvaluationDataNumber") for one in documents if isinstance(one, dict)]}

@@ -150,11 +150,18 @@ def status(as_json: bool) -> None:
 @command.command("unlock", epilog=epilog("strongroom service unlock", "strongroom service unlock < shares.txt"))
 def unlock() -> None:
     """Unlock the root key with its passphrase, or with shares, one a line, from standard input."""
+    from strongroom.client.evidence import Pin
+
     client = owner()
     found = client.call("GET", "/v1/status")
     if not found["locked"]:
         output.say("the trust service is unlocked already")
         return
+    if (found["attested"] or not client.workspace.embedded) and not Pin.load(client.workspace.folder):
+        output.say(
+            "WARNING: no pin here, so what you type goes to whoever has the TLS key on that machine's disk: "
+            "`strongroom service verify --pin` first"
+        )
     if sys.stdin.isatty() and found["root_kind"] == "passphrase":
         credentials = [click.prompt("passphrase", hide_input=True, err=True)]
     else:

@@ -22,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from strongroom._encoding import b64u, check_bounds, parse_json
+from strongroom._encoding import b64u, parse_bounded
 from strongroom.crypto import x509
 from strongroom.crypto.proof import HEAD, NONCE, PROOF, sign_proof
 from strongroom.errors import (
@@ -50,7 +50,6 @@ PEER = "strongroom.peer"
 GUEST_BODY_BYTES = 512 << 10
 OWNER_BODY_BYTES = 16 << 20
 BODY_TIMEOUT_S = 10.0
-MAX_DEPTH = 32
 GUEST_RATE_PER_S = 500.0
 SESSION_COOKIE = "kbs-session-id"
 _NONCE = re.compile(r"[A-Za-z0-9_-]{32}")
@@ -212,7 +211,7 @@ def _bearer(request: Request) -> str:
 
 async def _json(request: Request) -> object:
     raw = await _body(request, GUEST_BODY_BYTES)
-    return await run_in_threadpool(_read, raw, GUEST_BODY_BYTES)  # the event loop serves everybody
+    return await run_in_threadpool(parse_bounded, raw, "the request", max_bytes=GUEST_BODY_BYTES)
 
 
 async def _body(request: Request, limit: int) -> bytes:
@@ -229,20 +228,13 @@ async def _body(request: Request, limit: int) -> bytes:
     return bytes(parts)
 
 
-def _read(raw: bytes, max_bytes: int) -> object:
-    # Later steps may write any part of a request into the database or the log: nothing may fail there.
-    value = parse_json(raw, "the request", max_bytes=max_bytes)
-    check_bounds(value, "the request", max_depth=MAX_DEPTH)
-    return value
-
-
 async def _sent(request: Request, kind: type[_B], max_bytes: int) -> _B:
     return await run_in_threadpool(_parse, await _body(request, max_bytes), kind, max_bytes)
 
 
 def _parse(raw: bytes, kind: type[_B], max_bytes: int = OWNER_BODY_BYTES) -> _B:
     try:
-        return msgspec.convert(_read(raw or b"{}", max_bytes), kind)
+        return msgspec.convert(parse_bounded(raw or b"{}", "the request", max_bytes=max_bytes), kind)
     except msgspec.ValidationError as exc:
         raise InputError(f"the request is not as the API defines it: {exc}") from exc
 

@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 
 import msgspec
 
-from strongroom._encoding import canonical_json, check_bounds, parse_json
+from strongroom._encoding import canonical_json, check_bounds, parse_bounded
 from strongroom.attest import ratls
 from strongroom.attest.binding import JOB_FILE, MAX_JOB_BYTES, init_data_digest
 from strongroom.attest.claims import check_init_data, check_report_data
@@ -45,7 +45,6 @@ __all__ = ["GuestAPI"]
 
 _log = logging.getLogger(__name__)
 
-MAX_JOB_DEPTH = 32
 _STATUS = {"report_data", "tcb_status", "advisory_ids", "tcb_date", "tcb_age_days", "tcb_eval_number", "tcb", "limits"}
 """Claims that two quotes of one enclave may differ in: what was bound, and what endorsements of the moment say."""
 _NO_NONCE = "the nonce is unknown, used or too old"
@@ -291,8 +290,7 @@ class GuestAPI:
 
 def _job_document(text: str) -> dict[str, object]:
     # It is JSON in a text of the request, so the request's own limits did not see inside.
-    document = parse_json(text, "the job document", max_bytes=MAX_JOB_BYTES)
-    check_bounds(document, "the job document", max_depth=MAX_JOB_DEPTH)
+    document = parse_bounded(text, "the job document", max_bytes=MAX_JOB_BYTES)
     canonical = canonical_json(document).decode("utf-8")
     if not isinstance(document, dict) or canonical != text:
         raise InputError("the job document is not a canonical JSON object")
@@ -305,7 +303,7 @@ def _signed(guest: Guest, body: SignedCommit) -> CommitStatement:
     if (spki := x509.spki_id(key)) != guest.tls_spki:
         raise DeniedError(f"the commit: expected the signature of {guest.tls_spki or 'none'}, got {spki}'s")
     said = jose.verify_jws(body.signed, [key], typ=COMMIT_TYPE)
-    check_bounds(said, "the commit", max_depth=MAX_JOB_DEPTH)
+    check_bounds(said, "the commit")
     try:
         return msgspec.convert(said, CommitStatement)
     except msgspec.ValidationError as exc:
