@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import io
 import logging
 import os
@@ -21,6 +22,7 @@ __all__ = [
     "flush_folder",
     "listen_unix",
     "protect_process",
+    "receive_exactly",
     "serve_connections",
     "write_whole",
 ]
@@ -78,6 +80,21 @@ def serve_connections(listener: socket.socket, serve: Callable[[socket.socket], 
                 time.sleep(_ACCEPT_AGAIN_S)
 
     threading.Thread(target=accept, daemon=True, name=name).start()
+
+
+def receive_exactly(sock: socket.socket, size: int) -> bytes:
+    """Return the next `size` bytes.
+
+    Raises:
+        ConnectionResetError: There are none any more.
+    """
+    parts = bytearray()
+    while len(parts) < size:
+        part = sock.recv(min(size - len(parts), 1 << 20))
+        if not part:
+            raise ConnectionResetError(errno.ECONNRESET, "the other end was closed")
+        parts += part
+    return bytes(parts)
 
 
 def flush_folder(folder: Path) -> None:
