@@ -15,6 +15,8 @@ from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from strongroom.errors import InputError
+
 __all__ = [
     "WrittenEarly",
     "connect_unix",
@@ -22,6 +24,7 @@ __all__ = [
     "flush_folder",
     "listen_unix",
     "protect_process",
+    "read_text",
     "receive_exactly",
     "serve_connections",
     "write_whole",
@@ -140,6 +143,19 @@ def _flush(path: Path, flags: int = os.O_NOFOLLOW | os.O_NONBLOCK) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def read_text(path: Path, hint: str) -> str:
+    """Return the text in a file that a person named.
+
+    Raises:
+        InputError: It is not readable, with `hint`, or no text.
+    """
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else "it is no text"
+        raise InputError(f"{path} is not readable: {reason}", hint=hint) from exc
 
 
 def write_whole(path: Path, raw: bytes | str, mode: int = 0o666) -> None:
