@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import io
 import logging
 import os
@@ -14,6 +15,8 @@ from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from strongroom.errors import InputError
+
 __all__ = [
     "WrittenEarly",
     "connect_unix",
@@ -21,6 +24,8 @@ __all__ = [
     "flush_folder",
     "listen_unix",
     "protect_process",
+    "read_text",
+    "receive_exactly",
     "serve_connections",
     "write_whole",
 ]
@@ -80,6 +85,21 @@ def serve_connections(listener: socket.socket, serve: Callable[[socket.socket], 
     threading.Thread(target=accept, daemon=True, name=name).start()
 
 
+def receive_exactly(sock: socket.socket, size: int) -> bytes:
+    """Return the next `size` bytes.
+
+    Raises:
+        ConnectionResetError: There are none any more.
+    """
+    parts = bytearray()
+    while len(parts) < size:
+        part = sock.recv(min(size - len(parts), 1 << 20))
+        if not part:
+            raise ConnectionResetError(errno.ECONNRESET, "the other end was closed")
+        parts += part
+    return bytes(parts)
+
+
 def flush_folder(folder: Path) -> None:
     """Flush the names in `folder` to the disk: a file that was flushed may still lose its name without this."""
     _flush(folder, os.O_DIRECTORY)
@@ -123,6 +143,19 @@ def _flush(path: Path, flags: int = os.O_NOFOLLOW | os.O_NONBLOCK) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def read_text(path: Path, hint: str) -> str:
+    """Return the text in a file that a person named.
+
+    Raises:
+        InputError: It is not readable, with `hint`, or no text.
+    """
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else "it is no text"
+        raise InputError(f"{path} is not readable: {reason}", hint=hint) from exc
 
 
 def write_whole(path: Path, raw: bytes | str, mode: int = 0o666) -> None:

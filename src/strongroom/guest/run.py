@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from strongroom.errors import InputError
 from strongroom.guest import confine, tunnel, views
 from strongroom.guest.checkpoints import Checkpoints
+from strongroom.guest.document import table
 from strongroom.guest.door import Door
 from strongroom.guest.job import WORK, Job, output_limit
 from strongroom.guest.peers import Peers
@@ -127,8 +128,7 @@ def mount_views(names: Iterable[str]) -> list[View]:
 
 
 def _workers(document: Mapping[str, object]) -> int:
-    workers = document.get("workers")
-    count = workers.get("count") if isinstance(workers, dict) else None
+    count = table(document, "workers").get("count")
     if not isinstance(count, int) or count < 1:
         raise InputError("the job document names no workers")
     return count

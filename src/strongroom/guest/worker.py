@@ -40,6 +40,11 @@ class _Role:
         if self.workload is not None:
             self.workload.stop(reason)
 
+    def begin(self, workload: Workload) -> bool:
+        """Let this be the program; return whether it may run."""
+        self.workload = workload  # before the reason is looked at: `end` sees the one or leaves the other
+        return not self.reason
+
 
 def run_worker(
     document: Mapping[str, object],
@@ -87,8 +92,9 @@ def run_worker(
     report.exit_code = 0
     _end_on_signals(role)
     while report.exit_code == 0 and _opened(tunnel.address(DRIVER), port, role):
-        role.workload = Workload(wanted, staged=staged)
-        report.exit_code = role.workload.run()
+        if not role.begin(workload := Workload(wanted, staged=staged)):
+            break
+        report.exit_code = workload.run()
         _end_on_signals(role)
         if staged:  # a training script runs once; the driver's may still evaluate and save
             break

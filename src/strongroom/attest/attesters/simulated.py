@@ -12,6 +12,7 @@ from __future__ import annotations
 import socket
 
 from strongroom._secret import SecretBytes
+from strongroom._unix import receive_exactly
 from strongroom.attest.attesters import carrying
 from strongroom.attest.evidence import MAX_EVIDENCE_BYTES, Evidence
 from strongroom.errors import EvidenceError, UnavailableError
@@ -63,21 +64,12 @@ class SimulatedAttester:
             self._sock.sendall(len(request).to_bytes(4, "big") + request)
             import strongroom.attest.quote  # noqa: F401, PLC0415  # while the platform quotes
 
-            size = int.from_bytes(self._receive(4), "big")
+            size = int.from_bytes(receive_exactly(self._sock, 4), "big")
             if not 1 <= size <= 1 + MAX_EVIDENCE_BYTES:
                 raise EvidenceError(f"simulated platform: expected an answer of 1 to 65537 bytes, got {size}")
-            answer = self._receive(size)
+            answer = receive_exactly(self._sock, size)
         except OSError as exc:
             raise UnavailableError(f"simulated platform: {exc.strerror or type(exc).__name__}") from exc
         if answer[0] != 0:
             raise UnavailableError(f"simulated platform refuses: {answer[1:200].decode('utf-8', 'replace')!r}")
         return answer[1:]
-
-    def _receive(self, size: int) -> bytes:
-        parts = bytearray()
-        while len(parts) < size:
-            part = self._sock.recv(size - len(parts))
-            if not part:
-                raise UnavailableError("simulated platform closed the socket")
-            parts += part
-        return bytes(parts)
