@@ -120,7 +120,10 @@ class ConfidentialVM:
 
         def measure() -> str:
             if not launch_digest:
-                raise InputError("the launch digest is not known: " + remaining[0])
+                raise InputError(
+                    "the launch digest is not known: " + remaining[0],
+                    hint="TDX: launch it on a machine that you trust, and repeat with --tdx REGISTER=HEX for each",
+                )
             return launch_digest
 
         return Bundle(folder=target, job=plan.job, simulated=False, measure=measure, remaining=remaining)
