@@ -57,10 +57,13 @@ SERVICE_CODE = (
 _JARS = f"{_SITE}/pyspark/jars/"
 _WORKLOADS = Path(__file__).parent.parent / "workloads"
 GLIBC = re.compile(
-    r"(ld-linux-x86-64|libc|libm|libmvec|libdl|libpthread|librt|libutil|libresolv|libanl|libnss_\w+|libcrypt|libthread_db)"
+    r"(ld-linux-x86-64|libc|libm|libmvec|libdl|libpthread|librt|libutil|libresolv|libanl|libnss_\w+|libthread_db)"
     r"\.so\.\d+"
 )
-"""The LibOS brings its own C library; two of them do not go together."""
+"""The LibOS brings its own C library; two of them do not go together. It has no libcrypt, which is a project of its own.
+
+Source: Gramine, subprojects/packagefiles/glibc-2.40/meson.build.
+"""
 _FORKING = {"multiprocessing", "subprocess", "concurrent", "joblib", "torch.multiprocessing"}
 _TESTING_EXTRA = re.compile(r"(all|test|tests|testing|dev|doc|docs|lint)([_-].*)?")
 
