@@ -60,7 +60,7 @@ GLIBC = re.compile(
     r"(ld-linux-x86-64|libc|libm|libmvec|libdl|libpthread|librt|libutil|libresolv|libanl|libnss_\w+|libthread_db)"
     r"\.so\.\d+"
 )
-"""The LibOS brings its own C library; two of them do not go together. It has no libcrypt, which is a project of its own.
+"""The LibOS brings its own C library; two of them do not go together. It has no libcrypt, which is another project's.
 
 Source: Gramine, subprojects/packagefiles/glibc-2.40/meson.build.
 """
