@@ -72,7 +72,7 @@ def test_other_values_than_those_of_the_enclave_are_refused(
 
 
 def test_values_of_a_tdx_launch_are_signed(plan: LaunchPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    enclave = ConfidentialVM(Trees(tmp_path / "runtimes"), cache=tmp_path, identity_pem="PEM")  # type: ignore[arg-type]
+    enclave = ConfidentialVM(Trees(tmp_path / "runtimes"), identity_pem="PEM")  # type: ignore[arg-type]
     owner = ec.generate_private_key(ec.SECP256R1())
     pem = owner.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     (tmp_path / "owner.key").write_bytes(pem)

@@ -23,6 +23,7 @@ from strongroom.guest.cvm import _user
 from strongroom.jobs.enclaves import cvm
 from strongroom.jobs.enclaves.cvm import ConfidentialVM, write_cpio
 from strongroom.jobs.plan import LaunchPlan, plan_job
+from strongroom.jobs.runtimes import Runtimes
 from strongroom.jobs.spec import Cvm, JobSpec, Volume, load_spec
 from strongroom.jobs.workloads.python import PythonWorkload
 
@@ -31,6 +32,8 @@ IDENTITY = "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n"
 
 class Trees:
     """Runtimes of a few small files."""
+
+    places = Runtimes.places
 
     def __init__(self, folder: Path) -> None:
         for name in ("base/usr/lib", "base/etc", "guest", "python/bin", "env", "library"):
@@ -65,7 +68,7 @@ def plan(tmp_path: Path) -> LaunchPlan:
 
 @pytest.fixture
 def enclave(tmp_path: Path) -> ConfidentialVM:
-    return ConfidentialVM(Trees(tmp_path / "runtimes"), cache=tmp_path, identity_pem=IDENTITY)  # type: ignore[arg-type]
+    return ConfidentialVM(Trees(tmp_path / "runtimes"), identity_pem=IDENTITY)  # type: ignore[arg-type]
 
 
 def with_machine(plan: LaunchPlan, **changes: object) -> LaunchPlan:

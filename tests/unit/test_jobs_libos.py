@@ -178,7 +178,7 @@ def test_a_confidential_vm_gets_a_first_file_system_and_commands(
     spec = replace(
         jobs[name], enclave="cvm", sandbox=Sandbox(scratch_mb=512), cvm=Cvm(kernel=str(tmp_path / "vmlinuz"))
     )
-    enclave = ConfidentialVM(runtimes, cache=tmp_path / "cache", identity_pem="PEM")
+    enclave = ConfidentialVM(runtimes, identity_pem="PEM")
     folder = enclave.build(planned(spec), tmp_path / "bundles").folder
     initrd = f"sha256:{hashlib.sha256((folder / 'initrd.cpio').read_bytes()).hexdigest()}"
     texts = [(folder / f).read_text() for f in ("reference.json", "launch-snp.sh", "launch-tdx.sh")]

@@ -27,8 +27,7 @@ from strongroom.attest.binding import config_id, expected_register, init_data_di
 from strongroom.attest.launch_digest import launch_digest
 from strongroom.errors import InputError
 from strongroom.jobs.differences import keep_build
-from strongroom.jobs.enclaves.libos import link_volumes, write_launch
-from strongroom.jobs.enclaves.sim import SimulatedEnclave
+from strongroom.jobs.enclaves.libos import link_volumes, walk_files, write_launch
 from strongroom.jobs.plan import Bundle, LaunchPlan
 from strongroom.jobs.runtimes import Runtimes
 from strongroom.jobs.spec import Cvm
@@ -61,12 +60,11 @@ class ConfidentialVM:
 
     Args:
         runtimes: Where runtimes come from.
-        cache: Digest cache.
         identity_pem: The trust service's identity certificate; the guest checks it against the measured SPKI id.
     """
 
-    def __init__(self, runtimes: Runtimes, *, cache: Path, identity_pem: str) -> None:
-        self._sandbox = SimulatedEnclave(runtimes, cache=cache, service=Path(), identity_pem=identity_pem)
+    def __init__(self, runtimes: Runtimes, *, identity_pem: str) -> None:
+        self._runtimes = runtimes
         self._identity_pem = identity_pem
 
     def build(self, plan: LaunchPlan, folder: Path) -> Bundle:
@@ -82,7 +80,7 @@ class ConfidentialVM:
             raise InputError("enclave kind cvm: [cvm] names no kernel", hint='kernel = "/boot/vmlinuz-..."')
         target = folder / f"cvm-{plan.job.removeprefix('sha256:')[:16]}"
         target.mkdir(parents=True, exist_ok=True, mode=0o700)
-        places = self._sandbox.places(plan.command.runtimes, spec.venv)
+        places = self._runtimes.places(plan.command.runtimes, spec.venv)
         places |= {f"/strongroom/code/{path.name}": path for path in spec.code}
         texts = {"init": (_INIT, 0o755), "strongroom/job/init-data.toml": (plan.init_data, 0o644)}
         files = _write_initrd(target / "initrd.cpio", places, texts, machine)
@@ -171,8 +169,11 @@ def _write_initrd(
         found[name] = (stat.S_IFDIR | 0o755, b"", 0)
     for name, link in _LINKS.items():
         found[name] = (stat.S_IFLNK | 0o777, link.encode(), 0)
-    for place, source in places.items():
-        found |= _tree(place[1:], source)
+    for name, file in (item for place, source in places.items() for item in walk_files(place[1:], source)):
+        if file.is_symlink() and f"/{name}" not in places:
+            found[name] = (stat.S_IFLNK | 0o777, os.fsencode(os.readlink(file)), 0)
+        elif file.is_file():
+            found[name] = (_mode(file), file, 0)
     for name, (text, mode) in texts.items():
         found[name] = (stat.S_IFREG | mode, text.encode(), 0)
     for number, (name, raw) in enumerate(_modules(machine)):
@@ -185,24 +186,6 @@ def _write_initrd(
         written = write_cpio(out, ((name, *found[name]) for name in sorted(found, key=lambda name: name.split("/"))))
     beside.replace(path)
     return written
-
-
-def _tree(place: str, source: Path) -> dict[str, tuple[int, bytes | Path, int]]:
-    if source.is_file():
-        return {place: (_mode(source), source, 0)}
-    found: dict[str, tuple[int, bytes | Path, int]] = {}
-    for folder, folders, names in os.walk(source):
-        if "__pycache__" in folders:  # byte code differs from one compilation to the next: builds would too
-            folders.remove("__pycache__")
-        inside = os.path.normpath(os.path.join(place, os.path.relpath(folder, source)))
-        found[inside] = (stat.S_IFDIR | 0o755, b"", 0)
-        for name in (*names, *(f for f in folders if os.path.islink(os.path.join(folder, f)))):
-            path = Path(folder) / name
-            if path.is_symlink():
-                found[f"{inside}/{name}"] = (stat.S_IFLNK | 0o777, os.fsencode(os.readlink(path)), 0)
-            elif path.is_file():
-                found[f"{inside}/{name}"] = (_mode(path), path, 0)
-    return found
 
 
 def _mode(path: Path) -> int:
