@@ -12,6 +12,7 @@ import click
 from strongroom._unix import write_whole
 from strongroom.cli import output
 from strongroom.cli.common import SWAP, check_simulated, epilog, has_swap, json_option, settings, workspace
+from strongroom.cli.measured import measured_options, measured_values
 from strongroom.client.job_files import parse_venv, read_job_file
 from strongroom.client.jobs import JobRunner
 from strongroom.client.petnames import Petnames
@@ -274,15 +275,20 @@ def build(job_file: Path, enclave: str | None, as_json: bool) -> None:
 @command.command("sign", epilog=epilog("strongroom job sign job.toml", "strongroom job sign job.toml --out ref.json"))
 @_JOB_FILE
 @click.option("--out", type=click.Path(path_type=Path), help="Default: JOB_FILE's name with .reference.json.")
+@measured_options
 @json_option
-def sign(job_file: Path, out: Path | None, as_json: bool) -> None:
-    """Build JOB_FILE and sign its reference values (in-toto, DSSE), for owners who import them into policies."""
+def sign(job_file: Path, out: Path | None, named: dict[str, str], as_json: bool) -> None:
+    """Build JOB_FILE and sign its reference values (in-toto, DSSE), for owners who import them into policies.
+
+    A build does not know what TDX and Occlum measure: their values are signed as you name them.
+    """
     from strongroom.attest.reference import ReferenceValues, sign_reference
     from strongroom.crypto.x509 import private_key_from_pem, spki_id
 
     runner, plan = plan_file(job_file)
     bundle = runner.build(plan)
-    key, named = private_key_from_pem((workspace().folder / "owner.key").read_bytes()), bundle.values
+    named = measured_values(bundle, plan.spec.enclave, named)
+    key = private_key_from_pem((workspace().folder / "owner.key").read_bytes())
     values = ReferenceValues(
         name=plan.spec.name,
         job=plan.job,
