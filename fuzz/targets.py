@@ -271,7 +271,7 @@ def endorsements(raw: bytes) -> None:
         return
     found = read_endorsements(value)
     assert read_endorsements(found.to_json()) == found
-    _ = (found.tee, found.digest)
+    _ = found.tee
     for _name, start, end in found.parts():
         assert start.tzinfo is not None
         assert end.tzinfo is not None

@@ -329,6 +329,15 @@ CASES: dict[str, tuple[Case, str, str, str]] = {
     "clock a month fast": (replace(TDX5, now=NOW + timedelta(days=31)), ENDORSEMENT, "the time is", "root_ca_crl"),
     # Trust domains and enclaves: T233
     "SGX debug": (SGX.body(48, b"\x87"), VERIFICATION, "debug: expected .*, got a debug enclave", "debug"),
+    # The same pages, signed by whoever likes and launched so, have the same MRENCLAVE: T399
+    "SGX in 32-bit mode": (
+        SGX.body(48, b"\x81"), VERIFICATION, "attributes: .*, got 81.*: not of 64 bits", "attributes"),
+    "SGX that was not initialized": (
+        SGX.body(48, b"\x84"), VERIFICATION, "attributes: .*, got 84.*: not initialized", "attributes"),
+    "SGX with the provisioning key": (
+        SGX.body(48, b"\x95"), VERIFICATION, "attributes: .*, got 95.*: has the provisioning key", "attributes"),
+    "SGX with the launch key": (
+        SGX.body(48, b"\xa5"), VERIFICATION, "attributes: .*, got a5.*: has the launch key", "attributes"),
     "TDX debug": (TDX.body(FLAGS, b"\1"), VERIFICATION, "debug: expected .*, got one in debug mode", "debug"),
     "TDX profiling": (TDX5.body(FLAGS, b"\x10"), VERIFICATION, "debug: expected .*, got one whose profiling", "debug"),
     "TDX reserved attribute": (
@@ -346,7 +355,7 @@ CASES: dict[str, tuple[Case, str, str, str]] = {
     "TDX with a service domain bound at its creation": (
         TDX15EX.body(776, b"\1"), VERIFICATION, "service_td: .*, got one with a service", "service_td"),
     "statement of a machine inside a domain": (
-        TDX15EX.body(648, b"\1"), VERIFICATION, "vm_id: expected 0, the domain itself, got 1", "vm_id"),
+        TDX15EX.body(648, b"\1"), VERIFICATION, "vm_id: .*, got virtual machine 1 inside one", "vm_id"),
     "TDX module of another signer": (
         TDX.body(64, b"\1"), ENDORSEMENT, "^tdx_module: expected signer 0{96} .*, got signer 010+", "tdx_module"),
     "TDX module with attributes": (
@@ -382,6 +391,18 @@ def test_T232_T233_T234_both_verifiers_refuse(name: str) -> None:
     assert re.fullmatch(r"[a-z_ ]+", found.check), found
     assert found.expected
     assert found.got not in ("", found.expected), found
+
+
+@pytest.mark.parametrize("flags", [0x81, 0x84, 0x95, 0xA5])
+@pytest.mark.parametrize("name", ["sgx3", "sgx4", "sgx5"])
+def test_T399_an_allowed_enclaves_pages_launched_with_other_attributes(name: str, flags: int) -> None:
+    good = case(name)
+    given = good.body(48, bytes([flags])).body(128, b"\xee" * 32)  # the host's own signer
+    measured = [parse_quote(one.quote).measurement for one in (good, given)]
+    assert measured[0] == measured[1], "a policy that names the code alone would take it"
+    with pytest.raises(VerificationError, match="attributes: expected") as caught:
+        _product(given)
+    assert caught.value.details["tcb_status"] == "UpToDate"
 
 
 @pytest.mark.parametrize("name", FORMATS)

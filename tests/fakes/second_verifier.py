@@ -428,10 +428,12 @@ def _quoting_enclave(identity: Mapping[str, Any], parts: Parts) -> dict[str, Any
 
 
 def _attributes(parts: Parts) -> None:
-    """A production enclave, and what dcap-qvl requires of trust domains beyond Intel's own library."""
+    """Attributes of an enclave, as Gramine wants them, and of a trust domain, as dcap-qvl does and beyond."""
     if parts.tee == "sgx":
         if parts.body[48] & 2:
             raise Refused(VERIFICATION, "debug")
+        if parts.body[48] & 0b110101 != 0b000101:  # INIT and MODE64BIT, neither PROVISIONKEY nor EINITTOKEN_KEY
+            raise Refused(VERIFICATION, "attributes", f"{parts.body[48]:#x}")
         return
     flags = int.from_bytes(parts.body[120:128], "little")
     if flags & 0xFF:

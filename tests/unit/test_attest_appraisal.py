@@ -31,7 +31,6 @@ from strongroom.attest.appraisal import (
     job_digest,
     names_job,
     policy_from_json,
-    policy_simulated,
     policy_to_json,
     references,
 )
@@ -172,11 +171,6 @@ def test_depth_is_limited() -> None:
         value = {"kind": "all_of", "policies": [value]}
     with pytest.raises(InputError):
         policy_from_json(value)
-
-
-def test_policy_simulated() -> None:
-    assert policy_simulated(AnyOf((GOOD, AllOf((UnsafeAcceptSimulated(), GOOD)))))
-    assert not policy_simulated(AnyOf((GOOD, AllOf((BAD,)))))
 
 
 MRTD, *RTMRS = [str(i) * 48 for i in range(10, 15)]
@@ -367,7 +361,6 @@ def test_reference_values_that_accept_are_named() -> None:
     assert references(AnyOf((good,)), SIMULATED) == []
     assert _reasons(Reference(ids[0], ids[2], ()))
     waived = Reference(ids[0], ids[2], (GOOD, UnsafeAcceptSimulated()))
-    assert policy_simulated(waived)
     assert references(waived, SIMULATED) == [ids[0]]
     with pytest.raises(InputError, match="names no code"):
         check_pins_code(Reference(ids[0], ids[2], (TcbStatus(),)))

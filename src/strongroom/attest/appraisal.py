@@ -77,7 +77,6 @@ __all__ = [
     "job_digest",
     "names_job",
     "policy_from_json",
-    "policy_simulated",
     "policy_to_json",
     "references",
     "rego_modules",
@@ -190,13 +189,6 @@ def _pinned(policy: Policy) -> frozenset[str]:
         case _:
             found = frozenset()
     return found | _CODE if found >= {"signer", "version"} else found
-
-
-def policy_simulated(policy: Policy) -> bool:
-    """Return whether any branch of `policy` admits the simulated root."""
-    if isinstance(policy, AllOf | AnyOf | Reference):
-        return any(policy_simulated(inner) for inner in policy.policies)
-    return isinstance(policy, UnsafeAcceptSimulated)
 
 
 def policy_to_json(policy: Policy) -> dict[str, object]:

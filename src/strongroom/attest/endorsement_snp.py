@@ -9,13 +9,11 @@ certificates that AMD's key distribution service serves.
 from __future__ import annotations
 
 import binascii
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import ClassVar
 
-from strongroom._encoding import canonical_json
 from strongroom.attest.endorsements import Endorsements, crl_dates
 from strongroom.errors import EndorsementError
 
@@ -83,11 +81,6 @@ class SNPEndorsements:
             EndorsementError: A part is not readable.
         """
         return [("crl", *crl_dates("crl", self.crl))]
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 over all parts, as hex."""
-        return hashlib.sha256(canonical_json(self.to_json())).hexdigest()
 
 
 AnyEndorsements = Endorsements | SNPEndorsements

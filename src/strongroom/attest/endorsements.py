@@ -18,7 +18,7 @@ from typing import Literal, cast
 
 from cryptography import x509
 
-from strongroom._encoding import canonical_json, parse_json
+from strongroom._encoding import parse_json
 from strongroom.crypto.x509 import UNREADABLE
 from strongroom.errors import EndorsementError, InputError
 
@@ -131,15 +131,6 @@ class Endorsements:
         found = [(name, *crl_dates(name, getattr(self, name))) for name in ("root_ca_crl", "pck_crl")]
         return found + [(name, *_dates(name, getattr(self, name))) for name in ("tcb_info", "qe_identity")]
 
-    def window(self) -> tuple[datetime, datetime]:
-        """Return the moments between which every part holds.
-
-        Raises:
-            EndorsementError: A part is not readable.
-        """
-        parts = self.parts()
-        return max(start for _, start, _ in parts), min(end for _, _, end in parts)
-
     @property
     def tee(self) -> str:
         """The TEE that the TCB info names, "sgx" or "tdx"; "" if it names none. Only for choosing."""
@@ -148,11 +139,6 @@ class Endorsements:
         except InputError:
             return ""
         return str(document.get("id", "")).lower() if isinstance(document, dict) else ""
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 over all parts, as hex: names in the audit log what was believed."""
-        return hashlib.sha256(canonical_json(self.to_json())).hexdigest()
 
 
 def crl_dates(name: str, der: bytes) -> tuple[datetime, datetime]:

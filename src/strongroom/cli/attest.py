@@ -41,9 +41,9 @@ command.add_command(verify)
 @click.argument("target", type=click.Path(path_type=Path))
 def quote(job_file: Path, target: Path) -> None:
     """Write the quote that JOB_FILE's enclave would show, for a look at it. SIMULATED; no key is released for it."""
-    from strongroom.attest.binding import init_data_digest
+    from strongroom.attest.binding import config_id, init_data_digest
     from strongroom.attest.simulated.pki import SimulatedPKI
-    from strongroom.attest.simulated.platform import PRODUCT, SECURITY_VERSION, SIGNER, load_seed
+    from strongroom.attest.simulated.platform import load_seed
     from strongroom.attest.simulated.quoting import SimulatedQuotingEnclave
     from strongroom.cli.job import plan_file
 
@@ -57,11 +57,8 @@ def quote(job_file: Path, target: Path) -> None:
     pki = SimulatedPKI.create(load_seed(workspace().seed), now=datetime.now(UTC))
     raw = SimulatedQuotingEnclave(pki).quote_sgx(
         measurement=bytes.fromhex(bundle.measurement),
-        signer=SIGNER,
         report_data=bytes(64),
-        config_id=init_data_digest(plan.init_data).ljust(64, b"\0"),
-        isv_prod_id=PRODUCT,
-        isv_svn=SECURITY_VERSION,
+        config_id=config_id(init_data_digest(plan.init_data)),
     )
     target.write_bytes(raw)
     output.say(f"wrote {len(raw)} bytes, SIMULATED: `strongroom attest show {target}`")

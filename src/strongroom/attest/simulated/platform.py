@@ -22,14 +22,14 @@ import socket
 import struct
 import subprocess
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import NoReturn
 
-from strongroom._encoding import canonical_json, labelled_hash, parse_json
+from strongroom._encoding import canonical_json, parse_json
 from strongroom._seccomp import filter_program
 from strongroom._unix import flush_folder
 from strongroom.attest.simulated.measure import measure_mounts
@@ -41,6 +41,7 @@ __all__ = [
     "SandboxBundle",
     "bundle_measurement",
     "load_seed",
+    "quoted",
     "receive",
     "run_and_exit",
     "send",
@@ -99,9 +100,6 @@ _VIEWS = [
     "--dir", "/dev/pts", "--symlink", "pts/ptmx", "/dev/ptmx", "--cap-add", "CAP_SYS_ADMIN", "--dev-bind", str(FUSE),
     str(FUSE),
 ]  # fmt: skip
-SIGNER = labelled_hash("strongroom-simulated-signer-v1", [])
-PRODUCT = 1
-SECURITY_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,8 +246,7 @@ def sandbox_arguments(bundle: SandboxBundle) -> list[str]:
         arguments += ["--perms", "0000" if bundle.staged else "0755", "--dir", "/trust"]
         arguments += ["--ro-bind", bundle.service, "/trust/service"]
     if bundle.network:
-        for name in ("/etc/resolv.conf",):
-            arguments += ["--ro-bind-try", name, name]
+        arguments += ["--ro-bind-try", "/etc/resolv.conf", "/etc/resolv.conf"]
     arguments += ["--remount-ro", "/", "--remount-ro", "/dev", "--chdir", "/work"]
     arguments += ["--info-fd", str(_INFO_FD)]
     return [*arguments, "--", *GUEST_COMMAND]
@@ -344,13 +341,8 @@ class _Platform:
                 found = parse_json(message[6:], "the guest's report", max_bytes=_MAX_MESSAGE)
                 self._report = found if isinstance(found, dict) else {}
                 send(sock, b"\0")
-            elif message.startswith(b"quote") and len(message) == 69:
-                try:
-                    send(sock, b"\0" + self._quote(message[5:]))
-                except StrongroomError as exc:
-                    send(sock, b"\1" + str(exc).encode())
             else:
-                send(sock, b"\1unknown request")
+                send(sock, quoted(message, self._quote))
 
     def _serve_door(self, sock: socket.socket) -> None:
         # Sockets of the machine's network, for a sandbox that has none: guest/door.py. What passes through is TLS.
@@ -391,15 +383,8 @@ class _Platform:
         self._measured.wait()
         if isinstance(self._measurement, StrongroomError):
             raise self._measurement
-        config = hashlib.sha256(self._bundle.init_data.read_bytes()).digest()
-        return self._quoting.quote_sgx(
-            measurement=self._measurement,
-            signer=SIGNER,
-            report_data=report_data,
-            config_id=config.ljust(64, b"\0"),
-            isv_prod_id=PRODUCT,
-            isv_svn=SECURITY_VERSION,
-        )
+        config = hashlib.sha256(self._bundle.init_data.read_bytes()).digest().ljust(64, b"\0")
+        return self._quoting.quote_sgx(measurement=self._measurement, report_data=report_data, config_id=config)
 
 
 def _high(fd: int) -> int:
@@ -432,6 +417,16 @@ def _exactly(sock: socket.socket, size: int) -> bytes | None:
             return None
         parts += part
     return bytes(parts)
+
+
+def quoted(message: bytes, quote: Callable[[bytes], bytes]) -> bytes:
+    """Return the answer to a request for a quote (`attest.attesters.simulated`), which `quote` makes of report data."""
+    if not message.startswith(b"quote") or len(message) != 69:
+        return b"\1unknown request"
+    try:
+        return b"\0" + quote(message[5:])
+    except StrongroomError as exc:
+        return b"\1" + str(exc).encode()
 
 
 def send(sock: socket.socket, body: bytes) -> None:

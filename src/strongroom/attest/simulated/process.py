@@ -20,7 +20,7 @@ from pathlib import Path
 import strongroom
 from strongroom._encoding import labelled_hash
 from strongroom.attest.attesters.simulated import SimulatedAttester
-from strongroom.attest.simulated.platform import PRODUCT, SECURITY_VERSION, SIGNER, load_seed, receive, send
+from strongroom.attest.simulated.platform import load_seed, quoted, receive, send
 
 __all__ = ["own_measurement", "simulated_platform"]
 
@@ -65,19 +65,12 @@ def _quote(sock: socket.socket, seed: Path) -> None:
     measurement = own_measurement()  # once: files that change later are not what runs
     secret = load_seed(seed)
     enclave = SimulatedQuotingEnclave(SimulatedPKI.create(secret, now=datetime.now(UTC)))
+
+    def quote(report_data: bytes) -> bytes:
+        return enclave.quote_sgx(measurement=measurement, report_data=report_data, config_id=bytes(64))
+
     while (message := receive(sock)) is not None:
         if message == b"seal":
             send(sock, b"\0" + labelled_hash("strongroom-simulated-sealing-v1", [secret, measurement]))
-            continue
-        if not message.startswith(b"quote") or len(message) != 69:
-            send(sock, b"\1unknown request")
-            continue
-        quote = enclave.quote_sgx(
-            measurement=measurement,
-            signer=SIGNER,
-            report_data=message[5:],
-            config_id=bytes(64),
-            isv_prod_id=PRODUCT,
-            isv_svn=SECURITY_VERSION,
-        )
-        send(sock, b"\0" + quote)
+        else:
+            send(sock, quoted(message, quote))

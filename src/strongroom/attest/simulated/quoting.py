@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from functools import cached_property
 
+from strongroom._encoding import labelled_hash
 from strongroom.attest.simulated.collateral import (
     PCESVN,
     QE_ATTRIBUTES,
@@ -27,6 +28,7 @@ __all__ = ["SimulatedQuotingEnclave"]
 # Verifiers accept quoting enclaves of this vendor alone, so the simulated one must claim it.
 _VENDOR = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
 _QE_AUTH_DATA = bytes(range(32))
+_SIGNER = labelled_hash("strongroom-simulated-signer-v1", [])
 _INIT, _DEBUG, _MODE64, _KSS = 0x01, 0x02, 0x04, 0x80
 _XFRM = 0xE7
 _SEPT_VE_DISABLE = 1 << 28
@@ -42,20 +44,20 @@ class SimulatedQuotingEnclave:
         self,
         *,
         measurement: bytes,
-        signer: bytes,
         report_data: bytes,
         config_id: bytes,
-        isv_prod_id: int = 0,
-        isv_svn: int = 0,
+        signer: bytes = _SIGNER,
+        isv_prod_id: int = 1,
+        isv_svn: int = 1,
         debug: bool = False,
     ) -> bytes:
         """Return an SGX quote, version 3.
 
         Args:
             measurement: 32 bytes, shown as MRENCLAVE.
-            signer: 32 bytes, shown as MRSIGNER.
             report_data: 64 bytes.
             config_id: 64 bytes.
+            signer: 32 bytes, shown as MRSIGNER.
             isv_prod_id: Product number.
             isv_svn: Security version of the product.
             debug: Sets the DEBUG attribute.

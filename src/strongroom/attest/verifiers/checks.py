@@ -33,7 +33,7 @@ from strongroom.attest.verifiers.refusals import Judged, not_in_force
 from strongroom.crypto.x509 import UNREADABLE
 from strongroom.errors import AttestationError, EndorsementError, EvidenceError, VerificationError
 
-__all__ = ["advisories", "classified", "converged", "judge", "reached"]
+__all__ = ["advisories", "attributes", "classified", "converged", "judge", "reached"]
 
 Level = Mapping[str, Any]
 
@@ -49,6 +49,14 @@ _OUT_OF_DATE = {
 }
 _STATUSES = {*_OUT_OF_DATE, *_OUT_OF_DATE.values(), "Revoked"}
 _ISV_STATUSES = ("UpToDate", "OutOfDate", "Revoked")
+# Attributes of an enclave (Intel SDM 3D, SECS.ATTRIBUTES): bit, whether it has to be set, what it is otherwise.
+_SGX_ATTRIBUTES = (
+    (0x01, True, "not initialized"),
+    (0x04, True, "not of 64 bits"),
+    (0x10, False, "has the provisioning key"),
+    (0x20, False, "has the launch key"),
+)
+_SERVICES = ("body.mr_service_td", "body.init_service_td_hash", "body.service_td_hash")
 # TD attributes that refuse a trust domain: bits, check, what they make it. 28 has to be set.
 _SEPT_VE_DISABLE = 1 << 28
 _DEFINED = sum(1 << bit for bit in (*range(8), 16, 17, 18, 19, 20, 21, 22, 27, 28, 29, 30, 31, 62, 63))
@@ -207,7 +215,7 @@ def _levels(quote: Quote, platform: Platform, info: Level, identity: Level) -> d
         except AttestationError as exc:
             refusals.append(exc)
     if not refusals:
-        refusals = [*_attributes(quote), *_revoked(levels)]
+        refusals = [*attributes(quote), *_revoked(levels)]
     for refusal in refusals[:1]:
         refusal.details |= reached(levels)
         raise refusal
@@ -306,15 +314,27 @@ def _masked(
         raise family(f"{check}: expected {what} {expected.lower()} under {mask.lower()}, got {got.hex()}")
 
 
-def _attributes(quote: Quote) -> list[AttestationError]:
+def attributes(quote: Quote) -> list[AttestationError]:
+    """Return why the enclave or domain is none that only its own code may enter, as far as its measurement is silent.
+
+    Whoever signs the pages of an enclave anew chooses its attributes, and MRENCLAVE stays what it was. In TDX a machine
+    inside the domain runs whatever the domain lets run, which no register names.
+    """
     if quote.tee == "sgx":
-        return [VerificationError("debug: expected a production enclave, got a debug enclave")] if quote.debug else []
-    flags = int.from_bytes(quote["body.td_attributes"], "little")
+        flags = quote["body.attributes"][0]
+        if quote.debug:
+            return [VerificationError("debug: expected a production enclave, got a debug enclave")]
+        wrong = ", ".join(what for bit, one, what in _SGX_ATTRIBUTES if bool(flags & bit) != one)
+        wanted = f"attributes: expected those of an enclave as it was built, got {quote['body.attributes'].hex()}"
+        return [VerificationError(f"{wanted}: {wrong}")] if wrong else []
+    flags = quote.number("body.td_attributes")
     found = [(check, got) for bits, check, got in _TD_ATTRIBUTES if flags & bits]
     if not flags & _SEPT_VE_DISABLE:
         found.append(("td_attributes", "one without SEPT_VE_DISABLE (bit 28)"))
-    if any(quote["body.mr_service_td"] if "body.mr_service_td" in quote.spans else b""):
-        found.append(("service_td", "one with a service domain (MRSERVICETD)"))
+    if any(any(quote[name]) for name in _SERVICES if name in quote.spans):
+        found.append(("service_td", "one with a service domain"))
+    if "body.vm_id" in quote.spans and (machine := quote.number("body.vm_id")):
+        found.append(("vm_id", f"virtual machine {machine} inside one"))
     return [
         VerificationError(f"{check}: expected a trust domain that nobody else may enter, got {got}")
         for check, got in found

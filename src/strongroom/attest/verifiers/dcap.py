@@ -14,7 +14,7 @@ refuses (tests/attacks/test_altered_quotes.py compares with a second verifier):
 4. TCB info (version 3) and QE identity are signed by an "SGX TCB Signing" certificate directly under the anchor, and
    the PCK revocation list names the PCK certificate's issuers;
 5. TCB info is for this PCE (PCEID), and the TDX module that runs is no older than the one that was launched;
-6. an extended body of TDX 1.5 is a statement of the domain itself, to which no service domain is or was bound.
+6. an enclave has the attributes, and a domain is one, that nobody else may enter (`checks.attributes`).
 
 dcap-qvl 0.7 takes SGX quotes of version 3 alone, Intel's own library those of 4 and 5 too: `sgx` judges those, and
 dcap-qvl as far as it goes.
@@ -42,7 +42,7 @@ from strongroom.attest.markers import SIMULATED_FMSPC
 from strongroom.attest.quote import Quote, parse_quote
 from strongroom.attest.verifiers import sgx
 from strongroom.attest.verifiers.chains import Chain, certified, issuers, tcb_info, tcb_signers
-from strongroom.attest.verifiers.checks import classified, judge, reached
+from strongroom.attest.verifiers.checks import attributes, classified, judge, reached
 from strongroom.attest.verifiers.refusals import Judged
 from strongroom.errors import AttestationError, EndorsementError, EvidenceError, VerificationError
 
@@ -109,9 +109,10 @@ class DCAPVerifier:
             try:
                 _check_pce(judged)
                 _check_running_module(quote)
-                _check_domain(quote)
+                for refusal in attributes(quote):
+                    raise refusal
             except AttestationError as exc:
-                exc.details |= reached(judge(judged, self.anchor))
+                exc.details |= self._reached(judged)
                 raise
             # 6. Claims are what the signatures cover.
             return _claims(judged, proven, self.anchor)
@@ -124,6 +125,12 @@ class DCAPVerifier:
             found = TrustAnchor(kind=self.anchor.kind, certificate_der=quote.root_der).fingerprint
             raise VerificationError(f"root: expected {self.anchor.fingerprint[:16]}, got {found[:16]}")
         return certified(quote.pck_chain)
+
+    def _reached(self, judged: Judged) -> Mapping[str, object]:
+        try:
+            return reached(judge(judged, self.anchor))
+        except AttestationError as exc:  # it came as far as this says
+            return exc.details
 
     def _proven(self, judged: Judged) -> Mapping[str, object]:
         try:
@@ -162,18 +169,6 @@ def _check_running_module(quote: Quote) -> None:
         if runs < launched:
             expected, got = (f"TDX_{version:02X} with SVN {svn}" for version, svn in (launched, runs))
             raise VerificationError(f"tdx_module: expected one no older than launched, {expected}, to run, got {got}")
-
-
-def _check_domain(quote: Quote) -> None:
-    # What the extended body of TDX 1.5 says beside: a machine inside a domain runs whatever the domain lets run, which
-    # no register names; and service domains by more than MRSERVICETD.
-    if "body.vm_id" in quote.spans:
-        if number := quote.number("body.vm_id"):
-            raise VerificationError(f"vm_id: expected 0, the domain itself, got {number}, a machine inside it")
-        if any(quote["body.init_service_td_hash"] + quote["body.service_td_hash"]):
-            raise VerificationError(
-                "service_td: expected a domain that nobody else may enter, got one with a service domain"
-            )
 
 
 def _check_crlissuers(endorsements: Endorsements, quote: Quote) -> None:
