@@ -24,8 +24,9 @@ from strongroom.crypto import jose, x509
 from strongroom.errors import DeniedError, InputError
 from strongroom.kms import messages
 from strongroom.kms.audit import AuditHead, AuditLog
-from strongroom.kms.broker import KeyWanted, OwnerReceiver
+from strongroom.kms.job_document import KeyWanted
 from strongroom.kms.owners import add_owner, is_registered, list_owners, revoke_owner
+from strongroom.kms.receivers import OwnerReceiver
 from strongroom.service.state import TrustService
 
 __all__ = ["Call", "OwnerAPI"]
