@@ -97,16 +97,16 @@ def fetch(
     out: Path | None,
     anchor_file: Path | None,
 ) -> None:
-    """Fetch what verifying EVIDENCE (an SGX or TDX quote, or an SNP report) takes, and verify it once with that."""
+    """Fetch what verifying EVIDENCE (as `attest show` reads it) takes, and verify it once with that."""
     from strongroom.attest.endorsement_files import anchor_of, file_name, write_bundle
     from strongroom.attest.evidence import Evidence
     from strongroom.attest.quote import trimmed
     from strongroom.attest.verifiers.choose import asking_nothing
+    from strongroom.cli.evidence import read_evidence
 
-    raw, now, folder = _read(evidence), datetime.now(UTC), _folder(out)
-    snp = raw[2:4] == b"\0\0"  # a quote has the type of its attestation key there, which is 2
-    raw = raw if snp else trimmed(raw)
-    plan = _plan_snp(raw, product) if snp else _plan_intel(raw, update, edition)
+    (tee, raw, _), now, folder = read_evidence(evidence), datetime.now(UTC), _folder(out)
+    raw = raw if tee == "snp" else trimmed(raw)
+    plan = _plan_snp(raw, product) if tee == "snp" else _plan_intel(raw, update, edition)
     known, proof = _known(folder, plan.file) if folder else None, Evidence(tee=plan.tee, quote=raw)
     wanted = renew or out or edition is not None or update == "early"
     if known is not None and not wanted and _holds(known, anchor_file, proof, now):
@@ -296,16 +296,6 @@ def read_anchor(path: Path | None) -> TrustAnchor | None:
         return None
     certificate = certificate_from_pem(read_text(path, "a certificate in PEM"))
     return TrustAnchor(kind="hardware", certificate_der=certificate.public_bytes(Encoding.DER))
-
-
-def _read(path: Path) -> bytes:
-    try:
-        raw = path.read_bytes()
-    except OSError as exc:
-        raise InputError(f"{path} is not readable: {exc.strerror}", hint="name a quote or a report") from exc
-    if not 48 <= len(raw) <= 1 << 16:
-        raise InputError(f"{path} is not a quote or a report: {len(raw)} bytes")
-    return raw
 
 
 def _state(start: datetime, end: datetime, now: datetime) -> str:

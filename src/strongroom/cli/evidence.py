@@ -6,7 +6,6 @@ A hardware root is believed only if it is a maker's own, whatever a file calls i
 from __future__ import annotations
 
 import base64
-import json
 import ssl
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -15,6 +14,8 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
+from strongroom._encoding import parse_json
+from strongroom._unix import read_text
 from strongroom.attest import ratls
 from strongroom.attest.appraisal import Policy, policy_from_json
 from strongroom.attest.endorsement_files import read_bundle, read_folder
@@ -43,10 +44,7 @@ def read_policy(path: Path) -> Policy:
     Raises:
         InputError: Not readable, or not a policy.
     """
-    try:
-        return policy_from_json(json.loads(path.read_bytes()))
-    except (OSError, ValueError) as exc:
-        raise InputError(f"{path} is not a readable policy: {exc}") from exc
+    return policy_from_json(parse_json(read_text(path, "name a policy in JSON"), str(path)))
 
 
 def read_evidence(path: Path) -> tuple[str, bytes, bytes]:
@@ -60,7 +58,7 @@ def read_evidence(path: Path) -> tuple[str, bytes, bytes]:
     raw, certificate = path.read_bytes(), b""
     try:
         if raw[:1] == b"{":
-            raw = Evidence.from_json(json.loads(raw), "sgx").quote
+            raw = Evidence.from_json(parse_json(raw, str(path)), "sgx").quote
         else:
             if raw.startswith(b"-----BEGIN CERTIFICATE"):
                 raw = ssl.PEM_cert_to_DER_cert(raw.decode("ascii"))
@@ -68,8 +66,6 @@ def read_evidence(path: Path) -> tuple[str, bytes, bytes]:
                 certificate, raw = raw, ratls.read_certificate(raw)[1].quote
             else:
                 raw = base64.b64decode(raw.strip(), validate=True)
-    except json.JSONDecodeError as exc:
-        raise InputError(f"{path} is neither JSON nor a quote") from exc
     except ValueError:
         pass  # bytes as they are
     # A quote has the type of its attestation key in two bytes, which is 2; a report has zeros of its version there.
