@@ -3,8 +3,10 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -183,3 +185,32 @@ def test_enclave_memory_is_full(shell: Enclave) -> None:
 def test_nothing_was_lost(shell: Enclave) -> None:
     assert shell.open("in") == {"a.csv": "id,name\n1,alpha\n", "sub/b.csv": "2,beta\n"}
     shell.run("audit", "verify")
+
+
+def _enclave_starts(folder: Path) -> bool:
+    for entry in Path("/proc").iterdir():
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else [b""]
+        except OSError:
+            continue
+        if words[0].endswith(b"bwrap") and any(word.startswith(os.fsencode(folder)) for word in words):
+            return True
+    return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_job_that_is_stopped_while_its_enclave_starts_ends(shell: Enclave, number: signal.Signals) -> None:
+    """Process one ignores what it has no handler for yet: the signal has to come again."""
+    process = shell.start("--volume", "in=in", "--", "python", "-c", "import time; time.sleep(100)")
+    until = time.monotonic() + 60
+    while not _enclave_starts(shell.folder):
+        assert time.monotonic() < until
+        time.sleep(0.002)
+    process.send_signal(number)
+    said = process.communicate(timeout=30)[1]
+    if number == signal.SIGINT:
+        assert (process.returncode, "stopped before the program started" in said) == (1, True), said
+    until = time.monotonic() + 20
+    while _enclave_starts(shell.folder):
+        assert time.monotonic() < until, "the enclave runs on"
+        time.sleep(0.05)

@@ -202,8 +202,13 @@ def report(outcome: Outcome, plan: LaunchPlan, bundle: Bundle, as_json: bool) ->
                 output.say(f"strongroom: {name} cannot hold {path}, {reason}: left out, or as it was before")
         code = f", exit code {outcome.exit_code}" if outcome.exit_code is not None else ""
         output.say(f"strongroom: {outcome.status}{code}{done}{mark}")
-        if outcome.exit_code and not outcome.error and plan.document.get("staged") is True:
+        if 0 < (outcome.exit_code or 0) < 128 and not outcome.error and plan.document.get("staged") is True:
             output.hint(_writable(plan.document))
+        if outcome.exit_code == 0 and outcome.details.get("gone") is True:
+            output.say("strongroom: what the program wrote to /work outside its volumes is gone")
+            output.hint(
+                "--volume NAME=PATH:KEY:rw keeps what is written to PATH, where an argument names it, or /work/NAME"
+            )
     if outcome.status == "completed" and outcome.exit_code is not None:
         return outcome.exit_code
     return 1

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from strongroom.errors import InputError, IntegrityError
@@ -154,11 +154,19 @@ def _commit(plain: Sequence[StagedVolume], volumes: Mapping[str, SealedVolume], 
 
 
 def tell_committed(report: Report, volumes: Mapping[str, SealedVolume]) -> None:
-    """Say in the report what was committed, what waits for its owner, and what no data set can hold."""
+    """Say in the report what was committed, what waits for its owner, what no data set can hold, and what is gone."""
     heads = {v.name: v.committed for v in volumes.values()}
     report.details["committed"] = {n: {"dataset": h.dataset, "epoch": h.epoch} for n, h in heads.items() if h}
     report.details["held"] = [v.name for v in volumes.values() if v.held]
     report.details["left_out"] = {v.name: v.left_out for v in volumes.values() if v.left_out}
+    report.details["gone"] = _wrote_beside(volumes)
+
+
+def _wrote_beside(volumes: Container[str]) -> bool:
+    # Names stay in the enclave. Hidden ones are caches; Spark's own database of tables is no output.
+    with os.scandir(WORK) as found:
+        beside = [e for e in found if e.name not in volumes and not e.name.startswith((".", "derby.", "metastore_db"))]
+    return any(not e.is_dir(follow_symlinks=False) or any(files for *_, files in os.walk(e)) for e in beside)
 
 
 def _end(straight: Sequence[StraightFolder]) -> None:
