@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -208,15 +209,28 @@ def report(outcome: Outcome, plan: LaunchPlan, bundle: Bundle, as_json: bool) ->
                 output.say(f"strongroom: {name} cannot hold {path}, {reason}: left out, or as it was before")
         code = f", exit code {outcome.exit_code}" if outcome.exit_code is not None else ""
         output.say(f"strongroom: {outcome.status}{code}{done}{mark}")
-        if outcome.exit_code and not outcome.error and plan.document.get("staged") is True:
-            output.hint(_writable(plan.document))
+        if 0 < (outcome.exit_code or 0) < 128 and not outcome.error and (hint := _why(plan)):
+            output.hint(hint)
+        if outcome.exit_code == 0 and outcome.details.get("gone") is True:
+            output.say("strongroom: what the program wrote to /work outside its volumes is gone")
+            output.hint(
+                "--volume NAME=PATH:KEY:rw keeps what is written to PATH, where an argument names it, or /work/NAME"
+            )
     if outcome.status == "completed" and outcome.exit_code is not None:
         return outcome.exit_code
     return 1
 
 
-def _writable(document: Mapping[str, object]) -> str:
+def _why(plan: LaunchPlan) -> str:
     # The program has an errno of its kernel's, and nothing says why.
+    unseen = next((a for a in plan.spec.arguments if not a.startswith("/work") and os.path.exists(a)), None)
+    if unseen is not None:
+        kind = "folder" if os.path.isdir(unseen) else "file"
+        return f"{unseen} is a {kind} of this machine, which the program does not see: seal it, or name a sealed one"
+    return _writable(plan.document) if plan.document.get("staged") is True else ""
+
+
+def _writable(document: Mapping[str, object]) -> str:
     volumes = cast(list[dict[str, object]], document["volumes"])
     kept = "".join(f"/work/{v['name']} (kept if the program ends well), " for v in volumes if v["mode"] == "rw")
     return f"if it could not write: a program may write to {kept}/work and /tmp (gone at the end)"
