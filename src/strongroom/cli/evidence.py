@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Choices", "bundle_option", "read_evidence", "read_policy", "trusted_choices"]
 
-_MAX_BYTES = 1 << 20
+_LEAST_BYTES, _MAX_BYTES = 48, 1 << 20
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]+)-----END CERTIFICATE-----")
 
 Choices = Sequence[tuple[AnchoredVerifier, AnyEndorsements]]
@@ -58,7 +58,7 @@ def read_evidence(path: Path) -> tuple[Evidence, bytes]:
     JSON is the evidence object of the release protocol, in the forms of stock clients too.
 
     Raises:
-        InputError: Not readable, larger than 1 MiB, or not JSON.
+        InputError: Not readable, under 48 bytes, over 1 MiB, or not JSON.
         EvidenceError: Another form of JSON, or a certificate without evidence.
     """
     try:
@@ -74,6 +74,8 @@ def read_evidence(path: Path) -> tuple[Evidence, bytes]:
     pem = _PEM.match(raw)
     with contextlib.suppress(ValueError):  # bytes as they are
         raw = base64.b64decode(b"".join((pem[1] if pem else raw).split()), validate=True)
+    if len(raw) < _LEAST_BYTES:
+        raise InputError(f"{path} is neither a quote nor a report: {len(raw)} bytes")
     if raw[:2] == b"\x30\x82":
         return Evidence.of(ratls.read_certificate(raw)[1].quote), raw
     return Evidence.of(raw), b""
