@@ -719,7 +719,7 @@ HOSTILE = [b'{"quote":' + b"[" * 20_000, b'{"a":"\xff"}', b'{"quote":"AA==","quo
 def test_T401_hostile_json_is_refused_in_order(tmp_path: Path, raw: bytes, words: tuple[str, ...]) -> None:
     (tmp_path / "file").write_bytes(raw)
     arguments = [words[0], str(tmp_path / "file"), *words[1:], *([str(tmp_path / "file")] if words[1:] else [])]
-    with pytest.raises(InputError, match="is not JSON|it is no text"):
+    with pytest.raises(InputError, match=r"is not JSON|it is no text"):
         CliRunner().invoke(command, arguments, standalone_mode=False, catch_exceptions=False)
 
 
