@@ -35,6 +35,7 @@ if os.path.exists("/work/out/deep/said.json"):
     print("again", json.load(open("/work/out/deep/said.json")))
 os.makedirs("/work/out/deep", exist_ok=True)
 json.dump([rows[1], int(numpy.arange(4).sum()), sys.argv[1:]], open("/work/out/deep/said.json", "w"))
+os.symlink("/etc/passwd", "/work/out/link")
 assert not os.path.exists("/run/strongroom/agent.sock")
 print("did", __name__, len(os.listdir("/work/in")))
 """
@@ -100,6 +101,7 @@ def test_a_python_job_from_build_to_result(shop: Enclave) -> None:
     report, done = _run(shop, bundle)
     assert (report["status"], report["exit_code"]) == ("completed", 0), done.stderr
     assert done.stdout == "did __main__ 2\n"
+    assert report["details"]["left_out"]["out"].keys() == {"link"}
     assert shop.open("out") == {"deep/said.json": '[["1", "alpha"], 6, ["--x"]]'}
     report, done = _run(shop, bundle)
     assert done.stdout.startswith("again [['1', 'alpha'], 6, ['--x']]")
@@ -161,6 +163,7 @@ def test_a_python_job_under_occlum(shop: Enclave) -> None:
     report, done = _run(shop, bundle, occlum.run)
     assert (report["status"], report["exit_code"]) == ("completed", 0), (report, done.stderr)
     assert done.stdout == "did __main__ 2\nno fork\n"
+    assert report["details"]["left_out"]["out"].keys() == {"link"}
     assert shop.open("out") == {"deep/said.json": '[["1", "alpha"], 6, ["--x"]]'}
 
 

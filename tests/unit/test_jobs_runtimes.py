@@ -126,7 +126,7 @@ def installed(folder: Path, by: str) -> Path:
         lines += [f"{name}-1.dist-info/{file},," for file in ("RECORD", "INSTALLER", "direct_url.json")]
         lines += [f"../../../bin/f2py,sha256={hash(folder):x},228", f'"../../../etc/{by},x",,']
         if by == "pip":
-            lines.insert(0, f"{name}/__pycache__/__init__.cpython-311.pyc,,")
+            lines = [f"{name}/__pycache__/__init__.cpython-311.pyc,,", "__pycache__/one.cpython-311.pyc,,", *lines]
         (info / "RECORD").write_text("".join(f"{line}\n" for line in lines))
     return packages
 

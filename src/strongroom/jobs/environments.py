@@ -24,7 +24,7 @@ from pathlib import Path
 from strongroom._encoding import parse_json, sha256_id
 from strongroom.attest.simulated.measure import tree_digest
 from strongroom.errors import InputError
-from strongroom.jobs.runtimes import BUILT_FILE, finish_env, forget_machine
+from strongroom.jobs.runtime_env import BUILT_FILE, finish_env, forget_machine
 
 __all__ = ["Environment", "build", "inspect", "lock", "plain_name"]
 

@@ -31,11 +31,9 @@ from strongroom import __version__
 from strongroom.errors import InputError
 from strongroom.jobs.runtime_base import base_roots, base_stamps, build_base, java_home
 from strongroom.jobs.runtime_cache import hold, remove_unused
+from strongroom.jobs.runtime_env import BUILT_FILE, INSTALLERS_WORDS, finish_env, forget_machine
 
-__all__ = ["BUILT_FILE", "Runtimes", "finish_env", "forget_machine"]
-
-BUILT_FILE = "strongroom-env.json"
-"""Says that a folder is an environment as it stands (environments.py)."""
+__all__ = ["Runtimes"]
 
 _WORKLOADS = Path(__file__).parent / "workloads"
 _STDLIB_LEFT_OUT = {"test", "tests", "idlelib", "turtledemo", "tkinter", "ensurepip", "site-packages", "__pycache__"}
@@ -43,7 +41,6 @@ _ENV_LEFT_OUT = {"__pycache__", "pip", "_distutils_hack", "cryptography_vectors"
 # Installers, type checkers and test vectors: no workload imports them, and each file costs at every launch. What
 # programs use of Strongroom is a runtime of its own.
 _OWN_TESTS_LEFT_OUT = {"numpy", "pandas", "pyarrow"}  # 3,000 files that these packages themselves never import
-_INSTALLERS_WORDS = ("INSTALLER", "REQUESTED", "direct_url.json", "uv_cache.json")
 _GUEST_PARTS = (
     "__init__.py",
     "_encoding.py",
@@ -177,7 +174,7 @@ class Runtimes:
         if venv is not None:
             return self._brought(venv)
         packages = Path(sysconfig.get_path("purelib"))
-        stamps = [sys.version, str(packages), *sorted(_ENV_LEFT_OUT), *sorted(_OWN_TESTS_LEFT_OUT), *_INSTALLERS_WORDS]
+        stamps = [sys.version, str(packages), *sorted(_ENV_LEFT_OUT), *sorted(_OWN_TESTS_LEFT_OUT), *INSTALLERS_WORDS]
         stamps += sorted(
             f"{e.name}:{e.stat().st_mtime_ns}" for e in os.scandir(packages) if e.name not in _ENV_LEFT_OUT
         )
@@ -198,7 +195,7 @@ class Runtimes:
         libraries = [p for p in sorted(venv.glob("lib/*.so*")) if p.is_file()] if found else []
         files = _brought_files(packages)
         # Every file's, with inode and ctime: whoever edits a package expects the job to see it.
-        stamps = [sys.version, str(packages), *_INSTALLERS_WORDS, *(_stamp(p) for p in (*files, *libraries))]
+        stamps = [sys.version, str(packages), *INSTALLERS_WORDS, *(_stamp(p) for p in (*files, *libraries))]
 
         def build(target: Path) -> None:
             # Copied, not linked: an edit in place must not reach into what was measured. Compiled here, not taken from
@@ -362,34 +359,6 @@ def _build_env(target: Path, packages: Path) -> None:
     _adopt_bytecode(packages, inside)
     forget_machine(inside)
     finish_env(target)
-
-
-def forget_machine(packages: Path) -> None:
-    """Remove what says where, and by which installer, the packages in the folder `packages` were installed.
-
-    Scripts name their interpreter, so RECORD's digests of them differ from one virtual environment to the next.
-    """
-    for record in packages.glob("*.dist-info/RECORD"):
-        own = tuple(f"{record.parent.name}/{name}" for name in _INSTALLERS_WORDS)
-        kept = [
-            line
-            for line in record.read_text("utf-8", "surrogateescape").splitlines()
-            if not line.removeprefix('"').startswith(("../", "/", *own)) and "/__pycache__/" not in line
-        ]
-        for name in ("RECORD", *_INSTALLERS_WORDS):  # it may be a link to the installed one: never written to
-            (record.parent / name).unlink(missing_ok=True)
-        record.write_text("".join(f"{line}\n" for line in sorted(kept)), "utf-8", "surrogateescape")
-
-
-def finish_env(target: Path) -> None:
-    """Make the folder `target`, which holds site-packages, a virtual environment of the enclave's Python."""
-    (target / "bin").mkdir()
-    for name in ("python", "python3"):
-        (target / "bin" / name).symlink_to("/opt/python/bin/python3")
-    version = ".".join(map(str, sys.version_info[:3]))
-    (target / "pyvenv.cfg").write_text(
-        f"home = /opt/python/bin\ninclude-system-site-packages = false\nversion = {version}\n"
-    )
 
 
 def _copy_tree(source: Path, target: Path, ignore: Callable[[list[str]], set[str]], *, link: bool = False) -> None:

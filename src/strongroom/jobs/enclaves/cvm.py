@@ -263,7 +263,7 @@ def _scripts(machine: Cvm, digest: bytes, volumes: list[tuple[str, str]]) -> dic
             f"-cpu {processor[tee]} -smp {machine.vcpus} -m {machine.memory_mb}M",
             '-bios "${FIRMWARE:-$firmware}"',
             f'-kernel {shlex.quote(machine.kernel)} -initrd "$here/initrd.cpio" -append {shlex.quote(COMMAND_LINE)}',
-            "-netdev user,id=net -device virtio-net-pci,netdev=net",
+            "-netdev user,id=net -device virtio-net-pci,netdev=net,romfile=",  # which the firmware would ignore
             *shares,
             '-nographic -no-reboot "$@"',
         ]
