@@ -41,11 +41,14 @@ e2e: setup       ## Whole commands on real engines, every example (an hour)
 e2e-long: setup  ## Three hosts, HDFS, S3, limits, every PySpark example (three hours); writes docs/reference
 	@$(BIN)/python -m tests.e2e.spark_examples && $(BIN)/python -m pytest -m long
 
-# Each finding prints the command that shows it again; what earlier runs learnt is in .fuzz. `.ci/run` has time for a part.
-fuzz: setup      ## Fuzz every parser of outside bytes, FUZZ_SECONDS (60) each, FUZZ_JOBS (2) at a time
+# Each finding prints the command that shows it again; what earlier runs learnt is in .fuzz.
+fuzz: .venv/fuzz  ## Fuzz every parser of outside bytes, FUZZ_SECONDS (60) each, FUZZ_JOBS (2) at a time
+	@$(BIN)/python -m fuzz.run && $(BIN)/python -m fuzz.api
+
+.venv/fuzz: .venv/ready constraints.txt
 	@$(BIN)/pip install -q --only-binary :all: -c constraints.txt atheris schemathesis 2>/dev/null \
 	  || { echo "atheris has no wheel for this Python and machine; Python 3.11 to 3.13 on x86-64 Linux have one"; exit 1; }
-	@$(BIN)/python -m fuzz.run && $(BIN)/python -m fuzz.api
+	@touch $@
 
 model: setup     ## Prove that no key leaves without a fresh matching appraisal; without any rule, an attack (seconds)
 	@$(BIN)/pip install -q -c constraints.txt z3-solver 2>/dev/null && $(BIN)/python -m tests.model.release_protocol

@@ -212,8 +212,9 @@ def verification(f: _Figures) -> list[str]:
     lines = [
         "## Verification of quotes",
         "",
-        "Per second and core; ratios of time to dcap-qvl alone in the same run, of SGX 3 and TDX 4 at most 1.3 asked. SGX 4",
-        "and 5, which dcap-qvl does not take, against what it needs for the same machine's version 3.",
+        "Per second and core; ratios of time to dcap-qvl alone in the same run, of SGX 3, TDX 4 and SNP at most 1.3 asked.",
+        "SGX 4 and 5 and SNP, which dcap-qvl does not take, against what it needs for SGX 3; SNP also against what cannot",
+        "be saved of it, the signature over the report.",
         "",
     ]
     lines += [

@@ -1,9 +1,7 @@
 """Run the fuzzers: `python -m fuzz.run`, or one of them: `python -m fuzz.run quote [FILE...]`.
 
 Without a name: every target for FUZZ_SECONDS (60), FUZZ_JOBS (2) at a time, from the seeds in `corpus/TARGET` and what
-earlier runs found in `.fuzz/TARGET`. With FUZZ_TURN, a number, an eighth of them has that long, another eighth for
-another number, and the others have five seconds: what a run of CI has time for. A finding is written to
-`.fuzz/crashes/TARGET-…`, and its command is printed.
+earlier runs found in `.fuzz/TARGET`. A finding is written to `.fuzz/crashes/TARGET-…`, and its command is printed.
 With files: those inputs only, which is how a finding is looked at.
 """
 
@@ -24,7 +22,6 @@ CORPUS = HERE / "corpus"
 FOUND = HERE.parent / ".fuzz"
 MAX_BYTES = 20_000
 TIMEOUT_S = 10
-PARTS, SHORT_S = 8, 5
 _STRANGE = [None, True, -1, 0, 1, 2**31, 2**53, 2**64, 1.5, "", "a", "\ud800", "\0", "é" * 40, [], {}, [[]], "0" * 64]
 
 
@@ -117,20 +114,13 @@ def main() -> int:
         return 0
     seconds, jobs = int(os.environ.get("FUZZ_SECONDS", "60")), int(os.environ.get("FUZZ_JOBS", "2"))
     names = sys.argv[1:] or list(TARGETS)
-    turn = os.environ.get("FUZZ_TURN")
-    long = set(names if turn is None else names[int(turn) % PARTS :: PARTS])
-    print(f"{len(names)} fuzzers, {len(long)} for {seconds} s, {jobs} at a time", flush=True)
+    print(f"{len(names)} fuzzers for {seconds} s, {jobs} at a time", flush=True)
     started, findings = time.monotonic(), 0
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        for done in concurrent.futures.as_completed(
-            [pool.submit(_run, name, seconds if name in long else min(seconds, SHORT_S)) for name in names]
-        ):
+        for done in concurrent.futures.as_completed([pool.submit(_run, name, seconds) for name in names]):
             name, clean, said = done.result()
             findings += not clean
-            print(
-                f"{name:<18} {'*' if name in long else ' '} {'no finding' if clean else 'FINDING   '} {said}",
-                flush=True,
-            )
+            print(f"{name:<18} {'no finding' if clean else 'FINDING   '} {said}", flush=True)
     print(f"{findings} findings in {len(names)} fuzzers, {time.monotonic() - started:.0f} s")
     return 1 if findings else 0
 

@@ -20,8 +20,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from unittest import mock
 from urllib.parse import quote as urlquote
 
+import shamir_mnemonic.shamir as shamir
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from tests.fakes.attest_parts import FakeAttester
@@ -29,11 +31,12 @@ from tests.fakes.quote_parts import PLATFORM, case
 from tests.fakes.snp_parts import MILAN
 
 from strongroom import errors
-from strongroom._encoding import b64u_decode, canonical_json, check_bounds, parse_json, sha256_id
+from strongroom._encoding import b64u_decode, canonical_json, parse_bounded, parse_json, sha256_id
 from strongroom._secret import SecretBytes
 from strongroom.attest import appraisal, binding, handshake, kbs, patterns, ratls, reference, result
 from strongroom.attest.appraisal import AppraisalContext, job_digest
 from strongroom.attest.endorsement_fetch import MakerService, fetch_intel, fetch_snp
+from strongroom.attest.endorsement_files import anchor_of, file_name
 from strongroom.attest.endorsement_snp import read_endorsements
 from strongroom.attest.endorsements import TrustAnchor
 from strongroom.attest.evidence import TEES, Evidence
@@ -47,6 +50,8 @@ from strongroom.attest.stock_evidence import read_snp, write_snp
 from strongroom.attest.verifiers import verify_any
 from strongroom.attest.verifiers.dcap import DCAPVerifier
 from strongroom.attest.verifiers.newest import proven
+from strongroom.cli.endorsements import _details as shown_endorsements
+from strongroom.cli.evidence import read_evidence, read_policy
 from strongroom.crypto import column_keys, header, jose, x509
 from strongroom.crypto.https import HTTPSConnection, Reply
 from strongroom.crypto.keys import StaticKeyRing
@@ -58,11 +63,15 @@ from strongroom.jobs.differences import known_to_both, read_build
 from strongroom.keyagent import protocol
 from strongroom.kms import audit, broker, messages
 from strongroom.kms.policies import OutputRule, difference
+from strongroom.kms.roots import AESRootKey, passphrase
+from strongroom.kms.roots.registry import RootFolder
 from strongroom.models import scan
 from strongroom.models.record import ModelRecord
 from strongroom.service import app, guest_api
+from strongroom.service.guest_messages import SignedCommit
 from strongroom.storage.dataset import Manifest
 from strongroom.storage.files import Expected, open_sealed
+from strongroom.storage.info import read_info
 
 __all__ = ["TARGETS", "Target"]
 
@@ -89,6 +98,10 @@ TDX_CLAIMS = [PLATFORM.verifier.verify(Evidence(tee="tdx", quote=raw), one.endor
 FILES = ("measured.json", "job.manifest.template", "reference.json", "job.json", "job.manifest", "job.sig")
 TEMPLATE = '[sgx]\ntrusted_files = [{ uri = "file:a", sha256 = "1" }]\n[fs]\nmounts = [{ path = "/a" }]\n'
 IDENTITY = x509.certificate_pem(x509.self_signed(KEY, "identity", now=NOW, days=30, ca=False))
+ROOT = AESRootKey(SecretBytes(b"r" * 32), "shares")
+with mock.patch.object(shamir, "RANDOM_BYTES", bytes):
+    SHARES = shamir.generate_mnemonics(1, [(2, 3)], b"r" * 32)[0]
+GUEST = mock.Mock(tls_spki=x509.spki_id(KEY.public_key()))
 CLAIMS = CHOICES[0][0].verify(Evidence(tee="sgx", quote=QUOTE), CHOICES[0][1], now=NOW)
 
 
@@ -227,6 +240,20 @@ def stock_evidence(raw: bytes) -> None:
     )
 
 
+def evidence_file(raw: bytes) -> None:
+    """A file of somebody's for `attest show` and `verify`: quote, base64, JSON or certificate; and as their policy."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "evidence"
+        path.write_bytes(raw)
+        with contextlib.suppress(errors.InputError):
+            read_policy(path)
+        tee, quote, certificate = read_evidence(path)
+        assert tee in TEES
+        assert certificate in (b"", raw) or raw.startswith(b"-----BEGIN CERTIFICATE")
+        with contextlib.suppress(errors.EvidenceError):
+            assert Evidence(tee=tee, quote=quote).quote == quote
+
+
 def _edited(genuine: bytes, edits: bytes) -> bytes:
     altered = bytearray(genuine)
     for at in range(0, len(edits) - 4, 5):
@@ -248,6 +275,10 @@ def endorsements(raw: bytes) -> None:
     for _name, start, end in found.parts():
         assert start.tzinfo is not None
         assert end.tzinfo is not None
+    assert file_name(found).endswith(".json")
+    shown_endorsements(found)
+    with contextlib.suppress(errors.EndorsementError):
+        assert anchor_of(found, SNP.anchor if found.tee == "snp" else CHOICES[0][0].anchor)
     if found.tee == "snp":
         SNP.verify(Evidence(tee="snp", quote=REPORT), found, now=NOW)
     else:
@@ -268,6 +299,32 @@ def sealed_file(raw: bytes) -> None:
 def column_key(raw: bytes) -> None:
     """Wrapped column keys."""
     assert column_keys.unwrap_column_key(RING, raw) == b"c" * 16, "altered bytes opened"
+
+
+def dataset_info(raw: bytes) -> None:
+    """What a folder says of the data set in it."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / ".dataset").mkdir()
+        (Path(folder) / ".dataset" / "id.json").write_bytes(raw)
+        found = read_info(Path(folder))
+        assert found is not None
+        assert len(found.dataset_id) == 16
+
+
+def root_descriptor(raw: bytes) -> None:
+    """What the disk says of the root key, for each kind: the first byte says with which credentials."""
+    given = [[], ["correct horse battery staple"], SHARES[:2], [*SHARES[:1], "duckling"]]
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(passphrase, "_stretch", _stretched):
+        key = Path(folder) / f"root-{ROOT.id}.key"
+        key.with_suffix(".json").write_bytes(raw[1:])
+        key.write_bytes(raw[-32:])
+        key.chmod(0o600)
+        opened = RootFolder(Path(folder), FakeAttester()).unlock(ROOT.id, given[raw[0] % 4 if raw else 0])
+        assert opened.id == ROOT.id, "another root key was believed"
+
+
+def _stretched(word: str, salt: bytes) -> bytes:
+    return hashlib.sha256(word.encode() + salt).digest()  # scrypt takes its time
 
 
 def manifest(raw: bytes) -> None:
@@ -305,7 +362,7 @@ def job_network(raw: bytes) -> None:
 
 def release_protocol(raw: bytes) -> None:
     """The bodies of RCAR, as service and guest read them."""
-    value = app._read(raw, app.GUEST_BODY_BYTES)
+    value = parse_bounded(raw, "the request", max_bytes=app.GUEST_BODY_BYTES)
     for kind in (handshake.AuthRequest, handshake.Challenge):
         with contextlib.suppress(errors.InputError):
             said = kind.from_json(value)
@@ -391,7 +448,7 @@ def owner_api(raw: bytes) -> None:
 
 def policy(raw: bytes) -> None:
     """Policies, judged on genuine claims, and the rule for outputs."""
-    value = app._read(raw, 1 << 16)
+    value = parse_bounded(raw, "the policy")
     if isinstance(value, dict) and "max_bytes" in value:
         rule = OutputRule.from_json(value)
         assert OutputRule.from_json(rule.to_json()) == rule
@@ -430,6 +487,17 @@ def job_document(raw: bytes) -> None:
     for read in (document.volumes, document.column_keys, lambda d: document.texts(d, "arguments")):
         with contextlib.suppress(errors.InputError):
             read(found)
+
+
+def commit(raw: bytes) -> None:
+    """A guest's commit: a request, or what a guest signs in it."""
+    if b'"signed"' not in raw:
+        value = parse_json(raw, "the statement")
+        signed = jose.sign_jws(value if isinstance(value, dict) else {}, KEY, typ=handshake.COMMIT_TYPE)
+        raw = canonical_json({"key": jose.jwk(KEY.public_key()), "signed": signed})
+    said = guest_api._signed(GUEST, app._parse(raw, SignedCommit, app.GUEST_BODY_BYTES))
+    assert said.epoch < 1 << 53
+    assert said.new_manifest.startswith("sha256:")
 
 
 def token(raw: bytes) -> None:
@@ -532,8 +600,7 @@ def model_scan(raw: bytes) -> None:
 
 def answer(raw: bytes) -> None:
     """JSON and base64url: one reading, one writing."""
-    value = parse_json(raw, "the answer")
-    check_bounds(value, "the answer", max_depth=app.MAX_DEPTH)
+    value = parse_bounded(raw, "the answer")
     with contextlib.suppress(errors.InputError):
         written = canonical_json(value)
         assert canonical_json(json.loads(written)) == written
@@ -550,6 +617,10 @@ TARGETS: dict[str, Target] = {
     "tdx_verifier": Target(tdx_verifier, _ATTEST),
     "maker_answer": Target(maker_answer, (errors.InputError, *_ATTEST)),
     "stock_evidence": Target(stock_evidence, (errors.InputError, *_ATTEST), json=True),
+    "evidence_file": Target(evidence_file, (errors.InputError, errors.EvidenceError)),
+    "dataset_info": Target(dataset_info, (errors.InputError, errors.IntegrityError), json=True),
+    "root_descriptor": Target(root_descriptor, (errors.InputError, errors.IntegrityError, errors.DeniedError)),
+    "commit": Target(commit, (errors.InputError, errors.VerificationError, errors.DeniedError), json=True),
     "others_bundle": Target(others_bundle, (errors.InputError,)),
     "launch_file": Target(launch_file, (errors.InputError, errors.VerificationError), json=True),
     "endorsement_bytes": Target(endorsement_bytes, _ATTEST),

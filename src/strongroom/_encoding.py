@@ -14,8 +14,18 @@ from collections.abc import Iterable
 
 from strongroom.errors import InputError
 
-__all__ = ["b64u", "b64u_decode", "canonical_json", "check_bounds", "labelled_hash", "parse_json", "sha256_id"]
+__all__ = [
+    "b64u",
+    "b64u_decode",
+    "canonical_json",
+    "check_bounds",
+    "labelled_hash",
+    "parse_bounded",
+    "parse_json",
+    "sha256_id",
+]
 
+_MAX_DEPTH = 32
 _MAX_SAFE_INTEGER = 2**53 - 1
 
 
@@ -76,14 +86,25 @@ def parse_json(raw: bytes | str, what: str, *, max_bytes: int = 1 << 20) -> obje
         raise InputError(f"{what} is not JSON: {type(exc).__name__}") from exc
 
 
-def check_bounds(value: object, what: str, *, max_depth: int) -> None:
+def parse_bounded(raw: bytes | str, what: str, *, max_bytes: int = 1 << 20) -> object:
+    """Return the JSON value in `raw`: of others, and taken on to where nothing may fail on it.
+
+    Raises:
+        InputError: As for `parse_json` and `check_bounds`.
+    """
+    value = parse_json(raw, what, max_bytes=max_bytes)
+    check_bounds(value, what)
+    return value
+
+
+def check_bounds(value: object, what: str) -> None:
     """Return only if every later step can walk, write down and encode `value`, a parsed JSON value.
 
     Raises:
         InputError: Nested too deep, a number of 2**53 or more, or a text that UTF-8 cannot carry.
     """
     level = [value]
-    for _ in range(max_depth):
+    for _ in range(_MAX_DEPTH):
         if not level:
             return
         deeper: list[object] = []
@@ -97,7 +118,7 @@ def check_bounds(value: object, what: str, *, max_depth: int) -> None:
             elif isinstance(item, int) and abs(item) > _MAX_SAFE_INTEGER:
                 raise InputError(f"{what} has a number of 2**53 or more")
         level = deeper
-    raise InputError(f"{what} is nested more than {max_depth} levels deep")
+    raise InputError(f"{what} is nested more than {_MAX_DEPTH} levels deep")
 
 
 def _check_text(text: str, what: str) -> None:

@@ -3,18 +3,38 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import io
+import logging
 import os
 import resource
 import socket
-from collections.abc import Collection
+import threading
+import time
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-__all__ = ["WrittenEarly", "connect_unix", "flush_files", "flush_folder", "protect_process", "write_whole"]
+from strongroom.errors import InputError
+
+__all__ = [
+    "WrittenEarly",
+    "connect_unix",
+    "flush_files",
+    "flush_folder",
+    "listen_unix",
+    "protect_process",
+    "read_text",
+    "receive_exactly",
+    "serve_connections",
+    "write_whole",
+]
+
+_log = logging.getLogger(__name__)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _PR_SET_DUMPABLE = 4
+_ACCEPT_AGAIN_S = 0.1
 _FLUSHED_AT_A_TIME = 8
 _EARLY_BYTES, _SYNC_FILE_RANGE_WRITE = 8 << 20, 2
 
@@ -36,6 +56,48 @@ def connect_unix(path: str, timeout_s: float) -> socket.socket:
         if folder >= 0:
             os.close(folder)
     return sock
+
+
+def listen_unix(path: str) -> socket.socket:
+    """Return a new socket that listens at `path`, for this user only."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(path)
+    os.chmod(path, 0o600)
+    listener.listen(128)
+    return listener
+
+
+def serve_connections(listener: socket.socket, serve: Callable[[socket.socket], object], name: str) -> None:
+    """Have `serve` answer each connection on a thread of its own and close it, from now on.
+
+    A connection that cannot be accepted (no descriptors or threads are left) ends nothing for the others.
+    """
+
+    def accept() -> None:
+        while True:
+            try:
+                sock, _ = listener.accept()
+                threading.Thread(target=serve, args=(sock,), daemon=True).start()
+            except (OSError, RuntimeError) as exc:
+                _log.warning("connection not accepted at=%s reason=%s", name, exc)
+                time.sleep(_ACCEPT_AGAIN_S)
+
+    threading.Thread(target=accept, daemon=True, name=name).start()
+
+
+def receive_exactly(sock: socket.socket, size: int) -> bytes:
+    """Return the next `size` bytes.
+
+    Raises:
+        ConnectionResetError: There are none any more.
+    """
+    parts = bytearray()
+    while len(parts) < size:
+        part = sock.recv(min(size - len(parts), 1 << 20))
+        if not part:
+            raise ConnectionResetError(errno.ECONNRESET, "the other end was closed")
+        parts += part
+    return bytes(parts)
 
 
 def flush_folder(folder: Path) -> None:
@@ -81,6 +143,19 @@ def _flush(path: Path, flags: int = os.O_NOFOLLOW | os.O_NONBLOCK) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def read_text(path: Path, hint: str) -> str:
+    """Return the text in a file that a person named.
+
+    Raises:
+        InputError: It is not readable, with `hint`, or no text.
+    """
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else "it is no text"
+        raise InputError(f"{path} is not readable: {reason}", hint=hint) from exc
 
 
 def write_whole(path: Path, raw: bytes | str, mode: int = 0o666) -> None:

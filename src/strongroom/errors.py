@@ -8,6 +8,7 @@
     │   ├── VerificationError     a signature, chain or binding does not hold
     │   └── AppraisalError        the values are true but not acceptable; carries every reason
     ├── DeniedError               the gate's answer
+    │   └── UnattestedError       to a session that has not attested, or not lately
     ├── IntegrityError            data, manifest, log or database was altered
     └── UnavailableError          try again later; the only one that is retried
 
@@ -27,6 +28,7 @@ __all__ = [
     "InputError",
     "IntegrityError",
     "StrongroomError",
+    "UnattestedError",
     "UnavailableError",
     "VerificationError",
     "from_code",
@@ -97,6 +99,7 @@ class AppraisalError(AttestationError):
     """
 
     code = "appraisal"
+    http_status = 403
 
     def __init__(self, reasons: Sequence[str], *, hint: str = "", details: Mapping[str, object] | None = None) -> None:
         self.reasons = list(reasons)
@@ -111,8 +114,14 @@ class DeniedError(StrongroomError):
     """The gate says no."""
 
     code = "denied"
-    http_status = 401
+    http_status = 403
     exit_status = 1
+
+
+class UnattestedError(DeniedError):
+    """The session has not attested, or its lease has ended; clients of the protocol attest again at this status."""
+
+    http_status = 401
 
 
 class IntegrityError(StrongroomError):

@@ -149,7 +149,7 @@ def test_T294_a_service_that_forgot_the_session_is_attested_to_again(
     house: House, guest: tuple[ServiceSession, Wire, Head]
 ) -> None:
     session, wire, head = guest
-    house.guest_api._guests.clear()
+    house.guest_api.sessions._attested.clear()
     made = session.commit(house.owner, head, MANIFEST, [1])
     assert made is not None
     assert wire.commits == 2

@@ -219,6 +219,43 @@ def test_fsync_of_a_file_that_is_sealed_as_it_is_written_commits(enclave: Enclav
     assert enclave.open("v") == {"m": "saved"}
 
 
+def test_fsync_through_another_descriptor_than_the_writers(enclave: Enclave) -> None:
+    # While it is written it cannot be sealed, so whoever syncs what a volume has by a link is told; then it can.
+    program = (
+        WRITE + "def synced(fd):\n"
+        "    try: os.fsync(fd); return 0\n"
+        "    except OSError as exc: return exc.errno\n"
+        "said = []\n"
+        "file = os.open('/work/.sealed/v/one', os.O_WRONLY | os.O_CREAT); os.write(file, b'saved')\n"
+        "said.append(synced(os.dup(file)))\n"  # of what no volume has
+        "os.symlink('/work/.sealed/v/one', '/work/v/m'); os.symlink('m', '/work/v/again')\n"
+        "said += [synced(file), synced(os.dup(file))]\n"
+        "for fd in range(3, 20):\n"
+        "    try: os.close(fd)\n"
+        "    except OSError: pass\n"
+        "os.symlink(straight('v', 'other'), '/work/v/other'); open('/work/v/plain', 'w').write('x')\n"
+        "said.append(synced(os.open('/work/v/m', os.O_RDONLY)))\n"
+        "print(said, flush=True); os._exit(3)"
+    )
+    run = enclave.start("--checkpoint-every", "3600", *volumes("v"), "--", "python", "-c", program)
+    out, errors = run.communicate(timeout=60)
+    assert (run.returncode, out) == (3, "[0, 5, 5, 0]\n"), errors
+    assert enclave.open("v") == {"m": "saved", "again": "saved"}
+
+
+@pytest.mark.parametrize("link", ["../../.sealed/v/one", "./.././../.sealed/v/../v/one", "/work/v/../.sealed/v/one"])
+def test_a_link_to_such_a_file_may_be_relative(enclave: Enclave, link: str) -> None:
+    program = (
+        WRITE + "straight('v', 'one', b'saved'); os.mkdir('/work/v/deep')\n"
+        f"os.symlink({link!r}, '/work/v/deep/m'); os.symlink('deep/m', '/work/v/two steps')\n"
+        "for n in range(3): straight('v', f'm{n}', b'')\n"  # whoever begins looks which files have links
+        "print(open('/work/v/deep/m').read(), len(os.listdir('/work/.sealed/v')))\n"
+    )
+    assert ran(enclave, *volumes("v"), "--", "python", "-c", program) == "saved 4\n"
+    assert enclave.open("v") == {"deep/m": "saved", "two steps": "saved"}
+    assert leftovers(enclave) == []
+
+
 def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(enclave: Enclave) -> None:
     program = "import os; os.mkdir('/work/v/d'); open('/work/v/d/a', 'w').write('a'); os.chmod('/work/v/d', {})"
     ran(enclave, *volumes("v"), "--", "python", "-c", program.format("0o755"))

@@ -25,7 +25,8 @@ from strongroom.cli import endorsements as endorsement_commands
 from strongroom.cli import service as service_commands
 from strongroom.client.workspace import Workspace
 from strongroom.errors import EndorsementError, InputError, UnavailableError
-from strongroom.service.guest_api import GuestAPI
+from strongroom.service import server
+from strongroom.service.endorsements import EndorsementFolder
 
 
 @pytest.fixture
@@ -178,7 +179,7 @@ def test_T263_one_bad_file_stops_no_other(house: House) -> None:
     (folder / "0-folder.json").mkdir()
     house.guest(job).attested()
     reads = []
-    house.guest_api._endorsements._service.renewed = reads.append  # type: ignore[method-assign,assignment]
+    house.guest_api.endorsements._service.renewed = reads.append  # type: ignore[method-assign,assignment]
     house.guest(job).attested()
     assert not reads, "unreadable files are not read again for every request"
 
@@ -266,7 +267,7 @@ def test_T375_endorsements_do_not_end_unannounced(
         status = CliRunner().invoke(service_commands.command, ["status"], standalone_mode=False)
         assert status.exception is None, status.exception
         caplog.clear()
-        GuestAPI(house.service)._choices(house.service.trusted().anchors, now)
+        server._tidy(house.service, EndorsementFolder(house.service))  # at the start, and each minute: no guest came
         logged = [r.getMessage() for r in caplog.records if "endorsements end" in r.getMessage()]
         return row, status.stdout, logged  # type: ignore[return-value]
 

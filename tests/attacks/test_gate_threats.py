@@ -16,6 +16,7 @@ from cryptography.x509 import UnrecognizedExtension
 from tests.fakes.attest_parts import MEASUREMENT, Platform, make_pki
 from tests.fakes.service_parts import Answer, Client, House, document, make_house, new_manifest, ratls_extension
 
+from strongroom._encoding import b64u_decode
 from strongroom.attest import ratls
 from strongroom.attest.binding import config_id, init_data_digest, render_init_data
 from strongroom.attest.result import verify_ear
@@ -96,12 +97,57 @@ def test_T385_a_result_affirms_only_what_the_gate_decided_now(house: House) -> N
     body = {"policy": dict.fromkeys(("read", "write"), policy), "revision": revision}
     assert house.as_owner()("PUT", path, body).status == 200
     assert said()["ear.trustworthiness-vector"]["configuration"] == 0, "code, but not this job, was approved"
-    assert guest.resource(house.owner, "bought", kind="ear").status == 401, "not a key of this job"
+    assert guest.resource(house.owner, "bought", kind="ear").status == 403, "not a key of this job"
     other = house.guest(job, measurement=b"\xee" * 32).attested()
     assert other.resource(house.owner, kind="ear").code == "appraisal"
     assert [house.decisions()[-1][name] for name in ("action", "allowed")] == ["result", False]
     house.clock.uptime_s += 3600 - 59
     assert guest.resource(house.owner, kind="ear").status == 401, "its lease ends"
+
+
+# --- T400: a token in place of the cookie
+
+
+def test_T400_whoever_is_shown_a_token_gets_nothing_by_it(house: House) -> None:
+    job, head = house.ready()
+    guest = house.guest(job)
+    token = guest.attest().json["token"]
+    identity = house.service.parts.identity
+    shown = house.guest(job)  # a relying party, with keys of its own
+    shown.client.more["authorization"] = f"Bearer {token}"
+    released = shown.resource(house.owner)
+    with pytest.raises(VerificationError):
+        shown.open(released)
+    assert guest.open(released)["name"] == "sales"
+    shown.nonce = guest.nonce
+    for answer in (shown.certificate(), shown.commit(head), shown.send(guest.request(guest.nonce))):
+        assert answer.status == 401, "these are the session's alone"
+    head, _, signature = token.rpartition(".")
+    payload = json.loads(b64u_decode(token.split(".")[1]))
+    later = {**payload, "exp": payload["exp"] + 3600}
+    signed = {"typ": "eat+jwt", "kid": x509.spki_id(identity.public_key())}
+    for wrong in (
+        "",
+        "x",
+        f"{head}.{signature[:-4]}AAAA",
+        jose.sign_jws(payload, x509.new_key(), **signed),
+        jose.sign_jws({**payload, "exp": payload["iat"] - 1}, identity, **signed),
+        jose.sign_jws({**payload, "eat_nonce": "n" * 43}, identity, **signed),
+        jose.sign_jws(later, identity, typ="strongroom-head+jwt"),
+        house.service.parts.datasets.signed({"dataset": "0" * 32}),
+    ):
+        shown.client.more["authorization"] = f"Bearer {wrong}"
+        assert shown.resource(house.owner).status == 401, wrong
+    assert json.loads(house.records()[-1]["record"])["action"] == "session"
+    # A cookie counts before a token, and neither outlives the session.
+    shown.client.more["authorization"], shown.client.cookie = f"Bearer {token}", "kbs-session-id=another"
+    assert shown.resource(house.owner).status == 401
+    shown.client.cookie = ""
+    assert shown.resource(house.owner).status == 200
+    house.clock.uptime_s += 3601
+    assert shown.resource(house.owner).status == 401
+    shown.client.app = house.reopened().guests
+    assert shown.resource(house.owner).status == 401, "sessions end with the process"
 
 
 # --- T164 and T165: little input, much work
@@ -132,16 +178,16 @@ def test_T164_init_data_and_job_documents_that_cost(house: House) -> None:
 
 
 def test_T164_large_job_documents_push_out_themselves(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("strongroom.service.guest_api.MAX_HELD_CHARS", 60_000)
+    monkeypatch.setattr("strongroom.service.sessions.MAX_HELD_CHARS", 60_000)
     job, _ = house.ready()
     honest = house.guest(job).attested()
     for number in range(10):
         house.guest({"name": str(number), "x": "y" * 20_000}).attest()
-    assert len(house.guest_api._guests) == len(house.guest_api._held) == 3
+    assert len(house.guest_api.sessions._attested) == 3
     assert honest.resource(house.owner).status == 200
     house.clock.uptime_s += 3601
     house.guest(job).auth()
-    assert (len(house.guest_api._guests), len(house.guest_api._held)) == (0, 0)
+    assert len(house.guest_api.sessions._attested) == 0
 
 
 def _put(house: House, policy: object) -> Answer:
@@ -358,8 +404,8 @@ def test_T62_nobody_is_written_to(house: House) -> None:
     stranger = document("0" * 64, "0" * 32)
     guest = house.guest(stranger).attested()
     before = len(house.records())
-    assert guest.resource("0" * 64).status == 401
-    assert guest.commit({"dataset": "1" * 32, "epoch": 0, "manifest": None}).status == 401
+    assert guest.resource("0" * 64).status == 403
+    assert guest.commit({"dataset": "1" * 32, "epoch": 0, "manifest": None}).status == 403
     assert len(house.records()) == before
 
 

@@ -34,8 +34,10 @@ from strongroom.cli.attest import command as attest
 from strongroom.crypto import tls, x509
 from strongroom.errors import DeniedError, StrongroomError, UnavailableError
 from strongroom.guest import peers as peers_module
-from strongroom.guest import run, tunnel
+from strongroom.guest import tunnel, worker
+from strongroom.guest.door import Door
 from strongroom.guest.peers import Peers
+from strongroom.guest.run import SandboxJob
 from strongroom.guest.session import Certified
 from strongroom.kms.ca import WorkloadCA
 
@@ -275,8 +277,10 @@ def test_a_driver_whose_lease_is_renewed_shows_newer_evidence() -> None:
         certificate=lambda: asked.append("certificate") or "newer",
     )
     shown: list[str] = []
-    grants: Any = {("owner", "key"): SimpleNamespace(ends_at=1.0)}
-    assert run._renew(session, grants, SimpleNamespace(renew=shown.append)) == 5.0  # type: ignore[arg-type]
+    job: Any = SandboxJob.__new__(SandboxJob)
+    job.session, job.grants = session, {("owner", "key"): SimpleNamespace(ends_at=1.0)}
+    job._network = SimpleNamespace(renew=shown.append)
+    assert job.renew() == 5.0
     assert (asked, shown) == (["attest", "certificate"], ["newer"])
 
 
@@ -559,3 +563,33 @@ def test_workers_that_call_each_other_at_once_stay_connected(
         assert (first._peers[3].link, second._peers[2].link) == links
         for call in calls:
             call.join(5)
+
+
+def test_a_worker_that_has_to_end_begins_no_further_program() -> None:
+    role, stopped = worker._Role(), list[str]()
+    program: Any = SimpleNamespace(stop=stopped.append)
+    assert role.begin(program)
+    role.end("the lease has ended")
+    assert stopped == ["the lease has ended"]
+    assert not role.begin(program)
+
+
+def test_what_the_platform_hands_in_is_a_socket_or_closed_again() -> None:
+    near, far = socket.socketpair()
+    held, _other = socket.socketpair()
+    before = len(os.listdir("/proc/self/fd"))
+    for answer, reason in (
+        ((1).to_bytes(4, "big") + b"\1", "answers nonsense"),
+        ((6).to_bytes(4, "big") + b"\1wrong", "wrong"),
+        ((1 << 20).to_bytes(4, "big"), "answers nonsense"),
+        (bytes(4), "answers nonsense"),
+    ):
+        socket.send_fds(far, [answer], [held.fileno()])
+        with pytest.raises(UnavailableError, match=f"connect there:1: .*{reason}"):
+            Door(near).connect("there:1")
+    assert len(os.listdir("/proc/self/fd")) == before
+    socket.send_fds(far, [(3).to_bytes(4, "big") + b"\0ok"], [held.fileno()])
+    Door(near).connect("there:1").close()
+    far.close()
+    with pytest.raises(UnavailableError, match="the platform's door"):
+        Door(near).connect("there:1")

@@ -314,6 +314,6 @@ def test_decisions_name_the_module_and_nobody_waits_for_it(tmp_path: Path, monke
     assert guest.commit(head).status == 200
     monkeypatch.setattr(rego, "_kept", {})
     monkeypatch.setattr(rego, "evaluate", lambda _module, _given: "false")
-    assert guest.resource(house.owner).status == 401
+    assert guest.resource(house.owner).status == 403
     assert house.decisions()[-1]["allowed"] is False
     assert f"rego {Rego(module).digest}: expected true, got false" in str(house.decisions()[-1]["details"])

@@ -545,9 +545,9 @@ def test_T62_refused_guests_cannot_fill_the_owners_log(house: House) -> None:
     for name in ("nokey", "x" * 500):
         volume = {"name": "v", "dataset": "0" * 32, "key": name, "owner": house.owner, "mode": "ro"}
         ghost = {**job, "volumes": [volume]}
-        assert house.guest(ghost).attested().resource(house.owner, name).status == 401
+        assert house.guest(ghost).attested().resource(house.owner, name).status == 403
     stranger = document("nobody" * 10, "0" * 32)
-    assert house.guest(stranger).attested().resource("nobody" * 10).status == 401
+    assert house.guest(stranger).attested().resource("nobody" * 10).status == 403
     assert len(house.as_owner()("GET", "/v1/requests").json["requests"]) == before
     noisy = {**job, "arguments": ["x" * 1000] * 50, "environment": {f"V{n}": "y" * 500 for n in range(100)}}
     assert house.guest(noisy).attested().resource(house.owner).code == "appraisal"

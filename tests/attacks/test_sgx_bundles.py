@@ -195,7 +195,9 @@ def booted(plan: LaunchPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             monkeypatch.setattr(libos, name, value)
         monkeypatch.setattr(libos, "check_code", lambda *_: {})
         monkeypatch.setattr(libos, "receive", lambda *_: asked.append("keys") or grants)
-        monkeypatch.setattr(libos, "run_libos_job", lambda *_, **__: asked.append("program"))
+        for kind in (libos.LibosJob, libos.GramineJob):
+            monkeypatch.setattr(kind, "__init__", lambda *_: None)
+            monkeypatch.setattr(kind, "run", lambda _: asked.append("program"))
         report = Report()
         attempt(report, lambda: libos._boot(report, object(), occlum))  # type: ignore[arg-type]
         report.details["asked"] = asked

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -15,10 +14,9 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
-from tests.conftest import STRONGROOM, stop_service
 from tests.fakes import gramine_stand_in as gramine
 from tests.fakes import occlum_stand_in as occlum
-from tests.fakes.enclave_shell import Enclave, make_enclave
+from tests.fakes.enclave_shell import Enclave, served
 from tests.fakes.java_support import jars
 from tests.fakes.maker_services import Makers, serving
 from tests.fakes.stock_kbs import StockKBS
@@ -64,20 +62,8 @@ mode = "rw"
 
 @pytest.fixture
 def shop(tmp_path: Path) -> Iterator[Enclave]:
-    made = make_enclave(tmp_path)
-    stop_service(made.workspace)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [STRONGROOM, "service", "run", "--listen", f"127.0.0.1:{port}"]
-    server = subprocess.Popen(command, cwd=tmp_path, env=dict(os.environ))
-    limit = time.monotonic() + 30
-    while not made.workspace.is_running() and time.monotonic() < limit:
-        time.sleep(0.05)
-    made.environment["PORT"] = str(port + 1)
-    yield made
-    stop_service(made.workspace)
-    server.wait(30)
+    with served(tmp_path) as made:
+        yield made
 
 
 Done = subprocess.CompletedProcess[str]

@@ -30,8 +30,12 @@ def test_from_a_start_in_an_enclave_to_a_pinned_workspace(tmp_path: Path) -> Non
         assert (running.returncode, "running already" in running.stderr) == (1, True)
         shell.run("service", "stop")
         assert "SIMULATED" in shell.run("service", "start", "--enclave", "sim").stderr
+        shell.run("service", "stop")
+        assert "SIMULATED" in shell.run("service", "start").stderr  # as it was started before
         measured = shell.run("service", "measure")
         assert "SIMULATED" in measured.stderr
+        unpinned = shell.run("service", "unlock", said="wrong\n", check=False)
+        assert (unpinned.returncode, "WARNING: no pin here" in unpinned.stderr) == (1, True)
         words = ("service", "verify", "--measurement", measured.stdout.strip(), "--pin")
         refused = shell.run(*words, check=False)
         assert refused.returncode == 1
@@ -40,7 +44,7 @@ def test_from_a_start_in_an_enclave_to_a_pinned_workspace(tmp_path: Path) -> Non
         accepted = shell.run(*words, "--unsafe-accept-simulated")
         assert accepted.stdout.startswith("ACCEPTED: true, and what the policy names. SIMULATED")
         assert "LOCKED: a key of this process" in accepted.stdout
-        shell.run("service", "unlock", said=shares)
+        assert "no pin" not in shell.run("service", "unlock", said=shares).stderr
         shell.run("key", "create", "sales")
         verdict = shell.json(*words[:-1], "--unsafe-accept-simulated")
         assert (verdict["accepted"], verdict["locked"]) == (True, False)

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.conftest import STRONGROOM, Shell
+from tests.conftest import STRONGROOM, Shell, stop_service
 
 from strongroom.client.setup import create_workspace
 
@@ -67,6 +70,25 @@ def make_enclave(folder: Path) -> Enclave:
     shell.run("key", "create", "sales")
     shell.seal("in", {"a.csv": "id,name\n1,alpha\n", "sub/b.csv": "2,beta\n"})
     return shell
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[Enclave]:
+    """Make one whose service listens, in the foreground; PORT in its environment is the guests'."""
+    made = make_enclave(folder)
+    stop_service(made.workspace)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [STRONGROOM, "service", "run", "--listen", f"127.0.0.1:{port}"]
+    server = subprocess.Popen(command, cwd=folder, env=dict(os.environ))
+    limit = time.monotonic() + 30
+    while not made.workspace.is_running() and time.monotonic() < limit:
+        time.sleep(0.05)
+    made.environment["PORT"] = str(port + 1)
+    yield made
+    stop_service(made.workspace)
+    server.wait(30)
 
 
 def error(outcome: Mapping[str, object]) -> Mapping[str, object]:

@@ -148,6 +148,31 @@ def test_mapped_pages_and_all_there_is(machine: Machine) -> None:
     assert machine.held()["o"] == b"opened"
 
 
+def test_any_descriptor_of_a_file_syncs_what_others_wrote(machine: Machine) -> None:
+    machine.run(
+        "import os, socket, subprocess, sys\n"
+        "def write(name):\n"
+        "    f = os.open(name, os.O_WRONLY | os.O_CREAT); os.write(f, name.encode()); return f\n"
+        "write('read only'); os.fsync(os.open('read only', os.O_RDONLY))\n"
+        "os.fsync(os.dup(write('copy')))\n"
+        "f = write('by number'); os.fsync(os.open(f'/proc/self/fd/{f}', os.O_RDONLY))\n"
+        "write('by root'); os.fsync(os.open(f'/proc/self/root{os.getcwd()}/by root', os.O_RDONLY))\n"
+        "f = write('child'); code = f'import os; os.fsync({f})'\n"
+        "subprocess.run([sys.executable, '-c', code], pass_fds=[f], check=True)\n"
+        "write('stranger')\n"
+        "code = \"import os; os.fsync(os.open('stranger', os.O_RDONLY))\"\n"
+        "subprocess.run([sys.executable, '-c', code], check=True)\n"
+        "ours, theirs = socket.socketpair(); socket.send_fds(ours, [b'x'], [write('sent')])\n"
+        "os.fsync(socket.recv_fds(theirs, 1, 1)[1][0])\n"
+        "write('first name'); os.link('first name', '../outside'); os.fsync(os.open('../outside', os.O_RDONLY))\n"
+        "f = write('old name'); os.rename('old name', 'new name'); os.fsync(f)\n"
+        "write('nobody synced')\n"
+    )
+    names = ("read only", "copy", "by number", "by root", "child", "stranger", "sent", "first name")
+    assert machine.held() == {**{name: name.encode() for name in names}, "new name": b"old name"}
+    assert machine.failures == []
+
+
 def test_other_files_and_bad_descriptors_answer_as_ever(machine: Machine) -> None:
     machine.run(
         "import errno, os, socket, tempfile\n"

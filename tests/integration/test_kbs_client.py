@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import http.client
 import json
+import socket
+import ssl
+import threading
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from joserfc import jwe, jwt
 from joserfc.jwk import ECKey, KeySet, RSAKey
@@ -23,6 +29,9 @@ from tests.fakes.snp_parts import MEASUREMENT as SNP_MEASUREMENT
 from tests.fakes.stock_evidence import RELEASES, attestation_report
 
 from strongroom.attest.endorsement_files import write_bundle
+from strongroom.crypto import tls
+from strongroom.service import server
+from strongroom.service.guest_messages import AttestRequest
 
 AMD = Maker(now=datetime.now(UTC))
 
@@ -61,15 +70,15 @@ class StockClient:
         bound = canonical({**runtime, "additional-evidence": self.additional})
         report_data = hashlib.sha384(bound).digest().ljust(64, b"\0")
         evidence = self.evidence(report_data, hashlib.sha256(self.init_data.encode()).digest())
-        return self.http(
-            "POST",
-            "/kbs/v0/attest",
-            {
-                "init-data": {"format": "toml", "body": self.init_data},
-                "runtime-data": runtime,
-                "tee-evidence": {"primary_evidence": evidence, "additional_evidence": self.additional},
-            },
-        )
+        request = {
+            "init-data": {"format": "toml", "body": self.init_data},
+            "runtime-data": runtime,
+            "tee-evidence": {"primary_evidence": evidence, "additional_evidence": self.additional},
+        }
+        answer = self.http("POST", "/kbs/v0/attest", request)
+        if answer.status == 200:
+            msgspec.convert(request, AttestRequest)  # as the OpenAPI document describes it
+        return answer
 
     def evidence(self, report_data: bytes, digest: bytes) -> dict[str, Any]:
         """Return what guest-components' attester of this TEE writes."""
@@ -86,7 +95,7 @@ class StockClient:
     def resource(self, repository: str, kind: str, tag: str) -> Answer:
         return self.http("GET", f"/kbs/v0/resource/{repository}/{kind}/{tag}")
 
-    def decrypt(self, answer: Answer) -> Any:
+    def decrypt(self, answer: Answer, read: Callable[[str], Any] = json.loads) -> Any:
         assert answer.status == 200, answer.raw
         message = answer.json
         assert {"protected", "encrypted_key", "iv", "ciphertext", "tag"} == set(message)
@@ -99,7 +108,7 @@ class StockClient:
         assert base64.urlsafe_b64encode(again.encode()).rstrip(b"=").decode() == message["protected"]
         assert header["alg"] == self.alg
         registry = jwe.JWERegistry(algorithms=[self.alg, "A256GCM"])
-        return json.loads(jwe.decrypt_json(message, self.key, registry=registry).plaintext)
+        return read((jwe.decrypt_json(message, self.key, registry=registry).plaintext or b"").decode())
 
 
 @pytest.fixture
@@ -118,13 +127,71 @@ KEYS = {
 def test_a_stock_client_fetches_a_key(house: House, alg: str, additional: str) -> None:
     job = document(house.owner, house.dataset()["dataset"])
     client = StockClient(house, KEYS[alg](), alg, job, additional)
+    _problem(client.resource(house.owner, "key", "sales"), 401)  # on which it attests
     assert client.handshake().status == 200
-    refused = client.resource(house.owner, "key", "sales")
-    assert (refused.status, refused.headers["content-type"]) == (401, "application/problem+json"), "no policy yet"
+    _problem(client.resource(house.owner, "key", "sales"), 403)  # no policy yet: it gives up, and shows the reasons
     house.allow(job)
     released = client.decrypt(client.resource(house.owner, "key", "sales"))
     assert (released["type"], released["name"]) == ("key", "sales")
     assert len(base64.urlsafe_b64decode(released["versions"]["1"] + "=")) == 32
+
+
+def test_a_stock_token_client_fetches_a_key(house: House) -> None:
+    """As confidential data hub does: it has the attestation agent's token and key pair, and no cookie."""
+    job, _ = house.ready()
+    agent = StockClient(house, KEYS["ECDH-ES+A256KW"](), "ECDH-ES+A256KW", job)
+    token = agent.handshake().json["token"]
+    hub = StockClient(house, agent.key, agent.alg, job)
+    _problem(hub.resource(house.owner, "key", "sales"), 401)
+    hub.http.more["authorization"] = f"Bearer {token}"
+    assert hub.decrypt(hub.resource(house.owner, "key", "sales"))["name"] == "sales"
+    # As the guide has a relying party check it.
+    result = hub.decrypt(hub.resource(house.owner, "ear", "sales"), str)
+    keys = KeySet.import_key_set(Client(house.guests)("GET", "/.well-known/jwks.json").json)  # type: ignore[arg-type]
+    claims = jwt.decode(result, keys, algorithms=["ES256"]).claims
+    cpu = claims["submods"]["cpu0"]
+    assert time.time() < claims["exp"]
+    assert cpu["ear.appraisal-policy-id"].startswith(f"{house.owner}/key/sales#")
+    assert cpu["ear.veraison.annotated-evidence"]["runtime_data_claims"]["tee-pubkey"] == hub.pubkey()
+
+
+class Wire:
+    """The same requests over TLS, as a client of another maker connects: by name, under the service's certificate."""
+
+    def __init__(self, port: int, identity_pem: str, name: str = "trust-service.strongroom.internal") -> None:
+        self.cookie, self.more = "", dict[str, str]()
+        context = ssl.create_default_context(cadata=identity_pem)
+        self._connection = http.client.HTTPSConnection(name, port, context=context)
+        self._connection._create_connection = lambda *_, **__: socket.create_connection(("127.0.0.1", port))  # type: ignore[attr-defined]
+
+    def __call__(self, method: str, path: str, body: object = None) -> Answer:
+        headers = {**self.more, **({"cookie": self.cookie} if self.cookie else {})}
+        self._connection.request(method, path, None if body is None else json.dumps(body), headers)
+        found = self._connection.getresponse()
+        return Answer(found.status, {k.lower(): v for k, v in found.headers.items()}, found.read())
+
+
+def test_a_stock_client_fetches_a_key_over_tls(house: House) -> None:
+    job, _ = house.ready()
+    chain, key = house.service.leaf(now=datetime.now(UTC))
+    served = server._server(house.guests, tls.server_context(chain, key, client_pems=None))
+    sock = socket.create_server(("127.0.0.1", 0))
+    port, loop = sock.getsockname()[1], server._Loop()
+    thread = threading.Thread(target=lambda: loop.run_until_complete(served.serve([sock])), daemon=True)
+    thread.start()
+    try:
+        client = StockClient(house, KEYS["ECDH-ES+A256KW"](), "ECDH-ES+A256KW", job)
+        client.http = Wire(port, house.service.identity_pem)  # type: ignore[assignment]
+        token = client.handshake().json["token"]
+        assert client.decrypt(client.resource(house.owner, "key", "sales"))["name"] == "sales"
+        client.http = Wire(port, house.service.identity_pem)  # type: ignore[assignment]
+        client.http.more["authorization"] = f"Bearer {token}"
+        assert client.decrypt(client.resource(house.owner, "key", "sales"))["name"] == "sales"
+        with pytest.raises(ssl.SSLCertVerificationError):
+            Wire(port, house.service.identity_pem, "localhost")("GET", "/.well-known/jwks.json")
+    finally:
+        served.should_exit = True
+        thread.join(10)
 
 
 LOG = base64.b64encode(b"\1\0\0\0\3\0\0\0" + bytes(60_000)).decode()

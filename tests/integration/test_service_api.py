@@ -20,6 +20,7 @@ from strongroom.attest.result import verify_ear
 from strongroom.crypto import jose, x509
 from strongroom.kms import messages
 from strongroom.kms.datasets import HEAD_TYPE
+from strongroom.service import guest_messages
 from strongroom.service.answers import ANSWERS
 from strongroom.service.openapi import openapi
 
@@ -300,7 +301,7 @@ def test_a_refused_job_waits_for_its_owner_and_is_then_allowed(house: House) -> 
     changed = {**job, "arguments": ["app.py", "--day", "2026-03-02"]}
     guest = house.guest(changed).attested()
     answer = guest.resource(house.owner)
-    assert (answer.status, answer.code) == (401, "appraisal")
+    assert (answer.status, answer.code) == (403, "appraisal")
     number = answer.json["request"]
     shown = house.as_owner()("GET", f"/v1/requests/{number}").json
     assert shown["job_document"] == changed
@@ -321,13 +322,37 @@ def test_the_guests_door_opens_nothing_of_the_owners(house: House) -> None:
         assert guest("POST", path, {}).status == 404
 
 
-def test_the_openapi_document_describes_every_route() -> None:
+def test_the_openapi_document_describes_what_guests_send_and_get(house: House) -> None:
+    job, head = house.ready()
+    guest = house.guest(job)
+    request = guest.request(guest.auth())
+    sent = {
+        "kbs_auth": {"version": "0.4.0", "tee": "sgx", "extra-params": {}},
+        "kbs_attest": request,
+        "kbs_certificate": {"csr": x509.new_csr(guest.tls_key, "workload", {})},
+        "kbs_commit": guest.signed({"dataset": head["dataset"]}),
+    }
+    got = {
+        "kbs_auth": Client(house.guests)("POST", "/kbs/v0/auth", sent["kbs_auth"]),
+        "kbs_attest": guest.send(request),
+        "kbs_resource": guest.resource(house.owner),
+        "kbs_certificate": guest.certificate(),
+        "kbs_commit": guest.commit(head),
+        "jwks": Client(house.guests)("GET", "/.well-known/jwks.json"),
+    }
+    for route in guest_messages.ROUTES:
+        msgspec.convert(sent.get(route.name, {}), route.body)
+        assert got[route.name].status == 200, got[route.name].raw
+        msgspec.convert(got[route.name].json, guest_messages.ANSWERS[route.name])
+
+
+def test_the_openapi_document_describes_every_route(house: House) -> None:
     found: dict[str, Any] = openapi()
     text = json.dumps(found)
     for reference in re.findall(r'"#/components/schemas/(\w+)"', text):
         assert reference in found["components"]["schemas"]
     listed = {(m.upper(), p, o["operationId"]) for p, ops in found["paths"].items() for m, o in ops.items()}
-    assert listed == {(r.method, r.path, r.name) for r in messages.ROUTES}
+    assert listed == {(r.method, r.path, r.name) for r in (*messages.ROUTES, *guest_messages.ROUTES)}
     assert found["openapi"].startswith("3.1")
     for path, operations in found["paths"].items():
         for operation in operations.values():
@@ -336,7 +361,10 @@ def test_the_openapi_document_describes_every_route() -> None:
             assert "200" in operation["responses"]
     schemas = found["components"]["schemas"]
     assert set(ANSWERS) < {r.name for r in messages.ROUTES}
-    for name, kind in ANSWERS.items():
+    assert set(guest_messages.ANSWERS) == {r.name for r in guest_messages.ROUTES}
+    served = {(m, route.path) for route in house.guests.routes for m in route.methods - {"HEAD"}}
+    assert served == {(r.method, r.path) for r in guest_messages.ROUTES}
+    for name, kind in {**ANSWERS, **guest_messages.ANSWERS}.items():
         assert schemas[kind.__name__]["additionalProperties"] is False, name
     assert found["paths"]["/v1/keys"]["get"]["responses"]["200"]["content"]["application/json"]["schema"] == {
         "$ref": "#/components/schemas/Keys"
@@ -388,7 +416,7 @@ def test_nonces_and_sessions_end(house: House) -> None:
     house.clock.uptime_s += 3601
     assert guest.resource(house.owner).code == "denied"
     house.guest(job).auth()
-    assert len(house.guest_api._guests) == 0, "an ended lease is forgotten"
+    assert len(house.guest_api.sessions._attested) == 0, "an ended lease is forgotten"
 
 
 def test_the_lease_is_what_the_administrator_set(house: House) -> None:
@@ -409,7 +437,7 @@ def test_the_lease_is_what_the_administrator_set(house: House) -> None:
 
 
 def test_a_full_waiting_room_says_so(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("strongroom.service.guest_api.MAX_WAITING", 3)
+    monkeypatch.setattr("strongroom.service.sessions.MAX_WAITING", 3)
     job, _ = house.ready()
     for _ in range(3):
         house.guest(job).auth()

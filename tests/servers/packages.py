@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import re
 import shutil
@@ -19,9 +20,12 @@ _INDEX = "https://pypi.org/simple/"
 
 
 def apt_install(*packages: str) -> None:
-    """Install Debian packages; the error says what apt said."""
-    for words in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", *packages]):
-        done = subprocess.run(["apt-get", *words], capture_output=True, text=True, check=False, timeout=400)
+    """Install Debian packages, one process after the other; the error says what apt said."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "apt.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # apt refuses a second one at a time
+        for words in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", *packages]):
+            done = subprocess.run(["apt-get", *words], capture_output=True, text=True, check=False, timeout=400)
     assert done.returncode == 0, f"apt-get install {' '.join(packages)}: {done.stderr[-1000:]}"
 
 

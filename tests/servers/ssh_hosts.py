@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.servers.packages import apt_install
+
 __all__ = ["SshHosts", "ssh_hosts"]
 
 NETWORK = "10.98.0"
@@ -57,9 +59,7 @@ def _run(*command: str, check: bool = True) -> None:
 
 def _installed() -> None:
     if not Path("/usr/sbin/sshd").exists() or not shutil.which("ip"):
-        _run("apt-get", "update", "-qq")
-        wanted = ("openssh-server", "openssh-client", "iproute2")
-        _run("apt-get", "install", "-y", "-qq", "--no-install-recommends", *wanted)
+        apt_install("openssh-server", "openssh-client", "iproute2")
 
 
 @contextlib.contextmanager

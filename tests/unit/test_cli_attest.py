@@ -709,3 +709,29 @@ def test_T342_a_quote_in_a_strangers_certificate(tmp_path: Path, monkeypatch: py
         failed = [c["expected"] for c in found["checks"] if not c["passed"]]
         assert (status, len(failed)) == ((1, 1) if expected else (0, 0)), (name, found["checks"])
         assert not failed or expected in failed[0], (name, failed)
+
+
+HOSTILE = [b'{"quote":' + b"[" * 20_000, b'{"a":"\xff"}', b'{"quote":"AA==","quote":"AA=="}', b"{"]
+
+
+@pytest.mark.parametrize("raw", HOSTILE)
+@pytest.mark.parametrize("words", [("show",), ("verify", "--policy")])
+def test_T401_hostile_json_is_refused_in_order(tmp_path: Path, raw: bytes, words: tuple[str, ...]) -> None:
+    (tmp_path / "file").write_bytes(raw)
+    arguments = [words[0], str(tmp_path / "file"), *words[1:], *([str(tmp_path / "file")] if words[1:] else [])]
+    with pytest.raises(InputError, match="is not JSON"):
+        CliRunner().invoke(command, arguments, standalone_mode=False, catch_exceptions=False)
+
+
+def test_evidence_is_shown_as_stock_clients_write_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    maker = Maker(now=datetime.now(UTC))
+    monkeypatch.setenv("STRONGROOM_WORKSPACE", str(tmp_path / "none"))
+    write_bundle(tmp_path / "amd.json", replace(maker.anchor, kind="simulated"), [maker.endorsements()])
+    snp = {"attestation_report": attestation_report(maker.report(), RELEASES[-1]), "cert_chain": None}
+    tdx = {"quote": base64.b64encode(case("tdx4").quote).decode(), "cc_eventlog": "AAAA"}
+    for name, value, form in (("snp", snp, "snp"), ("tdx", tdx, "tdx")):
+        (tmp_path / name).write_text(json.dumps(value))
+        words = ["show", str(tmp_path / name), "--endorsements", str(tmp_path / "amd.json"), "--json"]
+        shown = json.loads(CliRunner().invoke(command, words, standalone_mode=False).stdout)
+        assert shown["tee"] == form
+        assert shown["fields"]

@@ -111,6 +111,9 @@ def test_a_wrong_passphrase_a_short_one_and_an_old_file_are_refused(folder: Path
     (tmp_path / "short").write_text("hunter2")
     with pytest.raises(DeniedError, match="the passphrase does not open"):
         call("show", folder / "signer.pem", "--passphrase-file", tmp_path / "wrong")
+    (tmp_path / "empty").touch()
+    with pytest.raises(DeniedError, match="the passphrase does not open"):
+        call("show", folder / "signer.pem", "--passphrase-file", tmp_path / "empty")
     with pytest.raises(InputError, match="expected at least 12"):
         call("create", tmp_path / "new.pem", "--passphrase-file", tmp_path / "short")
     assert not (tmp_path / "new.pem").exists()

@@ -17,8 +17,8 @@ from strongroom.errors import DeniedError, InputError, IntegrityError, Unavailab
 from strongroom.guest import lease as lease_module
 from strongroom.guest.agent import KeyAgent
 from strongroom.guest.column_keys import ColumnKey, ColumnKeys
+from strongroom.guest.job import column_keys
 from strongroom.guest.lease import Lease
-from strongroom.guest.run import column_keys
 from strongroom.guest.session import Grant
 from strongroom.guest.volumes import SealedVolume
 from strongroom.guest.workload import Workload
@@ -206,25 +206,6 @@ def test_an_unforeseen_error_says_nothing(agent: KeyAgent, caplog: pytest.LogCap
         answer = agent.answer(protocol.Request(operation=Operation.CREATE, fields=(b"out", b"a")))
     assert b"secret" not in answer
     assert "secret-in-a-message" not in caplog.text
-
-
-def test_a_guest_out_of_descriptors_serves_again_later(agent: KeyAgent, tmp_path: Path) -> None:
-    class Listener:
-        turns = iter([OSError(24, "Too many open files"), OSError(103, "Software caused connection abort"), None])
-
-        def accept(self) -> tuple[socket.socket, str]:
-            turn = next(self.turns)
-            if turn is not None:
-                raise turn
-            return theirs, ""
-
-    mine, theirs = socket.socketpair()
-    agent._listener = Listener()  # type: ignore[assignment]
-    with pytest.raises((StopIteration, RuntimeError)):
-        agent._accept()
-    mine.sendall(protocol.frame(b""))
-    assert mine.recv(1) is not None
-    mine.close()
 
 
 # --- lease

@@ -34,7 +34,7 @@ def ran(tmp_path: Path, command: list[str], *, always: bool = False) -> tuple[in
     os.close(target)
     raw = (tmp_path / "returned").read_bytes()
     if raw:
-        apart.receive_files(back, ["out"], io.BytesIO(raw))
+        (tmp_path / "left").write_text("\n".join(apart.receive_files(back, ["out"], io.BytesIO(raw))))
     return done.returncode, done.stdout + done.stderr, back / "out" if raw else place
 
 
@@ -83,13 +83,29 @@ def test_outputs_of_a_failed_program_on_request(tmp_path: Path) -> None:
     assert (code, (out / "n").read_text()) == (5, "1")
 
 
-def test_links_and_pipes_do_not_pass(tmp_path: Path) -> None:
-    for left in ("os.symlink('/etc/passwd', 'out/x')", "os.mkfifo('out/x')", "os.symlink('/etc', 'out/x')"):
-        with pytest.raises(ValueError, match="out/x is neither a file nor a folder"):
-            ran(tmp_path / str(len(left)), ["-c", f"import os; {left}"])
-    long = line(path="out/" + "\u00e9" * 9000, size=-2) + END  # what is refused is told to the host
-    with pytest.raises(ValueError, match=r"^out/(\\xe9){24} is neither a file nor a folder$"):
-        apart.receive_files(tmp_path, ["out"], io.BytesIO(long))
+def test_links_and_pipes_are_named_and_a_link_to_a_file_of_the_volume_is_that_file(tmp_path: Path) -> None:
+    program = (
+        "import os; os.symlink('/etc/passwd', 'out/1'); os.mkfifo('out/2'); os.symlink('/etc', 'out/3')\n"
+        "os.symlink('4', 'out/4'); os.symlink('../in/sub/a', 'out/5'); os.symlink('/nowhere', 'out/6')\n"
+        "os.symlink('old', 'out/7'); os.makedirs('out/8'); os.symlink(os.path.abspath('out/old'), 'out/8/9')\n"
+    )
+    code, said, out = ran(tmp_path, ["-c", program])
+    assert (code, said) == (0, "")
+    files = {p.relative_to(out).as_posix(): p.read_text() for p in out.rglob("*") if p.is_file()}
+    assert files == {"old": "old", "7": "old", "8/9": "old"}
+    assert not any(p.is_symlink() for p in out.rglob("*"))
+    assert sorted((tmp_path / "left").read_text().split()) == [f"out/{n}" for n in range(1, 7)]
+
+
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_folder: Path) -> None:
+        raise PermissionError(13, "no")
+
+    monkeypatch.setattr(os, "scandir", refuse)  # the tests may be root's, whom no mode keeps out
+    with pytest.raises(PermissionError):
+        apart.send_files(tmp_path, ["out"], io.BytesIO())
 
 
 def line(**fields: object) -> bytes:
@@ -106,7 +122,8 @@ END = line(end=True)
         line(path="out/../../a", size=0) + END, line(path="/etc/a", size=0) + END, line(path="in/a", size=0) + END,
         line(path="out//a", size=0) + END, line(path="out/./a", size=0) + END, line(path="out/a\0", size=0) + END,
         line(path="out/a", size=True) + END, line(path="out/a", size="0") + END, line(path=["out"], size=0) + END,
-        line(path="out/a", size=-2) + END, b'{"path": "out/' + b"a" * (1 << 17) + b'", "size": 0}\n' + END, b"\xff\n" + END,
+        line(path="out/a", size=-2) + line(path="out/a", size=0) + END, b'{"path": "out/' + b"a" * (1 << 17) + b'", "size": 0}\n' + END, b"\xff\n" + END,
+        line(path="out/a", size=-2) + line(path="out/a/a", size=-1) + END, line(path="out", size=-2) + END,
     ],
 )  # fmt: skip
 def test_a_stream_that_is_not_whole_or_leads_elsewhere_is_refused(raw: bytes, tmp_path: Path) -> None:

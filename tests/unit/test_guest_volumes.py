@@ -5,8 +5,10 @@ import errno
 import io
 import os
 import resource
+import shutil
 import threading
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import pytest
@@ -320,9 +322,9 @@ def staged(committed: tuple[Session, Path], tmp_path: Path) -> StagedVolume:
     return at
 
 
-def publish(at: StagedVolume, session: Session) -> Head | None:
+def publish(at: StagedVolume, session: Session, left_out: Collection[str] = ()) -> Head | None:
     with at.volume.changing(session):  # type: ignore[arg-type]
-        at.seal_changes()
+        at.seal_changes(left_out)
         return at.volume.commit(session)  # type: ignore[arg-type]
 
 
@@ -438,6 +440,17 @@ def test_T365_what_is_no_file_of_the_volume_is_left_out_by_name_and_nothing_else
     assert reason in left["z"]
 
 
+def test_T365_what_a_process_with_files_of_its_own_left_out(
+    staged: StagedVolume, committed: tuple[Session, Path]
+) -> None:
+    (staged.place / "a").unlink()  # as it is where no link came over the pipe
+    shutil.rmtree(staged.place / "d")
+    publish(staged, committed[0], ["a", "d", "z"])
+    after = volume(committed[1], committed[0].head)
+    assert {p: get(after, p) for p, _ in after.paths()} == {"a": b"data", "d/b": b"bb"}
+    assert staged.volume.left_out.keys() == {"a", "d", "z"}
+
+
 def test_a_folder_that_left_the_volume_behind_a_link_loses_nothing(
     staged: StagedVolume, committed: tuple[Session, Path], tmp_path: Path
 ) -> None:
@@ -547,6 +560,18 @@ def test_a_file_system_that_does_not_say_what_it_has_is_written_to(
     with open(staged.place / "big", "wb") as file:
         file.truncate(17 << 20)
     assert publish(staged, committed[0]) is not None
+
+
+def test_a_libos_has_no_holes_and_says_a_constant_of_any_disk(
+    committed: tuple[Session, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = StagedVolume(volume(committed[1], committed[0].head), tmp_path / "work", holes=False)
+    at.open_all()
+    constant = types.SimpleNamespace(f_bavail=1, f_frsize=4096, f_blocks=2)
+    monkeypatch.setattr(os, "statvfs", lambda _path: constant)
+    with open(at.place / "big", "wb") as file:
+        file.truncate(17 << 20)
+    assert publish(at, committed[0]) is not None
 
 
 def test_names_that_are_left_out_count_as_output(committed: tuple[Session, Path], tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import sysconfig
 import time
 from pathlib import Path
 
@@ -107,3 +109,44 @@ def test_digests_that_nobody_asked_for_go_too(tmp_path: Path) -> None:
     tree_digest(trees[2], digests)
     assert len(list(digests.iterdir())) == 4
     assert all(time.time() - file.stat().st_mtime < 60 for file in digests.iterdir())
+
+
+def installed(folder: Path, by: str) -> Path:
+    """One package as an installer leaves it in a virtual environment at `folder`, and Strongroom beside it."""
+    packages = folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+    for name in ("numpy", "strongroom"):
+        info = packages / f"{name}-1.dist-info"
+        info.mkdir(parents=True)
+        (packages / name).mkdir()
+        (packages / name / "__init__.py").write_text(f"# {name}")
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
+        (info / "INSTALLER").write_text(by)
+        (info / "direct_url.json").write_text(f'{{"url": "file://{folder}"}}')
+        lines = [f"{name}/__init__.py,sha256=AA,9", f"{name}-1.dist-info/METADATA,sha256=AA,9"]
+        lines += [f"{name}-1.dist-info/{file},," for file in ("RECORD", "INSTALLER", "direct_url.json")]
+        lines += [f"../../../bin/f2py,sha256={hash(folder):x},228", f'"../../../etc/{by},x",,']
+        if by == "pip":
+            lines.insert(0, f"{name}/__pycache__/__init__.cpython-311.pyc,,")
+        (info / "RECORD").write_text("".join(f"{line}\n" for line in lines))
+    return packages
+
+
+@pytest.mark.parametrize("brought", [False, True])
+def test_an_environment_names_neither_its_machine_nor_its_installer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, brought: bool
+) -> None:
+    digests = []
+    for by in ("pip", "uv"):
+        packages = installed(tmp_path / by / "venv", by)
+        record = packages / "numpy-1.dist-info" / "RECORD"
+        before = record.read_bytes()
+        monkeypatch.setattr(sysconfig, "get_path", lambda _name, packages=packages: str(packages))
+        env = Runtimes(tmp_path / by / "cache").env(packages.parent.parent.parent if brought else None)
+        inside = env / packages.relative_to(packages.parent.parent.parent)
+        assert (inside / "numpy-1.dist-info" / "RECORD").read_text() == (
+            "numpy-1.dist-info/METADATA,sha256=AA,9\nnumpy-1.dist-info/RECORD,,\nnumpy/__init__.py,sha256=AA,9\n"
+        )
+        assert record.read_bytes() == before  # the owner's own, to which a runtime may be linked
+        assert (inside / "strongroom").exists() == brought  # what programs use of it is a runtime of its own
+        digests.append(tree_digest(env, None))
+    assert digests[0] == digests[1]

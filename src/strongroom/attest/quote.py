@@ -114,11 +114,15 @@ _TDX15_EXTENDED: _Layout = (
     ("service_td_hash", 48, "x", "Service domains bound now"),
     ("service_td_attributes", 8, "x", "Their attributes"),
 )
-_BODIES = {1: ("sgx", _SGX_BODY), 2: ("tdx", _TDX_BODY), 3: ("tdx", _TDX15_BODY), 4: ("tdx", _TDX15_EXTENDED)}
 _SIGNATURE: _Layout = (
     ("signature", 64, "x", "ECDSA r and s by the attestation key over header and body"),
     ("attestation_key", 64, "x", "Public key of the quoting enclave, x and y"),
 )
+_LAYOUTS = {
+    "header of version 3": _HEADER_V3, "header of version 4": _HEADER_V4, "sgx": _SGX_BODY, "tdx": _TDX_BODY,
+    "tdx 1.5": _TDX15_BODY, "tdx 1.5 extended": _TDX15_EXTENDED, "signature": _SIGNATURE,
+}  # fmt: skip
+_BODIES = {1: ("sgx", "sgx"), 2: ("tdx", "tdx"), 3: ("tdx", "tdx 1.5"), 4: ("tdx", "tdx 1.5 extended")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,16 +248,23 @@ class _Reader:
     def integer(self, name: str, size: int, meaning: str) -> int:
         return int.from_bytes(self.take(name, size, "i", meaning), "little")
 
-    def layout(self, prefix: str, layout: _Layout) -> None:
-        at = self.at
-        for name, size, kind, meaning in layout:
-            self.spans[f"{prefix}.{name}"] = (at, size, kind, meaning)
-            at += size
-        if at > len(self.raw):
+    def layout(self, prefix: str, layout: str) -> None:
+        spans, end = _placed(prefix, layout, self.at)
+        if end > len(self.raw):
             raise EvidenceError(
-                f"quote: {prefix} needs {at - self.at} bytes at {self.at}, got {len(self.raw) - self.at}"
+                f"quote: {prefix} needs {end - self.at} bytes at {self.at}, got {len(self.raw) - self.at}"
             )
-        self.at = at
+        self.spans |= spans
+        self.at = end
+
+
+@lru_cache(maxsize=64)  # all of them lie before the first part whose size a sender chooses
+def _placed(prefix: str, layout: str, at: int) -> tuple[Mapping[str, Span], int]:
+    spans = {}
+    for name, size, kind, meaning in _LAYOUTS[layout]:
+        spans[f"{prefix}.{name}"] = (at, size, kind, meaning)
+        at += size
+    return spans, at
 
 
 def parse_quote(raw: bytes) -> Quote:
@@ -298,19 +309,18 @@ def _parse(raw: bytes) -> Quote:
             f"quote: version {version} for {tee or 'an unknown TEE'} in {len(raw)} bytes is not supported"
         )
     reader = _Reader(raw)
-    reader.layout("header", _HEADER_V3 if version == 3 else _HEADER_V4)
+    reader.layout("header", f"header of version {min(version, 4)}")
     if (key_type := int.from_bytes(raw[2:4], "little")) != 2:
         raise EvidenceError(f"quote: expected attestation key type 2 (ECDSA P-256), got {key_type}")
     # 2. The signed body, then the length of everything after it.
-    layout = _described(reader, tee) if version == 5 else _TDX_BODY if tee == "tdx" else _SGX_BODY
-    reader.layout("body", layout)
+    reader.layout("body", _described(reader, tee) if version == 5 else tee)
     size = reader.integer("auth.size", 4, "Size of the authentication data that follows")
     end = reader.at + size
     if end > len(raw):
         raise EvidenceError(f"quote: authentication data of {size} bytes at {reader.at}, got {len(raw) - reader.at}")
     reader.raw = raw[:end]
     # 3. Authentication data.
-    reader.layout("auth", _SIGNATURE)
+    reader.layout("auth", "signature")
     if version > 3:
         _nested(reader, end)
     _quoting_enclave(reader)
@@ -320,11 +330,11 @@ def _parse(raw: bytes) -> Quote:
     return Quote(raw=raw[:end], version=version, tee=tee, spans=reader.spans, pck_chain=chain)
 
 
-def _described(reader: _Reader, tee: str) -> _Layout:
+def _described(reader: _Reader, tee: str) -> str:
     kind = reader.integer("body.type", 2, "1 is an SGX enclave, 2 a domain of TDX 1.0, 3 of TDX 1.5, 4 extended")
     size = reader.integer("body.size", 4, "Size of the body that follows")
-    named, layout = _BODIES.get(kind, ("no", ()))
-    expected = sum(field[1] for field in layout)
+    named, layout = _BODIES.get(kind, ("no", "sgx"))
+    expected = _placed("body", layout, 0)[1]
     if named != tee or size != expected:
         raise EvidenceError(f"quote: expected a body for {tee} of its size, got type {kind} of {size} bytes")
     return layout
@@ -340,7 +350,7 @@ def _nested(reader: _Reader, end: int) -> None:
 
 
 def _quoting_enclave(reader: _Reader) -> None:
-    reader.layout("qe_report", _SGX_BODY)
+    reader.layout("qe_report", "sgx")
     reader.take("auth.qe_report_signature", 64, "x", "ECDSA r and s by the platform's PCK key over the QE report")
     size = reader.integer("auth.qe_auth_size", 2, "Size of the quoting enclave's own data")
     reader.take("auth.qe_auth_data", size, "x", "Hashed with the attestation key into the QE report")

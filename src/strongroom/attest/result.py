@@ -6,7 +6,10 @@ let it pass, so that no relying party takes it for a TEE. It says nothing about 
 verification alone has *no claim* about executables and configuration, and is never *affirming*. Every stored policy
 names code, so what one accepted are approved executables; an approved configuration is a job that the policy names.
 
-Source: draft-ietf-rats-ear-04, draft-ietf-rats-ar4si, RFC 9711.
+The claims have the names of draft-fv-rats-ear and its profile, which Trustee writes and reads; draft-ietf-rats-ear-04
+says the same under others (`ear_status`, profile `tag:ietf.org,2026:rats/ear#04`).
+
+Source: draft-fv-rats-ear-05, draft-ietf-rats-ar4si, RFC 9711.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ __all__ = ["EAT_PROFILE", "issue_ear", "submodule", "verify_ear"]
 
 EAT_PROFILE = "tag:github.com,2023:veraison/ear"
 _TYP = "eat+jwt"
-_DEVELOPER = "https://github.com/strongroom"
+_DEVELOPER = "Strongroom"
 _MAX_LIFETIME = timedelta(days=1)
 
 # AR4SI §2.3: what a value says depends on the claim; the tier follows from its size.

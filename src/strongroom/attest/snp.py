@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 from strongroom.attest.quote import Span, Spans
@@ -145,6 +146,7 @@ class TCB:
         return ".".join(str(value) for name in self.PARTS if (value := getattr(self, name)) is not None)
 
     @classmethod
+    @lru_cache(maxsize=256)
     def parse(cls, raw: bytes, *, turin: bool) -> TCB:
         """Return the versions in eight bytes, in Turin's order or in that of Milan and Genoa.
 
@@ -250,8 +252,8 @@ def parse_report(raw: bytes) -> SNPReport:
     parsed = SNPReport(
         raw=report, version=version, spans=_LAYOUTS[version], certificate=next(iter(certificates.values()), b"")
     )
-    for name, (at, _, kind, _) in parsed.spans.items():
-        if kind == "-" and any(parsed[name]):
+    for name, (at, size, kind, _) in parsed.spans.items():
+        if kind == "-" and parsed[name] != bytes(size):
             raise EvidenceError(f"report: reserved bytes at {at:#x} are not zero in version {version}")
     _check_values(parsed)
     if rest and set(certificates) != {parsed.signer}:

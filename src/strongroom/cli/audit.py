@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from strongroom._encoding import parse_json
-from strongroom._unix import write_whole
+from strongroom._unix import read_text, write_whole
 from strongroom.cli import output
 from strongroom.cli.common import epilog, json_option, owner, workspace
 from strongroom.client.owner import verify_exported
@@ -90,10 +90,9 @@ def verify(exported: Path | None, as_json: bool) -> None:
 
 
 def _read(path: Path) -> list[dict[str, object]]:
-    try:
-        found = [parse_json(line, f"line {n} of {path}") for n, line in enumerate(path.read_text().splitlines(), 1)]
-    except (OSError, UnicodeDecodeError) as exc:
-        raise InputError(f"{path} is not readable: {exc}", hint="`strongroom audit export` writes it") from exc
+    hint = "`strongroom audit export` writes it"
+    lines = read_text(path, hint).splitlines()
+    found = [parse_json(line, f"line {n} of {path}") for n, line in enumerate(lines, 1)]
     if not all(isinstance(record, dict) for record in found):
-        raise InputError(f"{path} is not an exported audit log", hint="`strongroom audit export` writes it")
+        raise InputError(f"{path} is not an exported audit log", hint=hint)
     return [record for record in found if isinstance(record, dict)]

@@ -117,10 +117,12 @@ def restore_data(folder: str, as_json: bool) -> None:
     """Undo a job that died while it changed a data set: back to the last commit. The next job does the same."""
     client = owner()
     info = owned(folder, client)
-    waiting = cast(list[dict[str, Any]], client.call("GET", "/v1/outputs")["outputs"])
-    if info.dataset in {o["dataset"] for o in waiting}:
-        raise InputError(f"an output in {folder} waits for you", hint=f"`strongroom output reject {folder}` undoes it")
     with held(folder, client) as at:
+        # Asked now: a job that had it until now may have handed in what it wrote.
+        waiting = cast(list[dict[str, Any]], client.call("GET", "/v1/outputs")["outputs"])
+        if info.dataset in {o["dataset"] for o in waiting}:
+            hint = f"`strongroom output reject {folder}` undoes it"
+            raise InputError(f"an output in {folder} waits for you", hint=hint)
         manifest = load_manifest(at, client.current(info.dataset), client.key_ring(info.key))
         found = restore(at, manifest) if was_interrupted(at) else Restored(put_back=0, removed=0)
     value = {"dataset": info.dataset, "put_back": found.put_back, "removed": found.removed}

@@ -200,7 +200,7 @@ def _load(raw: bytes, passphrase_file: Path | None, path: Path) -> RSAPrivateKey
         raise InputError(f"{path} is not an encrypted signing key", hint="`strongroom enclave-key create` makes one")
     try:
         key = load_pem_private_key(raw, _read_passphrase(passphrase_file))
-    except ValueError as exc:
+    except (ValueError, TypeError) as exc:  # TypeError: it is empty
         raise DeniedError(f"the passphrase does not open {path}") from exc
     if not isinstance(key, RSAPrivateKey):
         raise InputError(f"{path} is not an RSA key: an SGX signing key is RSA-3072 with exponent 3")

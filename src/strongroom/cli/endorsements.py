@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -12,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import click
 
+from strongroom._encoding import parse_json
+from strongroom._unix import read_text
 from strongroom.attest.endorsement_files import SOON_DAYS, end_of, ends, read_folder
 from strongroom.cli import output
 from strongroom.cli.common import epilog, json_option, workspace
@@ -113,7 +114,7 @@ def fetch(
     if known is not None and not wanted and _holds(known, anchor_file, proof, now):
         output.say(f"those at hand verify {evidence} and hold for more than {SOON_DAYS} days: nothing fetched")
         return
-    found = plan.fetch(source, _text(ca_file), known)
+    found = plan.fetch(source, read_text(ca_file, "a certificate in PEM") if ca_file else "", known)
     anchor = anchor_of(found, read_anchor(anchor_file))
     claims = asking_nothing(anchor, found, proof).verify(proof, found, now=now)
     found = _no_older(anchor, found, folder)
@@ -311,14 +312,8 @@ def read_anchor(path: Path | None) -> TrustAnchor | None:
 
     if path is None:
         return None
-    return TrustAnchor(kind="hardware", certificate_der=certificate_from_pem(_text(path)).public_bytes(Encoding.DER))
-
-
-def _text(path: Path | None) -> str:
-    try:
-        return path.read_text() if path else ""
-    except (OSError, UnicodeDecodeError) as exc:
-        raise InputError(f"{path} is not readable PEM") from exc
+    certificate = certificate_from_pem(read_text(path, "a certificate in PEM"))
+    return TrustAnchor(kind="hardware", certificate_der=certificate.public_bytes(Encoding.DER))
 
 
 def _state(start: datetime, end: datetime, now: datetime) -> str:
@@ -353,5 +348,5 @@ def _details(endorsements: AnyEndorsements) -> dict[str, object]:
 
     if isinstance(endorsements, SNPEndorsements):
         return {"keys": [describe_key(key) for key in endorsements.keys]}
-    documents = (endorsements.tcb_info, endorsements.qe_identity)
-    return {"edition": [json.loads(text).get("tcbEvaluationDataNumber") for text in documents]}
+    documents = [parse_json(text, "endorsements") for text in (endorsements.tcb_info, endorsements.qe_identity)]
+    return {"edition": [one.get("tcbEvaluationDataNumber") for one in documents if isinstance(one, dict)]}

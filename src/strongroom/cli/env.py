@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from strongroom._unix import write_whole
+from strongroom._unix import read_text, write_whole
 from strongroom.cli import output
 from strongroom.cli.common import epilog, json_option, settings
 from strongroom.errors import InputError
@@ -46,10 +46,7 @@ def lock(requirements: tuple[str, ...], files: tuple[Path, ...], target: Path | 
 
 
 def _wanted(file: Path) -> list[str]:
-    try:
-        lines = [line.partition("#")[0].strip() for line in file.read_text().splitlines()]
-    except (OSError, UnicodeDecodeError) as exc:
-        raise InputError(f"{file} is not readable: {exc}", hint="name a requirements file") from exc
+    lines = (line.partition("#")[0].strip() for line in read_text(file, "name a requirements file").splitlines())
     return [line for line in lines if line]
 
 

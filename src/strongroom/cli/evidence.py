@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import json
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from strongroom._encoding import parse_json
+from strongroom._encoding import parse_bounded
 from strongroom.attest import ratls
 from strongroom.attest.appraisal import Policy, policy_from_json
 from strongroom.attest.endorsement_files import read_bundle, read_folder
@@ -50,26 +49,30 @@ def read_policy(path: Path) -> Policy:
         InputError: Not readable, or not a policy.
     """
     try:
-        return policy_from_json(json.loads(path.read_bytes()))
-    except (OSError, ValueError) as exc:
-        raise InputError(f"{path} is not a readable policy: {exc}") from exc
+        return policy_from_json(parse_bounded(path.read_bytes(), str(path)))
+    except OSError as exc:
+        raise InputError(f"{path} is not a readable policy: {exc.strerror}") from exc
 
 
 def read_evidence(path: Path) -> tuple[Evidence, bytes]:
     """Return the evidence in the file `path`, and the certificate that it was in or b"".
 
+    JSON is the evidence object of the release protocol, in the forms of stock clients too.
+
     Raises:
         InputError: Not readable, larger than 1 MiB, or not JSON.
         EvidenceError: Another form of JSON, or a certificate without evidence.
     """
-    if not path.exists():
-        raise InputError(f"{path} does not exist", hint="`strongroom attest quote job.toml quote.bin` makes one")
-    with path.open("rb") as file:
-        raw = file.read(_MAX_BYTES + 1)
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_MAX_BYTES + 1)
+    except OSError as exc:
+        hint = "`strongroom attest quote job.toml quote.bin` makes one"
+        raise InputError(f"{path} is not readable: {exc.strerror}", hint=hint) from exc
     if len(raw) > _MAX_BYTES:
         raise InputError(f"{path} is larger than {_MAX_BYTES} bytes: neither a quote nor a report")
     if raw[:1] == b"{":
-        return _stock(parse_json(raw, str(path))), b""
+        return _stock(parse_bounded(raw, str(path))), b""
     pem = _PEM.match(raw)
     with contextlib.suppress(ValueError):  # bytes as they are
         raw = base64.b64decode(b"".join((pem[1] if pem else raw).split()), validate=True)

@@ -98,17 +98,15 @@ def _with(options: Sequence[Callable[[_F], _F]], function: _F) -> _F:
 
 
 def spec_with_options(spec: JobSpec, options: dict[str, Any]) -> tuple[JobSpec, list[VolumeRequest]]:
-    """Return the job with the shared options applied, its paths in arguments made to work inside."""
+    """Return the job with the shared options applied, and its volumes."""
     environment = {}
     for item in options["environment"]:
         name, equals, value = item.partition("=")
         if not equals:
             raise InputError(f"--env {item!r}: expected NAME=VALUE")
         environment[name] = value
-    arguments, volumes = with_known_paths(spec.arguments, [parse_volume(v) for v in options["volumes"]])
     changed = replace(
         spec,
-        arguments=arguments,
         environment={**spec.environment, **environment},
         files=(*spec.files, *options["files"]),
         venv=parse_venv(options["venv"]),
@@ -117,17 +115,15 @@ def spec_with_options(spec: JobSpec, options: dict[str, Any]) -> tuple[JobSpec, 
         publish_on_failure=options["publish_on_failure"],
         checkpoint_s=options["checkpoint_every"],
     )
-    return changed, list(volumes)
+    return changed, [parse_volume(v) for v in options["volumes"]]
 
 
 def execute(spec: JobSpec, volumes: Sequence[VolumeRequest], options: dict[str, Any]) -> int:
     """Plan, build, approve if asked, run, and report; return the exit status."""
     here = workspace()
-    runner = JobRunner(here, settings(), lambda line: output.say(f"{line} ..."))
-    plan = runner.plan(spec, volumes, _datasets(here, dry=options["dry_run"]))
+    runner, plan = _plan(here, spec, volumes, dry=options["dry_run"])
     if options["dry_run"]:
-        value = describe(plan)
-        output.data(value, True, [])
+        output.data(describe(plan), True, [])
         return 0
     bundle = runner.build(plan)
     if options["approve"]:
@@ -136,6 +132,15 @@ def execute(spec: JobSpec, volumes: Sequence[VolumeRequest], options: dict[str, 
         output.say(f"warning: {SWAP}")
     outcome = runner.run(plan, bundle, output_to_stderr=options["as_json"])
     return report(outcome, plan, bundle, options["as_json"])
+
+
+def _plan(
+    here: Workspace, spec: JobSpec, volumes: Sequence[VolumeRequest], *, dry: bool
+) -> tuple[JobRunner, LaunchPlan]:
+    # Paths of sealed data in the arguments are made to work inside.
+    runner = JobRunner(here, settings(), lambda line: output.say(f"{line} ..."))
+    arguments, known = with_known_paths(spec.arguments, volumes)
+    return runner, runner.plan(replace(spec, arguments=arguments), known, _datasets(here, dry=dry))
 
 
 def _datasets(here: Workspace, *, dry: bool) -> Callable[[str], DatasetInfo]:
@@ -236,12 +241,9 @@ def plan_file(
     path: Path, client: OwnerClient | None = None, *, dry: bool = False, enclave: str | None = None
 ) -> tuple[JobRunner, LaunchPlan]:
     """Return runner and plan of the job in a file, for another kind of enclave if one is named."""
-    here = client.workspace if client else workspace()
     spec, volumes = read_job_file(path)
     spec = replace(spec, enclave=enclave or spec.enclave)
-    runner = JobRunner(here, settings(), lambda line: output.say(f"{line} ..."))
-    arguments, known = with_known_paths(spec.arguments, volumes)
-    return runner, runner.plan(replace(spec, arguments=arguments), known, _datasets(here, dry=dry))
+    return _plan(client.workspace if client else workspace(), spec, volumes, dry=dry)
 
 
 _JOB_FILE = click.argument("job_file", type=click.Path(path_type=Path))
@@ -333,6 +335,4 @@ def show(job_file: Path) -> None:
 @_run_options
 def run(job_file: Path, **options: Any) -> int:
     """Run the job in JOB_FILE; exit with the program's own status, or 1 if it did not run."""
-    spec, volumes = read_job_file(job_file)
-    arguments, known = with_known_paths(spec.arguments, volumes)
-    return execute(replace(spec, arguments=arguments), known, options)
+    return execute(*read_job_file(job_file), options)

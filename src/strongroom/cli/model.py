@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from strongroom._encoding import parse_json
-from strongroom.attest.policies import job_digest
 from strongroom.cli import output
 from strongroom.cli.common import epilog, json_option, owner
 from strongroom.cli.datasets import owned, seal_into, show_result
-from strongroom.client.provenance import Provenance, check_attested, provenance
+from strongroom.client.provenance import Provenance, check_attested, command_of, provenance, tables_in
 from strongroom.crypto.keys import KeyRing
 from strongroom.errors import InputError
-from strongroom.models.record import MAX_RECORD_BYTES, RECORD_FILE, ModelRecord
+from strongroom.models.record import RECORD_FILE, ModelRecord
 from strongroom.models.scan import code_in
 from strongroom.storage.dataset import Head, Manifest, load_manifest
 from strongroom.storage.places import place
@@ -30,9 +27,6 @@ if TYPE_CHECKING:
     from strongroom.client.owner import OwnerClient
 
 __all__ = ["command"]
-
-_TABLES = ("parameters.json", "metrics.json")
-"""Written by programs that know of no records: plain JSON objects beside their models."""
 
 _UNSAFE = click.option("--unsafe-pickle", is_flag=True, help="Take files that run code when they are loaded.")
 _UNATTESTED = click.option("--accept-unattested", is_flag=True, help="Take a model that no attested job made.")
@@ -76,26 +70,6 @@ class _Model:
             if not any(e.path == file or e.path.startswith(f"{file}/") for e in self.manifest.entries):
                 raise InputError(f"{path} names {file}, which is not in {self.folder}")
         return found
-
-    def tables(self) -> dict[str, dict[str, Mapping[str, object]]]:
-        """Return what makers without a record say of their models, by folder and by file."""
-        found = dict[str, dict[str, Mapping[str, object]]]()
-        for entry in self.manifest.entries:
-            folder, _, name = entry.path.rpartition("/")
-            if name in _TABLES and entry.size <= MAX_RECORD_BYTES:
-                with suppress(InputError), reading(place(self.folder), self.manifest, self.ring, entry.path) as reader:
-                    if isinstance(table := parse_json(reader.readall(), name, max_bytes=MAX_RECORD_BYTES), dict):
-                        found.setdefault(folder, {})[name.removesuffix(".json")] = table
-        return found
-
-    def command(self, job: str) -> Sequence[str]:
-        """Return command and arguments of `job`, from the document that an owner approved; nothing if it is gone."""
-        requests = self.client.call("GET", "/v1/requests")["requests"]
-        for document in (r.get("job_document") for r in requests if isinstance(r, dict)):  # type: ignore[attr-defined]
-            if isinstance(document, dict) and job_digest(document) == job:  # of the record, which is signed
-                parts = document.get("command"), document.get("arguments")
-                return [str(word) for part in parts if isinstance(part, list) for word in part]
-        return []
 
     def code(self) -> Iterator[str]:
         """Yield each file that runs code when it is loaded."""
@@ -147,8 +121,9 @@ def seal(source: Path, target: str, key_name: str, unsafe_pickle: bool, as_json:
 def show(folder: str, as_json: bool) -> None:
     """Show what a model is and where it comes from: job, measurement, inputs, parameters, metrics."""
     model = _Model.find(folder)
-    records, tables, origin = model.records(), model.tables(), provenance(model.client, model.head)
-    ran = model.command(origin.job)
+    records, tables = model.records(), tables_in(model.folder, model.manifest, model.ring)
+    origin = provenance(model.client, model.head)
+    ran = command_of(model.client, origin.job)
     value = {
         "dataset": model.head.dataset,
         "epoch": model.head.epoch,

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import click
 
+from strongroom._unix import read_text
 from strongroom.cli import output
 from strongroom.cli.common import epilog, json_option, owner, workspace
 from strongroom.client.petnames import Petnames
@@ -71,10 +72,7 @@ def admit(name: str, request_file: Path, as_json: bool) -> None:
     """
     from strongroom.crypto import x509
 
-    try:
-        certificate = x509.certificate_from_pem(request_file.read_text())
-    except (OSError, UnicodeDecodeError) as exc:
-        raise InputError(f"{request_file} is not readable", hint="`strongroom owner request` writes it") from exc
+    certificate = x509.certificate_from_pem(read_text(request_file, "`strongroom owner request` writes it"))
     names = Petnames.load(workspace())
     names.check_free(name, x509.fingerprint(certificate))
     body = {"name": name, "certificate": x509.certificate_pem(certificate)}

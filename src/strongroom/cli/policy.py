@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import click
 
+from strongroom._unix import read_text
 from strongroom.attest.appraisal import FreeArgument, Rego, TcbStatus
 from strongroom.cli import output
 from strongroom.cli.common import check_simulated, epilog, json_option, key_argument, owner, root_option, unsafe_option
@@ -210,10 +211,7 @@ def clear(key: str) -> None:
 def _rego(path: Path) -> str:
     from strongroom.attest.rego import evaluate
 
-    try:
-        module = path.read_text()
-    except (OSError, UnicodeDecodeError) as exc:
-        raise InputError(f"{path} is not readable: {exc}", hint="name a Rego module") from exc
+    module = read_text(path, "name a Rego module")
     found = evaluate(module, {})  # what it says of nothing does not matter, whether it can be asked does
     if found.startswith(("an error", "no answer", "regopy")):
         raise InputError(f"{path}: {found}", hint="package policy, and a rule `allow`")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from strongroom._unix import read_text
 from strongroom.attest.policies import TCB_STATUSES, TDX_REGISTERS, TcbStatus
 from strongroom.cli import output
 from strongroom.cli.common import check_simulated, epilog, json_option, owner, root_option, unsafe_option
@@ -263,9 +264,5 @@ def signed_values(file: Path, signers: Sequence[Path]) -> ReferenceValues:
     from strongroom.attest.reference import open_reference
     from strongroom.crypto.x509 import certificate_from_pem
 
-    try:
-        known = [certificate_from_pem(signer.read_text("ascii", "replace")).public_key() for signer in signers]
-        raw = file.read_bytes()
-    except OSError as exc:
-        raise InputError(f"{exc.filename} is not readable: {exc.strerror}") from exc
-    return open_reference(raw, [k for k in known if isinstance(k, ec.EllipticCurvePublicKey)])
+    known = [certificate_from_pem(read_text(signer, "a certificate in PEM")).public_key() for signer in signers]
+    return open_reference(file.read_bytes(), [k for k in known if isinstance(k, ec.EllipticCurvePublicKey)])

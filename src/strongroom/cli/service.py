@@ -16,6 +16,7 @@ from strongroom.cli import output
 from strongroom.cli.common import epilog, json_option, owner, workspace
 from strongroom.cli.endorsements import anchor_option, read_anchor, snp_settings, state
 from strongroom.cli.service_verify import build, measure, verify
+from strongroom.client.tees import TEES
 from strongroom.client.workspace import FOLDER, Workspace
 from strongroom.errors import InputError, UnavailableError
 
@@ -36,18 +37,22 @@ def _own(enclave: str | None = None) -> Workspace:
     here = workspace()
     if not here.embedded:
         raise InputError("this workspace has no trust service of its own", hint=f"its administrator, at {here.service}")
-    if enclave and here.is_running():
+    if enclave is not None and here.is_running():
         raise InputError("the trust service is running already", hint="`strongroom service stop` first")
-    if enclave:
-        here = here.in_enclave("" if enclave == "none" else enclave)
-    if enclave == "sim":
-        output.say("SIMULATED: evidence will be made, and no hardware protects the trust service")
-    return here
+    return here if enclave is None else here.in_enclave(enclave)
+
+
+def _prepare(kind: str, folder: Path) -> None:
+    tee = TEES[kind]
+    tee.prepare(folder)
+    if tee.warning:
+        output.say(tee.warning)
 
 
 _enclave_option = click.option(
     "--enclave",
-    type=click.Choice(["sim", "gramine", "cvm", "none"]),
+    type=click.Choice([kind or "none" for kind in TEES]),
+    callback=lambda _context, _option, kind: "" if kind == "none" else kind,
     help="The TEE that this command runs in, from now on; `sim`: a SIMULATED one, which protects nothing.",
 )
 
@@ -60,6 +65,7 @@ def start(enclave: str | None) -> None:
     if here.is_running():
         output.say("the trust service is running already")
         return
+    _prepare(here.enclave, here.folder)
     here.start()
     output.say(f"the trust service is running, log in {here.run_folder}/service.log")
 
@@ -84,20 +90,12 @@ def run(listen: str, enclave: str | None, admin: Path | None) -> None:
 
     if admin is None:
         here = _own(enclave)
-        sys.argv = ["strongroom-service", str(here.folder), listen, here.enclave]
+        folder, kind, more = here.folder, here.enclave, []
     else:
-        folder, kind = Path.cwd() / FOLDER, enclave or "none"
-        if kind == "sim":
-            _simulated(folder)
-        sys.argv = ["strongroom-service", str(folder), listen, "" if kind == "none" else kind, str(admin)]
+        folder, kind, more = Path.cwd() / FOLDER, enclave or "", [str(admin)]
+    _prepare(kind, folder)
+    sys.argv = ["strongroom-service", str(folder), listen, kind, *more]
     raise SystemExit(serve())
-
-
-def _simulated(folder: Path) -> None:
-    from strongroom.client.endorsements import refresh_endorsements
-
-    refresh_endorsements(folder, now=datetime.now(UTC))
-    output.say("SIMULATED: evidence will be made, and no hardware protects the trust service")
 
 
 @command.command("stop", epilog=epilog("strongroom service stop"))
@@ -152,11 +150,18 @@ def status(as_json: bool) -> None:
 @command.command("unlock", epilog=epilog("strongroom service unlock", "strongroom service unlock < shares.txt"))
 def unlock() -> None:
     """Unlock the root key with its passphrase, or with shares, one a line, from standard input."""
+    from strongroom.client.evidence import Pin
+
     client = owner()
     found = client.call("GET", "/v1/status")
     if not found["locked"]:
         output.say("the trust service is unlocked already")
         return
+    if (found["attested"] or not client.workspace.embedded) and not Pin.load(client.workspace.folder):
+        output.say(
+            "WARNING: no pin here, so what you type goes to whoever has the TLS key on that machine's disk: "
+            "`strongroom service verify --pin` first"
+        )
     if sys.stdin.isatty() and found["root_kind"] == "passphrase":
         credentials = [click.prompt("passphrase", hide_input=True, err=True)]
     else:
@@ -268,7 +273,7 @@ def trust(bundle: Path, settings: dict[str, str], anchor_file: Path | None) -> N
 
 @command.command("openapi", epilog=epilog("strongroom service openapi > openapi.json"))
 def openapi() -> None:
-    """Print the owner API as an OpenAPI document."""
+    """Print what owners and guests may ask of the service as an OpenAPI document."""
     from strongroom.service.openapi import openapi as document
 
     output.data(document(), True, [])

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from strongroom._unix import read_text
 from strongroom.cli.common import epilog
 from strongroom.cli.job import execute, job_options, spec_with_options
 from strongroom.client.job_files import parse_column_key
@@ -141,12 +142,8 @@ def _set(flag: str, value: str, settings: dict[str, str]) -> None:
 
 
 def _properties(path: Path) -> dict[str, str]:
-    try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as exc:
-        raise InputError(f"{path} is not readable: {exc}", hint="name a file of Spark's properties") from exc
     found = {}
-    for line in lines:
+    for line in read_text(path, "name a file of Spark's properties").splitlines():
         setting = re.fullmatch(r"([^\s=:#!][^\s=:]*)\s*[=:\s]\s*(.*)", line.strip())
         if setting:
             found[setting[1]] = setting[2]

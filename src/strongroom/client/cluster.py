@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from strongroom._unix import write_whole
+from strongroom._unix import read_text, write_whole
 from strongroom.attest.simulated.measure import tree_digest
 from strongroom.attest.simulated.platform import load_seed
 from strongroom.client.workspace import Workspace
@@ -122,10 +122,7 @@ def read_hosts(path: Path) -> tuple[str, ...]:
     Raises:
         InputError: Not readable, no machine, one twice, or a line that is an option of ssh.
     """
-    try:
-        lines = [line.partition("#")[0].strip() for line in path.read_text().splitlines()]
-    except (OSError, UnicodeDecodeError) as exc:
-        raise InputError(f"{path} is not readable", hint="one `[user@]host` a line") from exc
+    lines = [line.partition("#")[0].strip() for line in read_text(path, "one `[user@]host` a line").splitlines()]
     hosts = tuple(line for line in lines if line)
     wrong = [h for h in hosts if h.startswith("-") or len(h.split()) > 1 or hosts.count(h) > 1]
     if wrong or not hosts:

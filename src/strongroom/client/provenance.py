@@ -7,17 +7,25 @@ heads of what the job read. Its signature is the audit log's, and the log is che
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 
 from strongroom._encoding import parse_json
+from strongroom.attest.policies import job_digest
 from strongroom.client.owner import OwnerClient
-from strongroom.errors import IntegrityError
-from strongroom.storage.dataset import Head
+from strongroom.crypto.keys import KeyRing
+from strongroom.errors import InputError, IntegrityError
+from strongroom.models.record import MAX_RECORD_BYTES
+from strongroom.storage.dataset import Head, Manifest
+from strongroom.storage.places import place
+from strongroom.storage.reading import reading
 
-__all__ = ["Provenance", "check_attested", "provenance"]
+__all__ = ["Provenance", "check_attested", "command_of", "provenance", "tables_in"]
 
 _COMMITS = ("commit", "hold", "accept-epoch")
 """`hold`: of a job whose output waited for the owner, who approved it since it is the head."""
+_TABLES = ("parameters.json", "metrics.json")
+"""Written by programs that know of no records: plain JSON objects beside their models."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +113,28 @@ def _take(commits: list[dict[str, object]], dataset: str, epoch: object, manifes
     raise IntegrityError(
         f"the audit log has no commit of data set {dataset} at epoch {epoch}: nobody says where it comes from"
     )
+
+
+def command_of(client: OwnerClient, job: str) -> list[str]:
+    """Return command and arguments of the job with digest `job`, which its owner approved; nothing if that is gone."""
+    requests = client.call("GET", "/v1/requests")["requests"]
+    for document in (r.get("job_document") for r in requests if isinstance(r, dict)):  # type: ignore[attr-defined]
+        if isinstance(document, dict) and job_digest(document) == job:  # of the record, which is signed
+            parts = document.get("command"), document.get("arguments")
+            return [str(word) for part in parts if isinstance(part, list) for word in part]
+    return []
+
+
+def tables_in(folder: str, manifest: Manifest, ring: KeyRing) -> dict[str, dict[str, Mapping[str, object]]]:
+    """Return what programs without a record say of the models in a data set, by their folder and by file."""
+    found = dict[str, dict[str, Mapping[str, object]]]()
+    for entry in manifest.entries:
+        at, _, name = entry.path.rpartition("/")
+        if name in _TABLES and entry.size <= MAX_RECORD_BYTES:
+            with suppress(InputError), reading(place(folder), manifest, ring, entry.path) as reader:
+                if isinstance(table := parse_json(reader.readall(), name, max_bytes=MAX_RECORD_BYTES), dict):
+                    found.setdefault(at, {})[name.removesuffix(".json")] = table
+    return found
 
 
 def check_attested(found: Provenance, *, what: str) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509 import Certificate
 
-from strongroom._unix import write_whole
+from strongroom._unix import read_text, write_whole
 from strongroom.attest.simulated.pki import SimulatedPKI
 from strongroom.attest.simulated.platform import load_seed
 from strongroom.client.endorsements import refresh_endorsements
@@ -147,10 +147,7 @@ def accept_look(workspace: Workspace, looked: Workspace) -> None:
 
 
 def _read_identity(path: Path) -> str:
-    try:
-        return x509.certificate_pem(x509.certificate_from_pem(path.read_text()))
-    except (OSError, UnicodeDecodeError) as exc:
-        raise InputError(f"{path} is not readable", hint="ask the administrator for it") from exc
+    return x509.certificate_pem(x509.certificate_from_pem(read_text(path, "ask the administrator for it")))
 
 
 def _spki(pem: str, path: Path | None) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from strongroom._stores import check_folders, is_url, split_url
+from strongroom._unix import read_text
 from strongroom.client.petnames import Petnames
 from strongroom.errors import InputError
 from strongroom.jobs.spec import Location, Volume
@@ -253,7 +254,4 @@ def _kbs_certificate(url: str, path: Path) -> str:
     from strongroom.crypto import x509  # noqa: PLC0415
 
     KBSKey.parse(url)
-    try:
-        return x509.certificate_pem(x509.certificate_from_pem(path.read_text()))
-    except (OSError, UnicodeDecodeError) as exc:
-        raise InputError(f"{path} is not readable: {exc}", hint="the KBS' certificate, in PEM") from exc
+    return x509.certificate_pem(x509.certificate_from_pem(read_text(path, "the KBS' certificate, in PEM")))

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import re
 import socket
 import struct
-import threading
-import time
 from collections.abc import Callable, Mapping
 
+from strongroom._unix import listen_unix, serve_connections
 from strongroom.errors import DeniedError, InputError, IntegrityError, StrongroomError, UnavailableError
 from strongroom.guest.column_keys import ColumnKeys
 from strongroom.guest.volumes import SealedVolume
@@ -22,7 +20,6 @@ __all__ = ["KeyAgent"]
 
 _log = logging.getLogger(__name__)
 
-_ACCEPT_AGAIN_S = 0.1
 _MAX_FAILURE = 2000
 
 _BATCH_DONE = re.compile(r"(|.*/)commits/([0-9]+)", re.DOTALL)
@@ -58,30 +55,14 @@ class KeyAgent:
         self._on_failure = on_failure
         self._stopped = ""
         self.failure: IntegrityError | None = None
-        self._listener: socket.socket | None = None
 
     def start(self, path: str) -> None:
         """Listen at `path`, for this user only."""
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.bind(path)
-        os.chmod(path, 0o600)
-        self._listener.listen(128)
-        threading.Thread(target=self._accept, daemon=True, name="key-agent").start()
+        serve_connections(listen_unix(path), self.serve, "key-agent")
 
     def stop(self, reason: str) -> None:
         """Answer every further request with `reason`."""
         self._stopped = reason
-
-    def _accept(self) -> None:
-        assert self._listener is not None
-        while True:
-            try:
-                sock, _ = self._listener.accept()
-            except OSError as exc:  # no descriptors left (EMFILE), or a client that went: the others are still served
-                _log.warning("connection not accepted reason=%s", exc.strerror)
-                time.sleep(_ACCEPT_AGAIN_S)
-                continue
-            threading.Thread(target=self.serve, args=(sock,), daemon=True).start()
 
     def serve(self, sock: socket.socket) -> None:
         """Answer one connection to its end."""

@@ -5,7 +5,7 @@ back after it has ended well. No key comes here. Started by path, not imported, 
 standard library only, and nothing of the package is imported, for the program may import another part of it.
 
 Stream: per file or folder a line of JSON `{"path", "size"}` and that many bytes (a folder has size -1, anything else
-that is no file -2), then `{"end": true}`.
+that is no file -2), then `{"end": true}`. A link to a file of its volume is that file.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ _MAX_LINE = 1 << 16
 
 
 def send_files(root: Path, names: list[str], stream: BinaryIO) -> None:
-    """Write what is below `root`/`names` to the stream; a link or pipe as such, for the other side to refuse."""
+    """Write what is below `root`/`names` to the stream; OSError if a folder or file there cannot be read."""
     for name in names:
-        for folder, folders, files in os.walk(root / name):
+        for folder, folders, files in os.walk(root / name, onerror=_fail):
             folders.sort()
             inside = os.path.relpath(folder, root)
             _line(stream, {"path": inside, "size": -1})
             for file in (*files, *(f for f in folders if os.path.islink(os.path.join(folder, f)))):
-                path = os.path.join(folder, file)
-                if os.path.islink(path) or not os.path.isfile(path):
+                path = os.path.realpath(os.path.join(folder, file))
+                if not os.path.isfile(path) or not path.startswith(f"{os.path.realpath(root / name)}/"):
                     _line(stream, {"path": f"{inside}/{file}", "size": -2})
                     continue
                 with open(path, "rb") as source:
@@ -46,29 +46,36 @@ def send_files(root: Path, names: list[str], stream: BinaryIO) -> None:
     _line(stream, {"end": True})
 
 
-def receive_files(root: Path, names: list[str], stream: BinaryIO) -> None:
-    """Make `root`/`names` hold what the stream says and nothing else.
+def _fail(error: OSError) -> None:
+    raise error  # else what is in the folder would be taken for removed
+
+
+def receive_files(root: Path, names: list[str], stream: BinaryIO) -> list[str]:
+    """Make `root`/`names` hold what the stream says and nothing else; return the paths of what is no file there.
 
     Raises:
-        ValueError: The stream is not whole, leads elsewhere, or has something that is neither a file nor a folder.
+        ValueError: The stream is not whole, leads elsewhere, or has a path twice.
     """
     for name in names:
         shutil.rmtree(root / name, ignore_errors=True)
+    left: list[str] = []
     while True:
         raw = stream.readline(_MAX_LINE)
         item = json.loads(raw) if raw.endswith(b"\n") else None
         if item == {"end": True}:
-            return
+            if any(os.path.lexists(root / path) for path in left):
+                raise ValueError("the stream has a path twice")
+            return left
         if not isinstance(item, dict) or not isinstance(item.get("path"), str) or type(item.get("size")) is not int:
             raise ValueError("the stream is not whole")
         path, size = str(item["path"]), int(item["size"])
         parts = path.split("/")
-        if parts[0] not in names or {"", ".", ".."} & set(parts) or "\0" in path:
+        if parts[0] not in names or {"", ".", ".."} & set(parts) or "\0" in path or (len(parts) == 1 and size != -1):
             raise ValueError("the stream leads elsewhere")
         if size == -1:
             (root / path).mkdir(parents=True, exist_ok=True)
         elif size < 0:
-            raise ValueError(f"{ascii(path)[1:-1][:100]} is neither a file nor a folder")  # the host is told
+            left.append(path)
         else:
             with open(root / path, "xb") as target:
                 _copy(stream, target, size)

@@ -29,11 +29,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from strongroom._encoding import parse_json
+from strongroom._unix import listen_unix, receive_exactly, serve_connections
 from strongroom.attest.attesters import Attester
 from strongroom.attest.attesters.tsm import TDX_REGISTERS, TsmAttester, bind_at_runtime
 from strongroom.attest.binding import JOB_FILE, init_data_digest, parse_init_data
 from strongroom.errors import InputError, StrongroomError, UnavailableError
-from strongroom.guest.document import LeftEvidence, volumes
+from strongroom.guest.document import LeftEvidence, table, volumes
 
 __all__ = ["main", "serve"]
 
@@ -104,7 +105,7 @@ def _run() -> dict[str, object]:
     attester = TsmAttester()
     _bind(attester, init_data)
     left = LeftEvidence(attester, _HOST / "quote.bin")
-    ended = _guest(left, user, network=_flag(document, "sandbox", "network"))  # 5.
+    ended = _guest(left, user, network=table(document, "sandbox").get("network") is True)  # 5.
     if isinstance(error := ended.get("error"), dict):
         left.explain(error)
     return ended
@@ -149,8 +150,7 @@ def _mount_all(document: dict[str, object]) -> int:
     _make_devices(user)
     with contextlib.suppress(OSError):  # without it there is no evidence, which the attester says
         _mount("configfs", "/sys/kernel/config", "configfs", _PLAIN)
-    sandbox = document.get("sandbox")
-    scratch = sandbox.get("scratch_mb") if isinstance(sandbox, dict) else None
+    scratch = table(document, "sandbox").get("scratch_mb")
     for place in ("/work", "/tmp", "/dev/shm", "/run", "/app"):  # noqa: S108  # enclave memory
         size = 64 if place == "/run" else scratch if isinstance(scratch, int) else 1024
         _mount("tmpfs", place, "tmpfs", _MS_NOSUID | _MS_NODEV, f"size={size}m,mode=0700,uid={user},gid={user}")
@@ -227,24 +227,23 @@ def _doors(launch: dict[str, object], user: int) -> dict[str, str]:
 def _pass_on(service: str, door: str, user: int) -> None:
     host, _, port = service.removeprefix("https://").rstrip("/").rpartition(":")
     os.makedirs(os.path.dirname(door), exist_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(door)
+    listener = listen_unix(door)
     os.chown(door, user, user)
-    listener.listen(16)
 
-    def accept() -> None:
-        while True:
-            near, _ = listener.accept()
-            try:
-                far = socket.create_connection((host.strip("[]"), int(port)), 30)
-            except (OSError, ValueError):
-                near.close()
-                continue
-            far.settimeout(None)
-            for source, target in ((near, far), (far, near)):
-                threading.Thread(target=_copy, args=(source, target), daemon=True).start()
+    def relay(near: socket.socket) -> None:
+        try:
+            far = socket.create_connection((host.strip("[]"), int(port)), 30)
+        except (OSError, ValueError):
+            near.close()
+            return
+        far.settimeout(None)
+        with near, far:
+            back = threading.Thread(target=_copy, args=(far, near), daemon=True)
+            back.start()
+            _copy(near, far)
+            back.join()
 
-    threading.Thread(target=accept, daemon=True).start()
+    serve_connections(listener, relay, door)
 
 
 def _copy(source: socket.socket, target: socket.socket) -> None:
@@ -286,10 +285,10 @@ def serve(sock: socket.socket, attester: Attester) -> dict[str, object]:
     Whoever writes to configfs has to be root, and the guest gives up being anything before the program starts.
     """
     ended: dict[str, object] = {"status": "failed", "error": {"message": "the guest ended without a word"}}
-    with sock, contextlib.suppress(OSError, struct.error):
+    with sock, contextlib.suppress(OSError):
         while True:
-            (size,) = struct.unpack(">I", _receive(sock, 4))
-            body = _receive(sock, min(size, _MAX_MESSAGE))
+            (size,) = struct.unpack(">I", receive_exactly(sock, 4))
+            body = receive_exactly(sock, min(size, _MAX_MESSAGE))
             answer = b"\0"
             if body[:5] == b"quote":
                 try:
@@ -318,15 +317,3 @@ def _become(user: int) -> None:
 def _check(result: int, what: str) -> None:
     if result:
         raise OSError(ctypes.get_errno(), what)
-
-
-def _receive(sock: socket.socket, size: int) -> bytes:
-    parts = bytearray()
-    while len(parts) < size and (part := sock.recv(size - len(parts))):
-        parts += part
-    return bytes(parts)
-
-
-def _flag(document: dict[str, object], table: str, name: str) -> bool:
-    found = document.get(table)
-    return isinstance(found, dict) and found.get(name) is True

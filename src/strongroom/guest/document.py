@@ -13,7 +13,7 @@ from strongroom.attest.attesters import Attester
 from strongroom.attest.evidence import Evidence
 from strongroom.errors import EndorsementError, InputError, StrongroomError, VerificationError
 
-__all__ = ["LeftEvidence", "Report", "column_keys", "kbs_volumes", "service_volumes", "texts", "volumes"]
+__all__ = ["LeftEvidence", "Report", "column_keys", "kbs_volumes", "service_volumes", "table", "texts", "volumes"]
 
 
 @dataclass(slots=True)
@@ -99,7 +99,16 @@ def column_keys(document: Mapping[str, object]) -> list[dict[str, object]]:
 
 def texts(document: Mapping[str, object], name: str) -> list[str]:
     """Return a list of texts."""
-    return [str(item) for item in _items(document, name)]
+    found = _items(document, name)
+    if not all(isinstance(item, str) for item in found):
+        raise InputError(f"the job document has no list of texts {name!r}")
+    return [str(item) for item in found]
+
+
+def table(document: Mapping[str, object], name: str) -> Mapping[str, object]:
+    """Return a table, which is empty if the document has none."""
+    found = document.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def _items(document: Mapping[str, object], name: str) -> list[object]:

@@ -11,6 +11,7 @@ import os
 import socket
 import threading
 
+from strongroom._unix import receive_exactly
 from strongroom.errors import UnavailableError
 
 __all__ = ["Door"]
@@ -43,27 +44,19 @@ class Door:
 
     def _ask(self, what: str) -> tuple[socket.socket, str]:
         request = what.encode()
+        handles: list[int] = []
         try:
             with self._lock:
                 self._sock.sendall(len(request).to_bytes(4, "big") + request)
                 head, handles, _, _ = socket.recv_fds(self._sock, 4, 1)
-                body = self._rest(int.from_bytes(head, "big"))
+                size = int.from_bytes(head, "big")
+                body = receive_exactly(self._sock, size) if 1 <= size <= _MAX_REPLY else b""
         except OSError as exc:
-            raise UnavailableError(f"the platform's door: {exc.strerror or type(exc).__name__}") from exc
-        said = body[1:].decode("utf-8", "replace")
+            body, said = b"", f"the platform's door: {exc.strerror or type(exc).__name__}"
+        else:
+            said = body[1:].decode("utf-8", "replace") or "the platform's door answers nonsense"
         if body[:1] != b"\0" or len(handles) != 1:
             for handle in handles:
                 os.close(handle)
             raise UnavailableError(f"{what}: {said[:200]}")
         return socket.socket(fileno=handles[0]), said
-
-    def _rest(self, size: int) -> bytes:
-        if not 1 <= size <= _MAX_REPLY:
-            raise UnavailableError("the platform's door answers nonsense")
-        body = b""
-        while len(body) < size:
-            part = self._sock.recv(size - len(body))
-            if not part:
-                raise UnavailableError("the platform's door was closed")
-            body += part
-        return body

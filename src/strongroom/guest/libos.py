@@ -14,13 +14,12 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import math
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -30,28 +29,19 @@ from strongroom.attest.attesters.gramine import GramineAttester
 from strongroom.attest.attesters.occlum import DEVICE, OcclumAttester
 from strongroom.errors import DeniedError, InputError, StrongroomError, UnavailableError
 from strongroom.guest import apart
-from strongroom.guest.agent import KeyAgent
-from strongroom.guest.document import LeftEvidence, Report, service_volumes, texts
+from strongroom.guest.document import LeftEvidence, Report, texts
 from strongroom.guest.document import column_keys as keys_of
 from strongroom.guest.document import volumes as volumes_of
+from strongroom.guest.job import WORK, Grants, Job
 from strongroom.guest.kbs import outward, receive_kbs
-from strongroom.guest.lease import Lease
 from strongroom.guest.main import attempt, check_code, read_job, read_object, receive
-from strongroom.guest.run import (
-    AGENT_SOCKET,
-    BUSY_PATIENCE_S,
-    WORK,
-    column_keys,
-    make_places,
-    open_volumes,
-    tell_committed,
-)
-from strongroom.guest.session import Grant, ServiceSession
+from strongroom.guest.session import ServiceSession
 from strongroom.guest.spawned import SpawnedWorkload
 from strongroom.guest.staging import StagedVolume
 from strongroom.guest.volumes import SealedVolume
+from strongroom.guest.workload import Workload
 
-__all__ = ["main", "run_libos_job"]
+__all__ = ["GramineJob", "LibosJob", "main"]
 
 _log = logging.getLogger(__name__)
 
@@ -110,10 +100,10 @@ def _boot(report: Report, attester: Attester, occlum: bool) -> None:
     grants |= receive_kbs(document, attester, None, outward(launch))
     report.status = "failed"
     report.details["attested_ms"] = round((time.monotonic() - started) * 1000)
-    run_libos_job(document, session, grants, report, one_enclave=occlum)  # 4.
+    (LibosJob if occlum else GramineJob)(document, session, grants, report).run()  # 4.
 
 
-def _check_outputs(grants: Mapping[tuple[str, str], Grant]) -> None:
+def _check_outputs(grants: Grants) -> None:
     for _, name in (at for at, grant in grants.items() if grant.max_bytes is not None or grant.approval):
         raise DeniedError(
             f"key {name!r}: outputs: expected any, as a program under a LibOS can write to the host, got a limit",
@@ -121,77 +111,48 @@ def _check_outputs(grants: Mapping[tuple[str, str], Grant]) -> None:
         )
 
 
-def run_libos_job(
-    document: dict[str, object],
-    session: ServiceSession,
-    grants: dict[tuple[str, str], Grant],
-    report: Report,
-    *,
-    one_enclave: bool,
-) -> None:
-    """Run the program of `document` to its end and commit what it wrote.
+class LibosJob(Job):
+    """A job whose program is a process that nothing confines, in the guest's enclave, as under Occlum."""
 
-    Args:
-        document: The job document.
-        session: The attested session.
-        grants: What the service released.
-        report: Where outcomes go.
-        one_enclave: Processes share an enclave, and so its memory file systems.
+    def make_workload(self) -> Workload:
+        """Return what spawns the program."""
+        return SpawnedWorkload(self.document)
 
-    Raises:
-        StrongroomError: What kept the program or its outputs from finishing; nothing half-written is committed.
-    """
-    staged = document.get("staged") is True
-    run_id = next(iter(grants.values())).run_id if grants else bytes(16)
-    volumes = open_volumes(document, grants, run_id, hidden=False)
-    session.inputs = {str(v["name"]): volumes[str(v["name"])].released for v in service_volumes(document)}
-    report.details["run"] = run_id.hex()
+    def stage(self) -> list[StagedVolume]:
+        """Return all volumes: there are no views."""
+        return [StagedVolume(volume, WORK / name, holes=False) for name, volume in self.volumes.items()]
 
-    def renew() -> float:
-        session.attest()
-        return min(session.key(owner, name).ends_at for (owner, name), g in grants.items() if g.ends_at != math.inf)
+    def run_program(self, _plain: Sequence[StagedVolume]) -> int:
+        """Run the program to its end; return its exit code."""
+        return self.workload.run()
 
-    lease = Lease(session.lock, renew, min((g.ends_at for g in grants.values()), default=None))
-    pipes = _Pipes(document, volumes) if staged and not one_enclave else None
-    before, handed = (pipes.before, pipes.handed) if pipes else ((), ())
-    workload = SpawnedWorkload(document, before=before, handed=handed)
-    agent = KeyAgent(volumes, run_id, lease.check, keys=column_keys(document, grants), on_failure=workload.stop)
 
-    def end(reason: str) -> None:
-        agent.stop(reason)
-        workload.stop(reason)
+class GramineJob(LibosJob):
+    """A job whose program has an enclave, and so memory file systems, of its own: it is handed its files."""
 
-    lease.start(end)
-    plain = [StagedVolume(volume, WORK / name, holes=False) for name, volume in volumes.items()] if staged else []
-    for volume in plain:
-        volume.open_all()
-    with contextlib.ExitStack() as held:
-        if not staged:  # the program changes the sealed folders while it runs
-            make_places(volumes)
-            agent.start(AGENT_SOCKET)
-            for sealed in volumes.values():
-                held.enter_context(sealed.changing(session, BUSY_PATIENCE_S))
-        held.callback(tell_committed, report, volumes)
-        lease.check()
-        if pipes:
-            pipes.start()
-        exit_code = workload.run()
-        agent.stop("the job has ended")
-        if agent.failure is not None:
-            raise agent.failure
-        report.exit_code = exit_code
-        if workload.stopped:
-            raise InputError(workload.stopped)
-        if exit_code == 0 or document.get("publish_on_failure") is True:
-            if pipes:
-                pipes.take_back()
-                for sealed in volumes.values():
-                    held.enter_context(sealed.changing(session))
-            for volume in plain:
-                volume.seal_changes()
-            for sealed in volumes.values():
-                sealed.commit(session)
-    report.status = "completed"
+    _pipes: _Pipes | None = None
+
+    def make_workload(self) -> Workload:
+        """Return what spawns the program in a process that takes its files first."""
+        if not self.staged:
+            return super().make_workload()
+        self._pipes = _Pipes(self.document, self.volumes)
+        return SpawnedWorkload(self.document, before=self._pipes.before, handed=self._pipes.handed)
+
+    def run_program(self, plain: Sequence[StagedVolume]) -> int:
+        """Run the program to its end; return its exit code."""
+        if self._pipes:
+            self._pipes.start()
+        return super().run_program(plain)
+
+    def take_back(self) -> None:
+        """Return once what the program's process left is here."""
+        if self._pipes:
+            self._pipes.take_back()
+
+    def left_out(self, name: str) -> Collection[str]:
+        """Return the paths in the volume `name` of what the program's process left that is no file."""
+        return self._pipes.left_out(name) if self._pipes else ()
 
 
 class _Pipes:
@@ -207,6 +168,7 @@ class _Pipes:
         interpreter = texts(document, "command")[0]
         here = (str(theirs), str(they_send))
         self.before = (interpreter, str(Path(apart.__file__)), *here, names, written, always)
+        self._left: list[str] = []
         self._received: StrongroomError | None = UnavailableError("the program's outputs did not come back")
         self._threads = [threading.Thread(target=run, daemon=True) for run in (self._send, self._receive)]
 
@@ -219,12 +181,16 @@ class _Pipes:
         """Return once the outputs are here, whole.
 
         Raises:
-            InputError: The program left something that is neither a file nor a folder, or did not send all of it.
+            InputError: The program did not send all of it.
         """
         for thread in self._threads:
             thread.join()
         if self._received is not None:
             raise self._received
+
+    def left_out(self, name: str) -> list[str]:
+        """Return the paths in a volume of what the program left there that is no file."""
+        return [path.removeprefix(f"{name}/") for path in self._left if path.startswith(f"{name}/")]
 
     def _send(self) -> None:
         with contextlib.suppress(OSError), open(self._ours, "wb") as stream:
@@ -234,7 +200,7 @@ class _Pipes:
         try:
             with open(self._back, "rb") as stream:
                 if stream.peek(1):  # only then is what the program was given replaced by what it left
-                    apart.receive_files(WORK, self._written, stream)
+                    self._left = apart.receive_files(WORK, self._written, stream)
                     self._received = None
         except (ValueError, OSError, RecursionError) as exc:
             self._received = InputError(f"the program's outputs: {getattr(exc, 'strerror', None) or exc}")

@@ -111,9 +111,9 @@ def _run(platform: socket.socket, tee: str, report: Report, started: float) -> N
     if certified is not None:
         _run_among_peers(document, session, grants, certified, launch, report)
         return
-    from strongroom.guest.run import run_job  # noqa: PLC0415  # see _import_ahead
+    from strongroom.guest.run import SandboxJob  # noqa: PLC0415  # see _import_ahead
 
-    run_job(document, session, grants, report)
+    SandboxJob(document, session, grants, report).run()
 
 
 def _kept_open(address: str) -> str:
@@ -140,14 +140,14 @@ def _run_among_peers(
     launch: dict[str, object],
     report: Report,
 ) -> None:
-    from strongroom.guest.run import run_job  # noqa: PLC0415  # most jobs run alone
+    from strongroom.guest.run import SandboxJob  # noqa: PLC0415  # most jobs run alone
     from strongroom.guest.worker import run_worker  # noqa: PLC0415
 
     door = _door()
     if launch.get("role") == "worker":
         run_worker(document, session, certified, door, str(launch.get("driver")), report)
     else:
-        run_job(document, session, grants, report, peers=(certified, door))
+        SandboxJob(document, session, grants, report).run((certified, door))
 
 
 def _import_ahead() -> None:

@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from strongroom._encoding import parse_json
+from strongroom._unix import serve_connections
 from strongroom.attest import ratls
 from strongroom.crypto import tls, x509
 from strongroom.errors import (
@@ -206,7 +207,7 @@ class Peers:
         """Carry packets from and to `interface` from now on; return where others reach this enclave."""
         assert self._listener is not None
         self._interface = interface
-        threading.Thread(target=self._accept, args=(self._listener,), daemon=True, name="peers").start()
+        serve_connections(self._listener, self._answer, "peers")
         threading.Thread(target=self._route, daemon=True, name="packets").start()
         for number in list(self._peers):
             if not self._connect(number):
@@ -343,16 +344,6 @@ class Peers:
                 self._peers.pop(number, None)
 
     # --- being called
-
-    def _accept(self, listener: socket.socket) -> None:
-        while True:
-            try:
-                raw, _ = listener.accept()
-            except OSError as exc:
-                _log.warning("connection not accepted reason=%s", exc.strerror)
-                time.sleep(0.1)
-                continue
-            threading.Thread(target=self._answer, args=(raw,), daemon=True).start()
 
     def _answer(self, raw: socket.socket) -> None:
         _watch_over(raw)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
 import socket
 import struct
-import threading
 from collections.abc import Callable
 
+from strongroom._unix import listen_unix, serve_connections
 from strongroom.errors import StrongroomError
 from strongroom.keyagent import protocol
 
@@ -31,16 +30,7 @@ class RelayAgent:
 
     def start(self, path: str) -> None:
         """Listen at `path`, for this user only."""
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        listener.bind(path)
-        os.chmod(path, 0o600)
-        listener.listen(128)
-        threading.Thread(target=self._accept, args=(listener,), daemon=True, name="relay").start()
-
-    def _accept(self, listener: socket.socket) -> None:
-        while True:
-            sock, _ = listener.accept()
-            threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
+        serve_connections(listen_unix(path), self._serve, "relay")
 
     def _serve(self, near: socket.socket) -> None:
         with near:

@@ -155,9 +155,7 @@ class ServiceSession:
             released = parse_json(raw, "the release")
         if not isinstance(released, dict) or (released.get("type"), released.get("name")) != ("key", name):
             raise VerificationError(f"the release is not key {name!r}")
-        lease_s = released.get("lease_s")
-        if not isinstance(lease_s, int) or isinstance(lease_s, bool) or lease_s < 1:
-            raise VerificationError(f"the release of key {name!r} has no lease: got {lease_s!r:.40}")
+        lease_s = _lease(released, f"the release of key {name!r}")
         versions = {int(n): SecretBytes(b64u_decode(v)) for n, v in released["versions"].items()}
         limit, approval = _rule(name, released.get("outputs"))
         heads = {str(d): self.head(str(token)) for d, token in released["heads"].items()}
@@ -202,9 +200,7 @@ class ServiceSession:
         )
         csr = x509.new_csr(self._tls_key, "workload", {ratls.EXTENSION: evidence})
         found = self._proven("POST", "/kbs/v0/strongroom/certificate", {"csr": csr})
-        lease_s = found.get("lease_s")
-        if not isinstance(lease_s, int) or isinstance(lease_s, bool) or lease_s < 1:
-            raise VerificationError(f"the certificate has no lease: got {lease_s!r:.40}")
+        lease_s = _lease(found, "the certificate")
         return Certified(
             certificate_pem=str(found["certificate"]),
             key_pem=x509.private_key_pem(self._tls_key),
@@ -270,6 +266,13 @@ class ServiceSession:
     def close(self) -> None:
         """Close the connection."""
         self._connection.close()
+
+
+def _lease(given: Mapping[str, object], what: str) -> int:
+    lease_s = given.get("lease_s")
+    if type(lease_s) is not int or lease_s < 1:
+        raise VerificationError(f"{what} has no lease: got {lease_s!r:.40}")
+    return lease_s
 
 
 def _rule(name: str, rule: object) -> tuple[int | None, bool]:

@@ -140,14 +140,11 @@ class StagedVolume:
             folders = self._folders()
             sealed, found = self._seal_new(running=True)
             removed = sorted(self._seen.keys() - found)
-            try:
+            with self._kept_whole(sealed):
                 gone = {self._seen[path][0][3] for path in removed}
                 if folders != self._folders() or any(i in gone for p, i in self._inodes().items() if p not in found):
                     raise UnavailableError("folders were moved while it was taken")
                 check()
-            except BaseException:
-                self._drop_all(sealed)
-                raise
             if sealed or removed:
                 self._replace(sealed, removed)
                 self.volume.commit(session)
@@ -186,24 +183,25 @@ class StagedVolume:
             with self.volume.changing(session):
                 sealed, left = self._seal_as_is(here)
                 removed = [path for path in removed if had[path] not in left]
-                try:
+                with self._kept_whole(sealed):
                     again = self._inodes()
                     if here != {p: i for p, i in again.items() if i in all_of} or again.keys() & removed:
                         raise UnavailableError("files were moved meanwhile")
                     check()
-                except BaseException:
-                    self._drop_all(sealed)
-                    raise
                 if sealed or removed:
                     self._replace(sealed, removed)
                     self.volume.commit(session, running=True)
             self._seen = {p: s for p, s in self._seen.items() if p not in removed} | {f.path: f.source for f in sealed}
         return left
 
+    def links_to(self, straight: str) -> set[int]:
+        """Return the inode numbers of links that lead to a file outside, which `sync` takes as what it stands for."""
+        return {found.inode for found in self._walk() if found.link and self._outside(found.path) == straight}
+
     def _seal_as_is(self, here: Mapping[str, int]) -> tuple[list[_Sealed], set[int]]:
         sealed: list[_Sealed] = []
         left = set()
-        try:
+        with self._kept_whole(sealed):
             for path, inode in here.items():
                 with contextlib.suppress(OSError, InputError):  # moved: the caller finds that
                     if self._is_same(path, running=False):
@@ -216,17 +214,17 @@ class StagedVolume:
                 if file.source[0][3] != inode:
                     raise UnavailableError("files were moved meanwhile")
             self._flush(sealed)
-        except BaseException:
-            self._drop_all(sealed)
-            raise
         return sealed, left
 
-    def seal_changes(self) -> None:
+    def seal_changes(self, left_out: Collection[str] = ()) -> None:
         """Seal every new or changed file, and drop those that the program removed; it has ended.
 
         Nothing under a final name changes before all of it is sealed. A link to a file of the volume is sealed as a
         copy of that. Any other link, or pipe, is left out, and the volume says so: a name that was a file at the last
         commit stays that.
+
+        Args:
+            left_out: Paths of such, where the program's process has files of its own.
 
         Raises:
             InputError: The program left a file whose name no data set may hold, or that cannot be read.
@@ -234,6 +232,9 @@ class StagedVolume:
         """
         if self.volume.mode == "rw":
             sealed, found = self._seal_new(running=False)
+            for path in left_out:
+                self.volume.leave_out(path, "neither a file, nor a folder, nor a link to a file of the volume")
+                found |= {old for old in self._seen if old == path or old.startswith(f"{path}/")}
             self._replace(sealed, sorted(self._seen.keys() - found))
 
     def _seal_new(self, *, running: bool) -> tuple[list[_Sealed], set[str]]:
@@ -241,7 +242,7 @@ class StagedVolume:
         sealed: list[_Sealed] = []
         had = {path: identity[3] for path, (identity, _) in self._seen.items()}
         known = set(had.values())
-        try:
+        with self._kept_whole(sealed):
             for path in self._outputs():
                 try:
                     same = self._is_same(path, running=running)
@@ -260,9 +261,6 @@ class StagedVolume:
                     # What cannot be sealed stays under its old name, or below it where there was a folder.
                     found |= {old for old, i in had.items() if (moved and i == inode) or old.startswith(f"{path}/")}
             self._flush(sealed)
-        except BaseException:
-            self._drop_all(sealed)
-            raise
         return sealed, found
 
     def _is_same(self, path: str, *, running: bool) -> bool:
@@ -349,7 +347,7 @@ class StagedVolume:
                 if running:  # a name that no data set may hold: at the end it must be gone
                     return None
                 raise
-            with self._dropping(path, beside, what):
+            with self._writing(what, (path, beside)):
                 self.volume.spend(info.st_size)
                 self._check_room(info.st_size)
                 counted = _Counted(raw, what, info.st_size, running=running, may_grow=as_is)
@@ -387,7 +385,7 @@ class StagedVolume:
             return _Sealed(path=path, beside=file.beside, size=file.size, source=known, straight=file)
         beside = self._new_beside()
         prefix, secret = self.volume.create(path)
-        with self._dropping(path, beside, self._shown(path)), file.reader() as source:
+        with self._writing(self._shown(path), (path, beside)), file.reader() as source:
             self.volume.spend(file.size)
             self._check_room(file.size)
             size = _write(beside, prefix, secret, source)
@@ -397,8 +395,9 @@ class StagedVolume:
         return self.volume.folder / f"{TEMPORARY}{os.urandom(8).hex()}"
 
     def _check_room(self, size: int) -> None:
-        # A file that is mostly holes may be larger than any disk: others have theirs on this one.
-        if size <= _LARGE:
+        # A file that is mostly holes may be larger than any disk: others have theirs on this one. Where there are no
+        # holes no file is larger than enclave memory, and what a LibOS says of a disk may be a constant.
+        if size <= _LARGE or not self._holes:
             return
         try:
             disk = os.statvfs(self.volume.folder)
@@ -412,21 +411,28 @@ class StagedVolume:
         return f"output {self.volume.name}/{ascii(path[:100])[1:-1]}"  # to the host: no more of it than names a file
 
     @contextlib.contextmanager
-    def _dropping(self, path: str, beside: Path, what: str) -> Iterator[None]:
+    def _writing(self, what: str, begun: tuple[str, Path] | None = None) -> Iterator[None]:
+        # What a failure leaves half written goes.
         try:
             yield
-        except StrongroomError:
-            self._drop(path, beside)
-            raise
-        except OSError as exc:
-            self._drop(path, beside)
+        except (OSError, StrongroomError) as exc:
+            if begun is not None:
+                self._drop(*begun)
+            if isinstance(exc, StrongroomError):
+                raise
             raise UnavailableError(
                 f"{what} could not be written: {exc.strerror}", hint="free disk space, run again"
             ) from exc
 
-    def _drop_all(self, sealed: Sequence[_Sealed]) -> None:
-        for file in sealed:
-            self._drop(file.path, None if file.straight else file.beside)
+    @contextlib.contextmanager
+    def _kept_whole(self, sealed: Sequence[_Sealed]) -> Iterator[None]:
+        # All of them, or none.
+        try:
+            yield
+        except BaseException:
+            for file in sealed:
+                self._drop(file.path, None if file.straight else file.beside)
+            raise
 
     def _drop(self, path: str, beside: Path | None) -> None:
         if beside is not None:
@@ -434,21 +440,12 @@ class StagedVolume:
         self.volume.abort(path)
 
     def _flush(self, sealed: Sequence[_Sealed]) -> None:
-        with self._writing():
+        with self._writing(f"outputs of {self.volume.name}"):
             flush_files([file.beside for file in sealed if file.straight is None])
 
     def _replace(self, sealed: Sequence[_Sealed], removed: Sequence[str]) -> None:
-        with self._writing():
+        with self._writing(f"outputs of {self.volume.name}"):
             self._move_in(sealed, removed)
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as exc:
-            raise UnavailableError(
-                f"outputs of {self.volume.name} could not be written: {exc.strerror}", hint="free disk space, run again"
-            ) from exc
 
     def _move_in(self, sealed: Sequence[_Sealed], removed: Sequence[str]) -> None:
         place, names = LocalPlace(self.volume.folder), [file.path for file in sealed]

@@ -5,7 +5,7 @@ guest finds by number, never by name, which file is meant; a program that exchan
 itself. Every call is let through afterwards, or answered with an error: it does no harm, whatever its arguments have
 become, and on a memory file system nothing at all.
 
-    fsync, fdatasync    of a file: that file as it is now; of a folder: a checkpoint of its volume
+    fsync, fdatasync    of a file: that file as it is now, whoever wrote it; of a folder: a checkpoint of its volume
     msync(MS_SYNC)      the files that are mapped there
     sync, syncfs        all files of all volumes as they are now
 
@@ -60,7 +60,7 @@ class Syncs:
         session: Where heads are kept.
         check: Raises if the job has failed by now: nothing is committed any more.
         on_failure: Told why nothing more can be committed; what lies on the disk is then not sure.
-        straight: Where files are written straight into their sealed form: an fsync of one means all there is.
+        straight: Where files are written straight into their sealed form: an fsync of one means the links to it.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class Syncs:
         try:
             found = self._look(number, pid, self._names[call], arguments)
             fcntl.ioctl(self._listener, _IS_VALID, struct.pack("=Q", number))
-        except PermissionError:  # a process that nobody may look into: whatever it means is among all there is
+        except (PermissionError, UnavailableError):  # of a process, a folder: whatever it means is among all there is
             found = _Call(number, None)
         except (FileNotFoundError, ProcessLookupError):  # no such descriptor, which the kernel says, or it is dead
             found = None
@@ -149,15 +149,20 @@ class Syncs:
             mounted = _mount(file)
             if mounted not in self._mounts | self._straight:
                 return None
-            if name == "syncfs" or mounted in self._straight:
+            if name == "syncfs":
                 return _Call(number, None)
-            info, at = os.fstat(file), os.readlink(f"/proc/self/fd/{file}")
+            at = os.readlink(f"/proc/self/fd/{file}")
+            if mounted in self._straight:
+                return _Call(number, frozenset(i for staged in self._volumes for i in staged.links_to(at)))
+            info = os.fstat(file)
         finally:
             os.close(file)
-        if stat.S_ISREG(info.st_mode):
-            return _Call(number, frozenset({info.st_ino}))
-        inside = (s.volume.name for s in self._volumes if f"{at}/".startswith(f"{s.place}/"))
-        return _Call(number, folders=frozenset(inside)) if stat.S_ISDIR(info.st_mode) else None
+        inside = [s.volume.name for s in self._volumes if f"{at}/".startswith(f"{s.place}/")]
+        return _Call(
+            number,
+            files=frozenset([info.st_ino] if stat.S_ISREG(info.st_mode) else []),
+            folders=frozenset(inside if stat.S_ISDIR(info.st_mode) else []),
+        )
 
     def _mapped(self, maps: Iterable[bytes], start: int, end: int) -> Iterable[int]:
         for line in maps:

@@ -13,10 +13,11 @@ from strongroom.errors import InputError, UnavailableError
 from strongroom.guest import confine, tunnel
 from strongroom.guest.document import Report, volumes
 from strongroom.guest.door import Door
+from strongroom.guest.job import AGENT_SOCKET, check_hidden, make_places, sealed_folder
 from strongroom.guest.lease import Lease
 from strongroom.guest.peers import DRIVER, Peers
 from strongroom.guest.relay import RelayAgent
-from strongroom.guest.run import AGENT_SOCKET, check_hidden, make_places, mount_views, sealed_folder
+from strongroom.guest.run import mount_views
 from strongroom.guest.session import Certified, ServiceSession
 from strongroom.guest.views import AgentVolume, View
 from strongroom.guest.workload import Workload
@@ -38,6 +39,11 @@ class _Role:
         self.reason = self.reason or reason
         if self.workload is not None:
             self.workload.stop(reason)
+
+    def begin(self, workload: Workload) -> bool:
+        """Let this be the program; return whether it may run."""
+        self.workload = workload  # before the reason is looked at: `end` sees the one or leaves the other
+        return not self.reason
 
 
 def run_worker(
@@ -86,8 +92,9 @@ def run_worker(
     report.exit_code = 0
     _end_on_signals(role)
     while report.exit_code == 0 and _opened(tunnel.address(DRIVER), port, role):
-        role.workload = Workload(wanted, staged=staged)
-        report.exit_code = role.workload.run()
+        if not role.begin(workload := Workload(wanted, staged=staged)):
+            break
+        report.exit_code = workload.run()
         _end_on_signals(role)
         if staged:  # a training script runs once; the driver's may still evaluate and save
             break
@@ -103,7 +110,7 @@ def _mount(document: Mapping[str, object]) -> dict[str, tuple[View, Path]]:
     # What the program writes to other volumes is its own: the driver's alone is sealed.
     check_hidden()
     read = [str(v["name"]) for v in volumes(document) if v["mode"] == "ro"]
-    folders = {name: sealed_folder(name, staged=True) for name in read}
+    folders = {name: sealed_folder(name, hidden=True) for name in read}
     shown = mount_views(read)
     if len(shown) < len(read):
         raise UnavailableError("this machine has no /dev/fuse, without which a worker sees no volume")

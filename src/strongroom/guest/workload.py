@@ -15,6 +15,7 @@ from typing import Protocol
 
 from strongroom.errors import InputError
 from strongroom.guest import confine
+from strongroom.guest.document import table, texts
 from strongroom.guest.memory import MemoryWatch
 from strongroom.guest.printing import Printing
 
@@ -44,13 +45,12 @@ class Workload:
 
     def __init__(self, document: Mapping[str, object], *, staged: bool, max_printed: int | None = None) -> None:
         self._printing = None if max_printed is None else Printing(max_printed, self.stop)
-        self._argv = [*_texts(document, "command"), *_texts(document, "arguments")]
+        self._argv = [*texts(document, "command"), *texts(document, "arguments")]
         environment = document.get("environment")
         if not isinstance(environment, dict):
             raise InputError("the job document has no environment")
         self._environment = {str(k): str(v) for k, v in environment.items()}
-        limits = document.get("limits")
-        limit = limits.get("max_runtime_s") if isinstance(limits, dict) else None
+        limit = table(document, "limits").get("max_runtime_s")
         self._max_runtime_s = limit if isinstance(limit, int) else 86_400
         self._writable = confine.WRITABLE if staged else (*confine.WRITABLE, _SEALED)
         self._process: Started | None = None
@@ -166,10 +166,3 @@ def _end_stragglers() -> None:
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
             time.sleep(0.001)
-
-
-def _texts(document: Mapping[str, object], name: str) -> list[str]:
-    value = document.get(name)
-    if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
-        raise InputError(f"the job document has no list of texts {name!r}")
-    return [str(v) for v in value]

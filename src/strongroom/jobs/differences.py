@@ -20,7 +20,7 @@ from strongroom.errors import InputError, StrongroomError
 
 __all__ = ["keep_build", "known_to_both", "read_build"]
 
-_MAX_BYTES, _MAX_DEPTH = 64 << 20, 32
+_MAX_BYTES = 64 << 20
 _LISTS = ("job.manifest.template", "measured.json", "reference.json")
 """What a kind measures, file by file; the simulated kind, which has the last alone, keeps one digest per place."""
 _BY_TOOLS = ("measurement", "runtime")
@@ -46,7 +46,7 @@ def read_build(folder: Path, *, before: bool = False) -> dict[str, object]:
         InputError: No bundle, no build before, or one that nobody can walk and print: it may be somebody else's.
     """
     found = _read(folder, before)
-    check_bounds(found, str(folder), max_depth=_MAX_DEPTH)
+    check_bounds(found, str(folder))
     return found
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from strongroom._encoding import parse_json, sha256_id
 from strongroom.attest.simulated.measure import tree_digest
 from strongroom.errors import InputError
-from strongroom.jobs.runtimes import BUILT_FILE, finish_env
+from strongroom.jobs.runtimes import BUILT_FILE, finish_env, forget_machine
 
 __all__ = ["Environment", "build", "inspect", "lock", "plain_name"]
 
@@ -108,7 +108,8 @@ def build(requirements: Path, folder: Path) -> Environment:
         there = {plain_name(d.metadata["Name"]) for d in distributions(path=[str(packages)])}
         if there != set(lines):
             raise InputError(f"pip installed {sorted(there)}, expected {sorted(lines)}")
-        _forget_machine(packages)
+        _remove_scripts(packages)
+        forget_machine(packages)
         finish_env(beside)
         about = {
             "format": _FORMAT,
@@ -200,17 +201,11 @@ def _pip(words: Sequence[str]) -> str:
     return done.stdout
 
 
-def _forget_machine(packages: Path) -> None:
-    # Scripts name the interpreter of the machine that installed them; what lists them goes with them.
+def _remove_scripts(packages: Path) -> None:
     for record in packages.glob("*.dist-info/RECORD"):
-        kept = []
         for line in record.read_text().splitlines():
-            script = re.match(r'"?\.\./\.\./bin/([^,"/]+)', line)
-            if script is None:
-                kept.append(line)
-            else:
+            if script := re.match(r'"?\.\./\.\./bin/([^,"/]+)', line):
                 (packages / "bin" / script[1]).unlink(missing_ok=True)
-        record.write_text("".join(f"{line}\n" for line in sorted(kept)))
     if (packages / "bin").is_dir() and not any((packages / "bin").iterdir()):
         (packages / "bin").rmdir()
 

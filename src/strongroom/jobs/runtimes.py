@@ -32,15 +32,17 @@ from strongroom.errors import InputError
 from strongroom.jobs.runtime_base import base_roots, base_stamps, build_base, java_home
 from strongroom.jobs.runtime_cache import hold, remove_unused
 
-__all__ = ["BUILT_FILE", "Runtimes", "finish_env"]
+__all__ = ["BUILT_FILE", "Runtimes", "finish_env", "forget_machine"]
 
 BUILT_FILE = "strongroom-env.json"
 """Says that a folder is an environment as it stands (environments.py)."""
 
 _STDLIB_LEFT_OUT = {"test", "tests", "idlelib", "turtledemo", "tkinter", "ensurepip", "site-packages", "__pycache__"}
-_ENV_LEFT_OUT = {"__pycache__", "pip", "_distutils_hack", "cryptography_vectors", "mypy", "mypyc"}
-# Installers, type checkers and test vectors: no workload imports them, and each file costs at every launch.
+_ENV_LEFT_OUT = {"__pycache__", "pip", "_distutils_hack", "cryptography_vectors", "mypy", "mypyc", "strongroom"}
+# Installers, type checkers and test vectors: no workload imports them, and each file costs at every launch. What
+# programs use of Strongroom is a runtime of its own.
 _OWN_TESTS_LEFT_OUT = {"numpy", "pandas", "pyarrow"}  # 3,000 files that these packages themselves never import
+_INSTALLERS_WORDS = ("INSTALLER", "REQUESTED", "direct_url.json", "uv_cache.json")
 _GUEST_PARTS = (
     "__init__.py",
     "_encoding.py",
@@ -150,7 +152,7 @@ class Runtimes:
         if venv is not None:
             return self._brought(venv)
         packages = Path(sysconfig.get_path("purelib"))
-        stamps = [sys.version, str(packages), *sorted(_ENV_LEFT_OUT), *sorted(_OWN_TESTS_LEFT_OUT)]
+        stamps = [sys.version, str(packages), *sorted(_ENV_LEFT_OUT), *sorted(_OWN_TESTS_LEFT_OUT), *_INSTALLERS_WORDS]
         stamps += sorted(
             f"{e.name}:{e.stat().st_mtime_ns}" for e in os.scandir(packages) if e.name not in _ENV_LEFT_OUT
         )
@@ -171,7 +173,7 @@ class Runtimes:
         libraries = [p for p in sorted(venv.glob("lib/*.so*")) if p.is_file()] if found else []
         files = _brought_files(packages)
         # Every file's, with inode and ctime: whoever edits a package expects the job to see it.
-        stamps = [sys.version, str(packages), *(_stamp(p) for p in (*files, *libraries))]
+        stamps = [sys.version, str(packages), *_INSTALLERS_WORDS, *(_stamp(p) for p in (*files, *libraries))]
 
         def build(target: Path) -> None:
             # Copied, not linked: an edit in place must not reach into what was measured. Compiled here, not taken from
@@ -182,6 +184,7 @@ class Runtimes:
             for library in libraries:
                 _copy_file(library, target / "lib" / library.name)
             inside.mkdir(parents=True, exist_ok=True)
+            forget_machine(inside)
             finish_env(target)
             _compile(target, Path("/opt/env"))
 
@@ -324,7 +327,7 @@ def _build_env(target: Path, packages: Path) -> None:
     inside = target / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
     inside.mkdir(parents=True)
     for entry in sorted(os.scandir(packages), key=lambda e: e.name):
-        if entry.name in _ENV_LEFT_OUT or entry.name.startswith(("__editable__", "_strongroom", "pip-")):
+        if entry.name in _ENV_LEFT_OUT or entry.name.startswith(("__editable__", "_strongroom", "strongroom-", "pip-")):
             continue
         if entry.is_dir(follow_symlinks=False):
             skipped = {"__pycache__", *(("tests",) if entry.name in _OWN_TESTS_LEFT_OUT else ())}
@@ -332,7 +335,25 @@ def _build_env(target: Path, packages: Path) -> None:
         elif entry.is_file(follow_symlinks=False) and not entry.name.endswith(".pth"):
             _link(entry.path, str(inside / entry.name))
     _adopt_bytecode(packages, inside)
+    forget_machine(inside)
     finish_env(target)
+
+
+def forget_machine(packages: Path) -> None:
+    """Remove what says where, and by which installer, the packages in the folder `packages` were installed.
+
+    Scripts name their interpreter, so RECORD's digests of them differ from one virtual environment to the next.
+    """
+    for record in packages.glob("*.dist-info/RECORD"):
+        own = tuple(f"{record.parent.name}/{name}" for name in _INSTALLERS_WORDS)
+        kept = [
+            line
+            for line in record.read_text("utf-8", "surrogateescape").splitlines()
+            if not line.removeprefix('"').startswith(("../", "/", *own)) and "/__pycache__/" not in line
+        ]
+        for name in ("RECORD", *_INSTALLERS_WORDS):  # it may be a link to the installed one: never written to
+            (record.parent / name).unlink(missing_ok=True)
+        record.write_text("".join(f"{line}\n" for line in sorted(kept)), "utf-8", "surrogateescape")
 
 
 def finish_env(target: Path) -> None:

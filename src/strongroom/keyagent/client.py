@@ -6,6 +6,7 @@ import socket
 import struct
 from types import TracebackType
 
+from strongroom._unix import receive_exactly
 from strongroom.errors import UnavailableError
 from strongroom.keyagent import protocol
 from strongroom.keyagent.protocol import Operation
@@ -36,21 +37,12 @@ class KeyAgentClient:
         raw = [f.encode() if isinstance(f, str) else protocol.number(f) if isinstance(f, int) else f for f in fields]
         try:
             self._sock.sendall(protocol.frame(protocol.encode_request(operation, *raw)))
-            (size,) = struct.unpack(">I", self._receive(4))
+            (size,) = struct.unpack(">I", receive_exactly(self._sock, 4))
             if size > protocol.MAX_REPLY_BYTES:
                 raise UnavailableError("the key agent's reply is too long")
-            return protocol.decode_reply(self._receive(size))
+            return protocol.decode_reply(receive_exactly(self._sock, size))
         except OSError as exc:
             raise UnavailableError(f"the key agent does not answer: {exc.strerror}") from exc
-
-    def _receive(self, size: int) -> bytes:
-        parts = bytearray()
-        while len(parts) < size:
-            part = self._sock.recv(size - len(parts))
-            if not part:
-                raise UnavailableError("the key agent closed the connection")
-            parts += part
-        return bytes(parts)
 
     def close(self) -> None:
         """Close the connection."""

@@ -30,7 +30,7 @@ from strongroom.attest.appraisal import AppraisalContext, appraise, names_job, r
 from strongroom.attest.claims import Claims
 from strongroom.attest.rego import asking_apart
 from strongroom.crypto import jose, x509
-from strongroom.errors import AppraisalError, DeniedError, InputError, StrongroomError
+from strongroom.errors import AppraisalError, DeniedError, InputError, StrongroomError, UnattestedError
 from strongroom.kms.audit import AuditLog
 from strongroom.kms.ca import WorkloadCA
 from strongroom.kms.datasets import DatasetStore
@@ -500,13 +500,13 @@ def _short(line: str) -> str:
 
 def _check_lease(guest: Guest, uptime_s: float) -> None:
     if uptime_s >= guest.expires_at:
-        raise DeniedError("the guest's lease has ended", hint="attest again")
+        raise UnattestedError("the guest's lease has ended", hint="attest again")
 
 
 def _lease_s(guest: Guest, uptime_s: float) -> int:
     left_s = int(guest.expires_at - uptime_s)
     if left_s < MIN_LEASE_S:
-        raise DeniedError(
+        raise UnattestedError(
             f"the guest's lease: expected at least {MIN_LEASE_S} s for a release, got {left_s} s", hint="attest again"
         )
     return left_s

@@ -12,18 +12,18 @@ import msgspec
 
 from strongroom.kms.messages import MAX_LEASE_S, Digest, JSONObject, Name
 
-__all__ = ["ANSWERS"]
+__all__ = ["ANSWERS", "Answer", "Head"]
 
 _Hex = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 _DatasetId = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
 _Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
-class _Answer(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    pass
+class Answer(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """Base of all answers."""
 
 
-class KeyVersion(_Answer):
+class KeyVersion(Answer):
     """One version of a key; times are ISO 8601, UTC."""
 
     version: _Count
@@ -32,7 +32,7 @@ class KeyVersion(_Answer):
     destroy_at: str | None
 
 
-class Key(_Answer):
+class Key(Answer):
     """The public facts of a key."""
 
     name: Name
@@ -42,19 +42,19 @@ class Key(_Answer):
     versions: list[KeyVersion]
 
 
-class Keys(_Answer):
+class Keys(Answer):
     """All keys of the caller."""
 
     keys: list[Key]
 
 
-class SealedKey(_Answer):
+class SealedKey(Answer):
     """A key as a flattened JWE (RFC 7516) to the public key of the request."""
 
     jwe: dict[str, str]
 
 
-class KeyPolicy(_Answer):
+class KeyPolicy(Answer):
     """A key's release policy by use; revision 0 is none."""
 
     key: Name
@@ -63,7 +63,7 @@ class KeyPolicy(_Answer):
     updated: str | msgspec.UnsetType = msgspec.UNSET
 
 
-class Head(_Answer):
+class Head(Answer):
     """What a data set is now; no manifest while it is empty."""
 
     dataset: _DatasetId
@@ -73,26 +73,26 @@ class Head(_Answer):
     owner: _Hex
 
 
-class SignedHead(_Answer):
+class SignedHead(Answer):
     """A head, and the same as a JWS by the service's identity key."""
 
     head: Head
     signed: str
 
 
-class Heads(_Answer):
+class Heads(Answer):
     """Heads of all data sets of the caller."""
 
     datasets: list[Head]
 
 
-class ForgottenDataset(_Answer):
+class ForgottenDataset(Answer):
     """The data set that is no more."""
 
     dataset: _DatasetId
 
 
-class AuditRecord(_Answer):
+class AuditRecord(Answer):
     """One record: of another owner's the hashes alone."""
 
     seq: _Count
@@ -103,13 +103,13 @@ class AuditRecord(_Answer):
     head: str
 
 
-class AuditRecords(_Answer):
+class AuditRecords(Answer):
     """Records in their order."""
 
     records: list[AuditRecord]
 
 
-class Owner(_Answer):
+class Owner(Answer):
     """An owner, by certificate fingerprint."""
 
     owner: _Hex
@@ -123,13 +123,13 @@ class RegisteredOwner(Owner):
     revoked: bool
 
 
-class Owners(_Answer):
+class Owners(Answer):
     """All owners, in the order in which they came."""
 
     owners: list[RegisteredOwner]
 
 
-class Status(_Answer):
+class Status(Answer):
     """What this service is and trusts."""
 
     version: str
@@ -145,26 +145,26 @@ class Status(_Answer):
     note: str
 
 
-class Unlocked(_Answer):
+class Unlocked(Answer):
     """The service is not locked any more."""
 
     locked: bool
 
 
-class Evidence(_Answer):
+class Evidence(Answer):
     """Evidence of the service's TEE in a certificate, PEM."""
 
     certificate: str
     locked: bool
 
 
-class Lease(_Answer):
+class Lease(Answer):
     """The lease of guests that attest from now on."""
 
     lease_s: int
 
 
-ANSWERS: dict[str, type[_Answer]] = {
+ANSWERS: dict[str, type[Answer]] = {
     **dict.fromkeys(("create_key", "show_key", "rotate_key", "set_exportable", "enable", "disable", "destroy"), Key),
     **dict.fromkeys(("create_dataset", "show_dataset", "commit", "accept_epoch", "decide_output"), SignedHead),
     **dict.fromkeys(("show_policy", "put_policy"), KeyPolicy),

@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from typing import TypeVar
 
 import msgspec
 from starlette.applications import Starlette
@@ -21,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from strongroom._encoding import b64u, check_bounds, parse_json
+from strongroom._encoding import b64u, parse_bounded
 from strongroom.crypto import x509
 from strongroom.crypto.proof import HEAD, NONCE, PROOF, sign_proof
 from strongroom.errors import (
@@ -34,6 +35,7 @@ from strongroom.errors import (
 from strongroom.kms import messages
 from strongroom.kms.audit import LINKS, SEEN, AuditHead, AuditLog
 from strongroom.service.guest_api import GuestAPI
+from strongroom.service.guest_messages import CertificateRequest, SignedCommit
 from strongroom.service.openapi import openapi
 from strongroom.service.owner_api import Call, OwnerAPI
 from strongroom.service.state import TrustService
@@ -48,13 +50,13 @@ PEER = "strongroom.peer"
 GUEST_BODY_BYTES = 512 << 10
 OWNER_BODY_BYTES = 16 << 20
 BODY_TIMEOUT_S = 10.0
-MAX_DEPTH = 32
 GUEST_RATE_PER_S = 500.0
 SESSION_COOKIE = "kbs-session-id"
 _NONCE = re.compile(r"[A-Za-z0-9_-]{32}")
 _SEEN = re.compile(r"([0-9]{1,15})\.([0-9a-f]{64})")
 _PROBLEM = "https://strongroom.invalid/errors/"
 
+_B = TypeVar("_B", bound=messages.Body)
 _Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -73,7 +75,7 @@ def owner_app(service: TrustService, api: OwnerAPI) -> Starlette:
                 owner=owner,
                 path=dict(request.path_params),
                 query=dict(request.query_params),
-                body=await run_in_threadpool(_parse, await _body(request, OWNER_BODY_BYTES), route.body),
+                body=await _sent(request, route.body, OWNER_BODY_BYTES),
                 now=datetime.now(UTC),
             )
             if route.admin:
@@ -100,11 +102,16 @@ def guest_app(service: TrustService, api: GuestAPI) -> Starlette:
     async def known(request: Request) -> str:
         # Before a byte of the body is read: who never began a session costs a look-up and a turn of the strangers.
         session = _session(request)
-        (guests if api.knows(session) else strangers).take()
+        (guests if api.sessions.knows(session) else strangers).take()
         return session
 
-    async def attested(request: Request) -> tuple[str, str]:
-        session = await known(request)
+    async def attested(request: Request, *, bearer: bool = False) -> tuple[str, str]:
+        token = _bearer(request) if bearer and not _session(request) else ""
+        if token:
+            strangers.take()
+        session = await (
+            run_in_threadpool(lambda: api.session_of(token, now=datetime.now(UTC))) if token else known(request)
+        )
         guest = await run_in_threadpool(lambda: api.guest(session, now=datetime.now(UTC)))
         return session, x509.spki_id(guest.public_key)
 
@@ -122,13 +129,13 @@ def guest_app(service: TrustService, api: GuestAPI) -> Starlette:
         return JSONResponse(await run_in_threadpool(lambda: api.attest(session, body, now=datetime.now(UTC))))
 
     async def resource(request: Request) -> Response:
-        (session, to), path = await attested(request), request.path_params
+        (session, to), path = await attested(request, bearer=True), request.path_params
         names = (path["repository"], path["type"], path["tag"])
         answer = await run_in_threadpool(lambda: api.resource(session, *names, now=datetime.now(UTC)))
         return _proven(service, request, JSONResponse(answer), to)
 
     async def certificate(request: Request) -> Response:
-        (session, to), body = await attested(request), await _json(request)
+        (session, to), body = await attested(request), await _sent(request, CertificateRequest, GUEST_BODY_BYTES)
         answer = await run_in_threadpool(lambda: api.certificate(session, body, now=datetime.now(UTC)))
         return _proven(service, request, JSONResponse(answer), to)
 
@@ -137,7 +144,7 @@ def guest_app(service: TrustService, api: GuestAPI) -> Starlette:
         return JSONResponse(api.jwks())
 
     async def commit(request: Request) -> Response:
-        (session, to), body = await attested(request), await _json(request)
+        (session, to), body = await attested(request), await _sent(request, SignedCommit, GUEST_BODY_BYTES)
         answer = await run_in_threadpool(lambda: api.commit(session, body, now=datetime.now(UTC)))
         return _proven(service, request, JSONResponse(answer), to)
 
@@ -197,9 +204,14 @@ def _session(request: Request) -> str:
     return request.cookies.get(SESSION_COOKIE, "")
 
 
+def _bearer(request: Request) -> str:
+    kind, _, token = request.headers.get("authorization", "").partition(" ")
+    return token.strip() if kind.lower() == "bearer" else ""
+
+
 async def _json(request: Request) -> object:
     raw = await _body(request, GUEST_BODY_BYTES)
-    return await run_in_threadpool(_read, raw, GUEST_BODY_BYTES)  # the event loop serves everybody
+    return await run_in_threadpool(parse_bounded, raw, "the request", max_bytes=GUEST_BODY_BYTES)
 
 
 async def _body(request: Request, limit: int) -> bytes:
@@ -216,16 +228,13 @@ async def _body(request: Request, limit: int) -> bytes:
     return bytes(parts)
 
 
-def _read(raw: bytes, max_bytes: int) -> object:
-    # Later steps may write any part of a request into the database or the log: nothing may fail there.
-    value = parse_json(raw, "the request", max_bytes=max_bytes)
-    check_bounds(value, "the request", max_depth=MAX_DEPTH)
-    return value
+async def _sent(request: Request, kind: type[_B], max_bytes: int) -> _B:
+    return await run_in_threadpool(_parse, await _body(request, max_bytes), kind, max_bytes)
 
 
-def _parse(raw: bytes, kind: type[messages.Body]) -> messages.Body:
+def _parse(raw: bytes, kind: type[_B], max_bytes: int = OWNER_BODY_BYTES) -> _B:
     try:
-        return msgspec.convert(_read(raw or b"{}", OWNER_BODY_BYTES), kind)
+        return msgspec.convert(parse_bounded(raw or b"{}", "the request", max_bytes=max_bytes), kind)
     except msgspec.ValidationError as exc:
         raise InputError(f"the request is not as the API defines it: {exc}") from exc
 

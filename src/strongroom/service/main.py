@@ -14,11 +14,11 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from strongroom import log
-from strongroom._unix import protect_process
+from strongroom._unix import protect_process, read_text
 from strongroom.attest.attesters import Attester
 from strongroom.attest.attesters.gramine import GramineAttester
 from strongroom.config import Settings
-from strongroom.errors import InputError, StrongroomError, UnavailableError
+from strongroom.errors import StrongroomError, UnavailableError
 
 __all__ = ["ALREADY_RUNNING", "main"]
 
@@ -62,10 +62,8 @@ def main() -> int:
 def _request(path: Path) -> str:
     from strongroom.crypto import x509  # noqa: PLC0415  # at the first start alone
 
-    try:
-        return x509.certificate_pem(x509.certificate_from_pem(path.read_text()))
-    except (OSError, UnicodeDecodeError) as exc:
-        raise InputError(f"{path} is not readable", hint="`strongroom owner request --first` writes it") from exc
+    pem = read_text(path, "`strongroom owner request --first` writes it")
+    return x509.certificate_pem(x509.certificate_from_pem(pem))
 
 
 def _tee(enclave: str, seed: Path) -> AbstractContextManager[Attester | None]:

@@ -16,7 +16,7 @@ import msgspec
 import sqlalchemy as sa
 
 from strongroom import __version__
-from strongroom._encoding import b64u_decode, parse_json
+from strongroom._encoding import b64u_decode, parse_bounded
 from strongroom.attest import ratls
 from strongroom.attest.makers import MAKERS
 from strongroom.attest.verifiers.choose import snp_rules
@@ -408,7 +408,7 @@ class OwnerAPI:
     def _opened(self, sealed: dict[str, str], kind: type[_T]) -> _T:
         try:
             with jose.jwe_open(sealed, self._service.unlock_key) as raw:
-                return msgspec.convert(parse_json(raw, "what was sealed"), kind)
+                return msgspec.convert(parse_bounded(raw, "what was sealed"), kind)
         except msgspec.ValidationError as exc:
             raise InputError(f"what was sealed is not as the API defines it: {exc}") from exc
 

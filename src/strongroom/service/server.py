@@ -31,6 +31,7 @@ from strongroom.attest.attesters import Attester
 from strongroom.crypto import tls, x509
 from strongroom.errors import DeniedError, InputError, StrongroomError, UnavailableError
 from strongroom.service.app import PEER, guest_app, owner_app
+from strongroom.service.endorsements import EndorsementFolder
 from strongroom.service.guest_api import GuestAPI
 from strongroom.service.owner_api import OwnerAPI
 from strongroom.service.state import TrustService
@@ -299,35 +300,38 @@ async def _run(service: TrustService, sockets: _Sockets) -> None:
         asyncio.run_coroutine_threadsafe(renew(), loop).result(30)
 
     owners = _server(owner_app(service, OwnerAPI(service, reload_tls)), owner_tls)
-    guests = _server(guest_app(service, GuestAPI(service)), guest_tls)
+    guest_api = GuestAPI(service)
+    guests = _server(guest_app(service, guest_api), guest_tls)
     # After the last one, so that a stopped service's `state.db` is its whole state.
     owners.after_shutdown = guests.after_shutdown = lambda: (
         service.store.close() if owners.is_down and guests.is_down else None
     )
-    housekeeping = asyncio.create_task(_housekeeping(service, reload_tls))
+    housekeeping = asyncio.create_task(_housekeeping(service, guest_api.endorsements, reload_tls))
     await asyncio.gather(owners.serve(sockets[0]), guests.serve(sockets[1]))
     housekeeping.cancel()
 
 
-async def _housekeeping(service: TrustService, reload_tls: Callable[[], None]) -> None:
-    # Certificates are renewed long before they expire; keys whose waiting time is over are destroyed.
+async def _housekeeping(service: TrustService, endorsements: EndorsementFolder, reload_tls: Callable[[], None]) -> None:
+    # Certificates are renewed long before they expire, keys whose waiting time is over are destroyed, and the log says
+    # which endorsements end soon, also where no guest comes.
     renewed = time.monotonic()
     while True:
-        await asyncio.sleep(HOUSEKEEPING_S)
-        if service.locked:
-            continue
         try:
-            await asyncio.to_thread(_destroy_due, service)
-            if time.monotonic() - renewed > LEAF_RENEWAL_S:
+            if not service.locked:
+                await asyncio.to_thread(_tidy, service, endorsements)
+            if not service.locked and time.monotonic() - renewed > LEAF_RENEWAL_S:
                 await asyncio.to_thread(reload_tls)
                 renewed = time.monotonic()
         except Exception:  # a full disk now must not stop the renewal of tomorrow
             _log.exception("housekeeping failed")
+        await asyncio.sleep(HOUSEKEEPING_S)
 
 
-def _destroy_due(service: TrustService) -> None:
+def _tidy(service: TrustService, endorsements: EndorsementFolder) -> None:
+    now = datetime.now(UTC)
+    endorsements.current(service.trusted().anchors, now)
     with service.store.transaction() as tx:
-        service.destroy_due(tx, now=datetime.now(UTC))
+        service.destroy_due(tx, now=now)
 
 
 class _Server(uvicorn.Server):

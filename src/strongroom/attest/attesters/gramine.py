@@ -11,13 +11,12 @@ Source: Gramine 1.9, Documentation/attestation.rst (`/dev/attestation`), manifes
 
 from __future__ import annotations
 
-import hmac
 from pathlib import Path
 
 from strongroom._secret import SecretBytes
+from strongroom.attest.attesters import carrying
 from strongroom.attest.evidence import MAX_EVIDENCE_BYTES, Evidence
-from strongroom.attest.quote import parse_quote
-from strongroom.errors import EvidenceError, InputError, UnavailableError
+from strongroom.errors import UnavailableError
 
 __all__ = ["GramineAttester"]
 
@@ -44,21 +43,18 @@ class GramineAttester:
             EvidenceError: The answer is not a quote, or carries other report data.
             UnavailableError: Gramine has no DCAP, or the host's quoting service does not answer.
         """
-        if len(report_data) != 64:
-            raise InputError(f"report data has 64 bytes, got {len(report_data)}")
+        return carrying(report_data, lambda: self._quote(report_data), "gramine")
+
+    def _quote(self, report_data: bytes) -> Evidence:
         try:
             kind = (self._folder / "attestation_type").read_text().strip("\0\n ")
             if kind != "dcap":
                 raise UnavailableError(f"gramine: attestation type: expected dcap, got {kind:.40}")
             (self._folder / "user_report_data").write_bytes(report_data)
             with open(self._folder / "quote", "rb") as file:
-                raw = file.read(MAX_EVIDENCE_BYTES + 1)
+                return Evidence(tee=self.tee, quote=file.read(MAX_EVIDENCE_BYTES + 1))
         except OSError as exc:
             raise UnavailableError(f"gramine: {exc.filename}: {exc.strerror}", hint="is this gramine-sgx?") from exc
-        evidence = Evidence(tee="sgx", quote=raw)
-        if not hmac.compare_digest(parse_quote(raw).report_data, report_data):
-            raise EvidenceError("gramine: the quote carries other report data")
-        return evidence
 
     def sealing_key(self) -> SecretBytes:
         """Return the processor's key for this MRENCLAVE: 16 bytes.

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
-import hmac
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 from strongroom._secret import SecretBytes
+from strongroom.attest.attesters import carrying
 from strongroom.attest.evidence import MAX_EVIDENCE_BYTES, Evidence
-from strongroom.attest.quote import parse_quote, trimmed
-from strongroom.errors import EvidenceError, InputError, UnavailableError
+from strongroom.attest.quote import trimmed
+from strongroom.errors import EvidenceError, UnavailableError
 
 __all__ = ["DEVICE", "OcclumAttester"]
 
@@ -49,27 +49,24 @@ class OcclumAttester:
             EvidenceError: The answer is not a quote, or carries other report data.
             UnavailableError: Occlum has no DCAP, or the host's quoting service does not answer.
         """
-        if len(report_data) != 64:
-            raise InputError(f"report data has 64 bytes, got {len(report_data)}")
-        try:
-            handle = os.open(self._device, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                raw = self._quote(handle, report_data)
-            finally:
-                os.close(handle)
-        except OSError as exc:
-            hint = "is this Occlum with DCAP, on a machine with SGX?"
-            raise UnavailableError(f"occlum: {self._device}: {exc.strerror}", hint=hint) from exc
-        quote = trimmed(raw)
-        if not hmac.compare_digest(parse_quote(quote).report_data, report_data):
-            raise EvidenceError("occlum: the quote carries other report data")
-        return Evidence(tee="sgx", quote=quote)
+        return carrying(report_data, lambda: Evidence(tee=self.tee, quote=trimmed(self._ask(report_data))), "occlum")
 
     def sealing_key(self) -> SecretBytes:
         """Refuse: a key for this measurement would be one for whatever files its host puts there (decisions/0018)."""
         raise UnavailableError(
             "occlum: it has no sealing key for the files it runs", hint="root kind shares or passphrase"
         )
+
+    def _ask(self, report_data: bytes) -> bytes:
+        try:
+            handle = os.open(self._device, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                return self._quote(handle, report_data)
+            finally:
+                os.close(handle)
+        except OSError as exc:
+            hint = "is this Occlum with DCAP, on a machine with SGX?"
+            raise UnavailableError(f"occlum: {self._device}: {exc.strerror}", hint=hint) from exc
 
     def _quote(self, handle: int, report_data: bytes) -> bytes:
         length = bytearray(4)

@@ -9,12 +9,13 @@ a wrong quote fails at the verifier, a wrong key opens nothing.
 
 from __future__ import annotations
 
-import hmac
 import socket
 
 from strongroom._secret import SecretBytes
+from strongroom._unix import receive_exactly
+from strongroom.attest.attesters import carrying
 from strongroom.attest.evidence import MAX_EVIDENCE_BYTES, Evidence
-from strongroom.errors import EvidenceError, InputError, UnavailableError
+from strongroom.errors import EvidenceError, UnavailableError
 
 __all__ = ["SimulatedAttester"]
 
@@ -40,20 +41,11 @@ class SimulatedAttester:
             EvidenceError: The answer is not a quote, or carries other report data.
             UnavailableError: The platform does not answer or refuses.
         """
-        if len(report_data) != 64:
-            raise InputError(f"report data has 64 bytes, got {len(report_data)}")
-        evidence = Evidence(tee=self.tee, quote=self._ask(b"quote" + report_data))
-        if self.tee == "snp":
-            from strongroom.attest.snp import parse_report  # noqa: PLC0415  # elsewhere it costs a launch its time
 
-            carried = parse_report(evidence.quote)["report_data"]
-        else:
-            from strongroom.attest.quote import parse_quote  # noqa: PLC0415
+        def ask() -> Evidence:
+            return Evidence(tee=self.tee, quote=self._ask(b"quote" + report_data))
 
-            carried = parse_quote(evidence.quote).report_data
-        if not hmac.compare_digest(carried, report_data):
-            raise EvidenceError("simulated platform: the quote carries other report data")
-        return evidence
+        return carrying(report_data, ask, "simulated platform")
 
     def sealing_key(self) -> SecretBytes:
         """Return the platform's key for whoever it measured at the other end: 32 bytes.
@@ -72,21 +64,12 @@ class SimulatedAttester:
             self._sock.sendall(len(request).to_bytes(4, "big") + request)
             import strongroom.attest.quote  # noqa: F401, PLC0415  # while the platform quotes
 
-            size = int.from_bytes(self._receive(4), "big")
+            size = int.from_bytes(receive_exactly(self._sock, 4), "big")
             if not 1 <= size <= 1 + MAX_EVIDENCE_BYTES:
                 raise EvidenceError(f"simulated platform: expected an answer of 1 to 65537 bytes, got {size}")
-            answer = self._receive(size)
+            answer = receive_exactly(self._sock, size)
         except OSError as exc:
             raise UnavailableError(f"simulated platform: {exc.strerror or type(exc).__name__}") from exc
         if answer[0] != 0:
             raise UnavailableError(f"simulated platform refuses: {answer[1:200].decode('utf-8', 'replace')!r}")
         return answer[1:]
-
-    def _receive(self, size: int) -> bytes:
-        parts = bytearray()
-        while len(parts) < size:
-            part = self._sock.recv(size - len(parts))
-            if not part:
-                raise UnavailableError("simulated platform closed the socket")
-            parts += part
-        return bytes(parts)

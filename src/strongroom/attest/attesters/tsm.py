@@ -16,7 +16,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
-import hmac
 import os
 import secrets
 import struct
@@ -24,11 +23,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from strongroom._secret import SecretBytes
+from strongroom.attest.attesters import carrying
 from strongroom.attest.binding import config_id
 from strongroom.attest.evidence import MAX_EVIDENCE_BYTES, Evidence
-from strongroom.attest.quote import parse_quote, trimmed
+from strongroom.attest.quote import trimmed
 from strongroom.attest.snp import REPORT_BYTES, certificate_table, parse_report, read_table
-from strongroom.errors import EvidenceError, InputError, UnavailableError
+from strongroom.errors import EvidenceError, UnavailableError
 
 __all__ = ["TDX_REGISTERS", "TSM_REPORTS", "TsmAttester", "bind_at_runtime"]
 
@@ -81,14 +81,7 @@ class TsmAttester:
             EvidenceError: The answer is not a quote or report, or carries other report data.
             UnavailableError: There is no configfs-tsm, it refuses, or others keep writing to what is ours.
         """
-        if len(report_data) != 64:
-            raise InputError(f"report data has 64 bytes, got {len(report_data)}")
-        self._check_there()
-        for _ in range(_TRIES):
-            found = self._once(report_data)
-            if found is not None:
-                return found
-        raise UnavailableError(f"configfs-tsm: another writer interfered {_TRIES} times")
+        return carrying(report_data, lambda: self._ask(report_data), "configfs-tsm")
 
     def sealing_key(self) -> SecretBytes:
         """Return the chip's key for this launch digest and guest policy: 32 bytes.
@@ -120,6 +113,14 @@ class TsmAttester:
                 hint="this takes a TDX or SEV-SNP guest with Linux 6.7 and configfs mounted at /sys/kernel/config",
             )
 
+    def _ask(self, report_data: bytes) -> Evidence:
+        self._check_there()
+        for _ in range(_TRIES):
+            found = self._once(report_data)
+            if found is not None:
+                return found
+        raise UnavailableError(f"configfs-tsm: another writer interfered {_TRIES} times")
+
     def _once(self, report_data: bytes) -> Evidence | None:
         entry = self._reports / f"strongroom-{os.getpid()}-{secrets.token_hex(8)}"
         made = False
@@ -141,10 +142,7 @@ class TsmAttester:
             if made:
                 with suppress(OSError):
                     entry.rmdir()
-        evidence, carried = _evidence(provider, raw, extra)
-        if not hmac.compare_digest(carried, report_data):
-            raise EvidenceError("configfs-tsm: the evidence carries other report data")
-        return evidence
+        return _evidence(provider, raw, extra)
 
 
 def bind_at_runtime(digest: bytes, registers: Path = TDX_REGISTERS) -> None:
@@ -164,16 +162,15 @@ def bind_at_runtime(digest: bytes, registers: Path = TDX_REGISTERS) -> None:
         ) from exc
 
 
-def _evidence(provider: str, raw: bytes, extra: bytes) -> tuple[Evidence, bytes]:
+def _evidence(provider: str, raw: bytes, extra: bytes) -> Evidence:
     tee = _tee(provider)
     if tee == "tdx":
-        quote = trimmed(raw)  # quoting services pad
-        return Evidence(tee=tee, quote=quote), parse_quote(quote).report_data
+        return Evidence(tee=tee, quote=trimmed(raw))  # quoting services pad
     report = parse_report(raw[:REPORT_BYTES])
     # The host gives what it likes beside the report; the signer's certificate alone goes along.
     certificate = read_table(extra).get(report.signer) if extra else None
     table = certificate_table({report.signer: certificate}) if certificate else b""
-    return Evidence(tee=tee, quote=report.raw + table), report["report_data"]
+    return Evidence(tee=tee, quote=report.raw + table)
 
 
 def _tee(provider: str) -> str:

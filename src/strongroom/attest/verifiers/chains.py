@@ -25,8 +25,8 @@ from strongroom.crypto.x509 import UNREADABLE, common_name
 from strongroom.errors import EndorsementError, InputError, VerificationError
 
 __all__ = [
-    "Chain", "Platform", "certified", "covers_platform", "issuers", "platform", "tcb_info",
-    "tcb_signers",
+    "Chain", "Platform", "certified", "covers_platform", "issuers", "marked", "platform",
+    "tcb_info", "tcb_signers",
 ]  # fmt: skip
 
 _PCK = "1.2.840.113741.1.13.1"
@@ -61,7 +61,7 @@ def certified(ders: tuple[bytes, ...]) -> Chain:
         raise VerificationError(f"leaf: expected subject SGX PCK Certificate, got {subject!r:.60}")
     if not signs:
         raise VerificationError("chain: expected an issuer that may sign certificates, got one that may not")
-    return Chain(leaf, issuer, root, marked=any(map(_marked, (leaf, issuer, root))))
+    return Chain(leaf, issuer, root, marked=any(map(marked, (leaf, issuer, root))))
 
 
 @lru_cache(maxsize=16)
@@ -195,7 +195,9 @@ def _der(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(Encoding.DER)
 
 
-def _marked(certificate: x509.Certificate) -> bool:
+@lru_cache(maxsize=256)
+def marked(certificate: x509.Certificate) -> bool:
+    """Return whether `certificate` says that it, or who signed it, is simulated."""
     return any(
         SIMULATED_NAME in str(attribute.value)
         for name in (certificate.subject, certificate.issuer)

@@ -1,7 +1,7 @@
 """AMD's certificates: the chain above chips' and providers' keys, its revocation list, and what those keys say.
 
 Signatures are RSASSA-PSS by RSA-4096 with SHA-384 and 48 bytes of salt, whatever a certificate names. What is kept here
-does not depend on the time.
+does not depend on the time, and is what a machine that comes again would have read anew each time.
 
 Source: AMD 57230 (certificates and KDS).
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Mapping
 from functools import lru_cache
 
 from cryptography import x509
@@ -24,8 +25,8 @@ from strongroom.crypto.x509 import UNREADABLE, common_name
 from strongroom.errors import EndorsementError, VerificationError
 
 __all__ = [
-    "FETCH", "chain_of", "check_signed", "describe_key", "extension", "key_of", "levels_of", "load_certificate",
-    "product_of", "provider_of", "text_of",
+    "FETCH", "chain_of", "check_key", "check_signed", "describe_key", "extension", "key_of", "levels_of",
+    "load_certificate", "product_of", "provider_of", "text_of",
 ]  # fmt: skip
 
 # AMD gives VCEKs the serial number 0, which `cryptography` remarks on at each of them.
@@ -59,7 +60,7 @@ def _index(keys: tuple[bytes, ...], ask: bytes) -> dict[tuple[str, bytes, tuple[
         try:
             leaf = load_certificate("key", key)
             if ask:
-                check_signed("key", load_certificate("intermediate", ask), leaf)
+                check_key(load_certificate("intermediate", ask), leaf)
             chip = (extension(leaf, "4") or b"").ljust(64, b"\0") if common_name(leaf.subject) == "SEV-VCEK" else b""
             levels = tuple(levels_of(leaf)[part] for part in TCB.PARTS)
         except (EndorsementError, VerificationError) as exc:
@@ -131,6 +132,12 @@ def _check_revocation(der: bytes, ark: x509.Certificate, ask: x509.Certificate) 
             raise EndorsementError(f"revoked: expected certificates that no list withdraws, got {got}")
 
 
+@lru_cache(maxsize=256)
+def check_key(ask: x509.Certificate, leaf: x509.Certificate) -> None:
+    """Return only if the key's certificate `leaf` is signed by `ask`; as `check_signed`."""
+    check_signed("key", ask, leaf)
+
+
 def check_signed(
     what: str, issuer: x509.Certificate, signed: x509.Certificate | x509.CertificateRevocationList
 ) -> None:
@@ -184,6 +191,7 @@ def _is_ca(certificate: x509.Certificate) -> bool:
     return constraints.ca and isinstance(usage, x509.KeyUsage) and usage.key_cert_sign
 
 
+@lru_cache(maxsize=4096)
 def extension(leaf: x509.Certificate, suffix: str) -> bytes | None:
     """Return AMD's extension under its object id and `suffix`, None if it is not there."""
     try:
@@ -193,7 +201,8 @@ def extension(leaf: x509.Certificate, suffix: str) -> bytes | None:
     return value.value if isinstance(value, x509.UnrecognizedExtension) else None
 
 
-def levels_of(leaf: x509.Certificate) -> dict[str, int]:
+@lru_cache(maxsize=256)
+def levels_of(leaf: x509.Certificate) -> Mapping[str, int]:
     """Return the security versions that a key is for, by part; `reserved4` and so on for the parts without a name.
 
     Raises:
@@ -219,6 +228,7 @@ def product_of(leaf: x509.Certificate) -> str:
     return text_of(leaf, "2").partition("-")[0]
 
 
+@lru_cache(maxsize=1024)
 def text_of(leaf: x509.Certificate, suffix: str) -> str:
     """Return the IA5String in AMD's extension under `suffix`, empty if there is none."""
     raw = extension(leaf, suffix) or b""

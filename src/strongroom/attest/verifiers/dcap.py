@@ -196,7 +196,7 @@ def _claims(judged: Judged, proven: Mapping[str, object], anchor: TrustAnchor) -
     # dcap-qvl has merged the TDX module's level into the platform's.
     levels = [_object(part, "tcb_level") for part in (platform, enclave)]
     late = [level for level in levels if str(level.get("tcbStatus")).startswith("OutOfDate")]
-    oldest = min(map(_date, late or levels))
+    oldest = min(_date(str(level.get("tcbDate"))) for level in late or levels)
     return Claims(
         tee=quote.tee,
         root=root,
@@ -232,8 +232,8 @@ def _object(value: Mapping[str, object], key: str) -> Mapping[str, object]:
     return found
 
 
-def _date(level: Mapping[str, object]) -> datetime:
-    text = str(level.get("tcbDate"))
+@lru_cache(maxsize=64)
+def _date(text: str) -> datetime:
     try:
         return datetime.fromisoformat(text).astimezone(UTC)
     except (ValueError, OverflowError) as exc:

@@ -42,12 +42,12 @@ from strongroom.attest.endorsement_snp import AnyEndorsements, SNPEndorsements
 from strongroom.attest.endorsements import TrustAnchor, check_window
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.makers import stands_for
-from strongroom.attest.markers import SIMULATED_NAME
 from strongroom.attest.snp import TCB, SNPReport, parse_report
+from strongroom.attest.verifiers.chains import marked
 from strongroom.attest.verifiers.chip_keys import (
     FETCH,
     chain_of,
-    check_signed,
+    check_key,
     extension,
     key_of,
     levels_of,
@@ -141,7 +141,7 @@ class SNPVerifier:
         return claims
 
     def _claims(self, report: SNPReport, chain: tuple[x509.Certificate, ...], floor: TCB | None) -> Claims:
-        root = stands_for(self.anchor, marked=any(SIMULATED_NAME in str(c.subject) for c in chain))
+        root = stands_for(self.anchor, marked=any(map(marked, chain)))
         stale = [
             f"{name}: {reason}"
             for name in ("reported_tcb", "committed_tcb", "launch_tcb")
@@ -201,7 +201,7 @@ def _leaf(report: SNPReport, endorsements: SNPEndorsements, ask: x509.Certificat
     if leaf.issuer != ask.subject:
         issuer = leaf.issuer.rfc4514_string()
         raise EndorsementError(f"chain: expected a key under {common_name(ask.subject)}, got one under {issuer!r:.80}")
-    check_signed("key", ask, leaf)
+    check_key(ask, leaf)
     return leaf
 
 
@@ -220,9 +220,9 @@ def _check_identity(report: SNPReport, leaf: x509.Certificate, product: str) -> 
         raise VerificationError(f"product: expected a processor of {product}, got {line or 'a report without one'}")
     reported, levels = report.tcb("reported_tcb"), levels_of(leaf)
     for part in TCB.PARTS:
-        got = getattr(reported, part)
-        if levels[part] != (got or 0):
-            raise VerificationError(f"tcb: expected a key for {part} {got or 0}, got one for {part} {levels[part]}")
+        got = getattr(reported, part) or 0
+        if levels[part] != got:
+            raise VerificationError(f"tcb: expected a key for {part} {got}, got one for {part} {levels[part]}")
     if any(level for part, level in levels.items() if part not in TCB.PARTS):
         raise VerificationError("tcb: expected a key without a version in a reserved part, got one with it")
     _check_chip(report, leaf)

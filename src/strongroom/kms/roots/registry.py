@@ -107,7 +107,7 @@ class RootFolder:
             raise IntegrityError(
                 f"the root descriptor {path} is not readable: {exc.strerror}", hint="restore it from your backup"
             ) from exc
-        if not isinstance(found, dict) or found.get("kind") not in self._kinds:
+        if not isinstance(found, dict) or str(found.get("kind")) not in self._kinds:
             raise IntegrityError(f"the root descriptor {path} names no known kind")
         return found
 

@@ -8,16 +8,16 @@ from typing import Any, cast
 import pytest
 
 from strongroom.attest.policies import job_digest
-from strongroom.cli.model import _Model
+from strongroom.client.provenance import command_of
 
 DOCUMENT = {"command": ["python3"], "arguments": ["/app/train.py", "3"], "code": {}}
 
 
 def _command(ran: dict[str, object], kept: object) -> list[str]:
-    job, none = job_digest(ran), cast(Any, None)
+    job = job_digest(ran)
     requests = [{"job": "sha256:00", "job_document": {}}, {"job": job, "job_document": kept}]
     client = SimpleNamespace(call=lambda *_: {"requests": requests})
-    return list(_Model(folder="m", client=cast(Any, client), ring=none, head=none, manifest=none).command(job))
+    return command_of(cast(Any, client), job)
 
 
 @pytest.mark.parametrize(

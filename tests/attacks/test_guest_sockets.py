@@ -1,0 +1,82 @@
+"""Sockets of the guest whose other end is a program: who fills up its descriptors ends nothing for others. T407."""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from strongroom._unix import serve_connections
+from strongroom.guest import cvm
+from strongroom.guest.agent import KeyAgent
+from strongroom.guest.column_keys import ColumnKeys
+from strongroom.guest.relay import RelayAgent
+
+ANSWER = (4).to_bytes(4, "big") + b"said"
+
+
+@pytest.fixture
+def full() -> Iterator[Callable[[], None]]:
+    """Take all descriptors of this process until the test calls it."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+
+    def free() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, before[1]))
+    yield free
+    free()
+
+
+def relay(path: Path) -> None:
+    """Start a worker's agent; the driver's answers what it is asked."""
+
+    held = []
+
+    def connect() -> socket.socket:
+        near, far = socket.socketpair()
+        far.sendall(ANSWER)
+        held.append(far)
+        return near
+
+    RelayAgent(connect).start(str(path))
+
+
+def passed_on(path: Path) -> None:
+    """Start what a confidential VM's process one does for the guest's connections; the other end says something."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    serve_connections(listener, lambda sock: sock.sendall(ANSWER), "service")
+    cvm._pass_on(f"https://127.0.0.1:{listener.getsockname()[1]}", str(path), os.getuid())
+
+
+def agent(path: Path) -> None:
+    """Start the guest's own, which answers a request that is none by an error."""
+    KeyAgent({}, bytes(16), keys=ColumnKeys({})).start(str(path))
+
+
+@pytest.mark.parametrize("start", [relay, passed_on, agent])
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_T407_a_connection_that_is_not_accepted_ends_no_other(
+    tmp_path: Path, request: pytest.FixtureRequest, start: Callable[[Path], None]
+) -> None:
+    path = tmp_path / "agent.sock"
+    start(path)
+    clients = [socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) for _ in range(3)]
+    free = request.getfixturevalue("full")
+    for client in clients[:2]:  # who comes now may be refused
+        client.connect(str(path))
+    time.sleep(0.3)
+    free()
+    clients[2].connect(str(path))
+    clients[2].settimeout(5)
+    clients[2].sendall((1).to_bytes(4, "big") + b"?")
+    assert clients[2].recv(8).startswith(b"\0\0\0")
+    for client in clients:
+        client.close()
