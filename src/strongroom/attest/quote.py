@@ -360,7 +360,10 @@ def _certificates(reader: _Reader) -> tuple[bytes, ...]:
     kind = reader.integer("auth.cert_type", 2, "5: the PCK certificate chain as PEM")
     size = reader.integer("auth.cert_size", 4, "Size of the chain")
     if kind != 5:
-        raise EvidenceError(f"quote: expected certification data type 5 (PCK chain), got {kind}")
+        raise EvidenceError(
+            f"quote: expected certification data type 5 (PCK chain), got {kind}",
+            hint="where it was quoted no PCCS gave the platform's certificate: /etc/sgx_default_qcnl.conf names one",
+        )
     return _pem_chain(reader.take("auth.cert_data", size, "t", "PCK certificate, its CA and the root"))
 
 
