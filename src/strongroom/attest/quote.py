@@ -13,7 +13,7 @@ Rules:
    on inside a type 6.
 4. A version 5 body has the type of the header's TEE and exactly that type's size.
 5. The PEM chain is canonical: 64 columns, nothing between certificates, at the end at most one newline and one NUL.
-   So no two different quotes carry the same statement.
+   So nothing of a statement has two forms but its signatures (ECDSA: s and n - s); no quote is known by its bytes.
 
 Integers are little-endian. Reserved bytes are under the signature and shown, not judged.
 """
