@@ -411,6 +411,25 @@ def test_whoever_has_no_endorsements_is_told_what_to_do(tmp_path: Path, monkeypa
         assert f"hint: {hint}" in done.stdout
 
 
+def test_a_verdict_warns_of_endorsements_that_end_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("STRONGROOM_WORKSPACE", raising=False)
+    now = datetime.now(UTC)
+    maker = Maker(now=now)
+    monkeypatch.setitem(MAKERS, maker.anchor.fingerprint, "AMD Milan")
+    (tmp_path / "q").write_bytes(maker.report())
+    (tmp_path / "p").write_text(json.dumps(POLICIES["snp"]))
+    words = ["verify", "q", "--policy", "p", "--endorsements", "e", "--minimum-tcb", f"unnamed={maker.tcb}"]
+    for age, warned in ((1, False), (27, True)):
+        given = maker.endorsements(crl=maker.crl(now=now - timedelta(days=age)))
+        write_bundle(tmp_path / "e", maker.anchor, [given])
+        done = CliRunner().invoke(command, words, standalone_mode=False)
+        assert (done.exception, done.return_value) == (None, 0), done.output
+        assert ("WARNING: snp SEV-Milan: crl holds until" in done.stderr) is warned
+        done = CliRunner().invoke(command, [*words, "--at", f"{now:%Y-%m-%dT%H:%M:%SZ}"], standalone_mode=False)
+        assert "WARNING" not in done.stderr
+
+
 def _show(quote: Path, *more: str) -> tuple[int, dict[str, Any], str]:
     """Return the exit status, checks by name with the limits, and the page of `attest show`."""
     words = ["show", str(quote), *more]
