@@ -240,7 +240,9 @@ def test_an_snp_report_has_a_verdict_and_is_explained(tmp_path: Path, monkeypatc
     code, page, _ = _verify(tmp_path, quote, policy, anchor, given, "--minimum-tcb", f"unnamed={maker.tcb}")
     assert code == 0, page
     assert "pass  vmpl: 0" in page
-    assert _verify(tmp_path, quote, policy, anchor, given)[0] == 1  # nobody said which versions will do
+    code, page, value = _verify(tmp_path, quote, policy, anchor, given)  # nobody said which versions will do
+    assert (code, value["checks"][0]["check"], value["checks"][0]["got"]) == (1, "minimum_tcb", "none")
+    assert "hint: --minimum-tcb unnamed=VERSIONS, here or with" in page
     done = CliRunner().invoke(command, ["show", str(tmp_path / "q"), "--json"], standalone_mode=False)
     assert {"chip_id", "report_data", "vmpl"} <= {field["name"] for field in json.loads(done.stdout)["fields"]}
 
