@@ -61,7 +61,8 @@ from strongroom.guest.main import read_object
 from strongroom.guest.session import ServiceSession
 from strongroom.jobs.differences import known_to_both, read_build
 from strongroom.keyagent import protocol
-from strongroom.kms import audit, broker, messages
+from strongroom.kms import audit, messages
+from strongroom.kms.job_document import max_runtime_s, needed, uses
 from strongroom.kms.policies import OutputRule, difference
 from strongroom.kms.roots import AESRootKey, passphrase
 from strongroom.kms.roots.registry import RootFolder
@@ -481,9 +482,9 @@ def job_document(raw: bytes) -> None:
     found = guest_api._job_document(raw.decode("utf-8", "surrogateescape"))
     assert canonical_json(found) == raw
     assert job_digest(found).startswith("sha256:")
-    broker._max_runtime_s(found)
-    for wanted in broker._needed(found):
-        assert broker._uses(found, wanted)
+    max_runtime_s(found)
+    for wanted in needed(found):
+        assert uses(found, wanted)
     for read in (document.volumes, document.column_keys, lambda d: document.texts(d, "arguments")):
         with contextlib.suppress(errors.InputError):
             read(found)

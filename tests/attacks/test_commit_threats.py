@@ -19,7 +19,7 @@ from strongroom.crypto.https import HTTPSConnection, Reply
 from strongroom.errors import DeniedError, InputError, StrongroomError, UnavailableError
 from strongroom.guest import session as guest_session
 from strongroom.guest.session import ServiceSession
-from strongroom.kms.broker import _inputs
+from strongroom.kms.job_document import made_from
 from strongroom.storage.dataset import Head
 
 
@@ -169,10 +169,10 @@ def test_T297_what_a_job_read_by_a_key_at_a_kbs_is_in_the_record_of_its_commit(h
     pinned = {"name": "k", "owner": "kbs+https://kbs/a/b/c", "key": "shared", "mode": "ro", "dataset": "7" * 32,
               "epoch": "3", "manifest": MANIFEST, "certificate": "pem"}  # fmt: skip
     job = document(house.owner, "1" * 32, kbs=[pinned])
-    own, at_kbs = _inputs(job, {"data": {"epoch": 1}}, house.owner)
+    own, at_kbs = made_from(job, {"data": {"epoch": 1}}, house.owner)
     assert (own["volume"], own["epoch"]) == ("data", 1)
     assert at_kbs == {"volume": "k", "kbs": "kbs+https://kbs/a/b/c", "dataset": "7" * 32, "key": "shared", "epoch": 3,
                       "manifest": MANIFEST}  # fmt: skip
     for wrong in ({}, ["k"], [{**pinned, "epoch": "9" * 16}], [{"name": "k"}]):
         with pytest.raises(InputError, match="kbs of the job document"):
-            _inputs({**job, "kbs": wrong}, {"data": {}}, house.owner)
+            made_from({**job, "kbs": wrong}, {"data": {}}, house.owner)

@@ -392,8 +392,8 @@ def test_T62_a_refusal_that_repeats_is_counted(house: House) -> None:
         assert guest.commit(head).code == "appraisal"
     assert len(house.records()) == before + 2
     assert house.as_owner()("GET", "/v1/requests").json["requests"][0]["seen"] == 100
-    for kind, (since, missed) in list(house.service.parts.broker._repeats._kinds.items()):
-        house.service.parts.broker._repeats._kinds[kind] = (since - timedelta(hours=1), missed)
+    for kind, (since, missed) in list(house.service.parts.broker._decisions._repeats._kinds.items()):
+        house.service.parts.broker._decisions._repeats._kinds[kind] = (since - timedelta(hours=1), missed)
     guest.resource(house.owner)
     assert house.decisions()[-1]["details"]["repeated"] == 49
     assert house.guest({**job, "name": "third"}).attested().resource(house.owner).code == "appraisal"
@@ -410,14 +410,14 @@ def test_T62_nobody_is_written_to(house: House) -> None:
 
 
 def test_T62_many_jobs_are_counted_too(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("strongroom.kms.broker.MAX_REFUSALS_PER_HOUR", 3)
+    monkeypatch.setattr("strongroom.kms.decisions.MAX_REFUSALS_PER_HOUR", 3)
     job, _ = house.ready()
     before = len(house.records())
     for number in range(6):
         guest = house.guest({**job, "name": f"job-{number}"}).attested()
         assert guest.resource(house.owner).code == "appraisal"
     assert len(house.records()) == before + 3
-    house.service.parts.broker._limits[house.owner]._hour -= timedelta(hours=1)
+    house.service.parts.broker._decisions._limits[house.owner]._hour -= timedelta(hours=1)
     house.guest({**job, "name": "late"}).attested().resource(house.owner)
     assert house.decisions()[-1]["details"]["not_recorded"] == 3
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from strongroom._unix import serve_connections
+from strongroom.errors import UnavailableError
 from strongroom.guest import cvm
 from strongroom.guest.agent import KeyAgent
 from strongroom.guest.column_keys import ColumnKeys
@@ -41,7 +42,10 @@ def relay(path: Path) -> None:
     held = []
 
     def connect() -> socket.socket:
-        near, far = socket.socketpair()
+        try:
+            near, far = socket.socketpair()
+        except OSError as exc:
+            raise UnavailableError("the driver is not reached") from exc
         far.sendall(ANSWER)
         held.append(far)
         return near

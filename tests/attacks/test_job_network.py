@@ -33,8 +33,7 @@ from strongroom.attest.evidence import MAX_EVIDENCE_BYTES, Evidence
 from strongroom.cli.attest import command as attest
 from strongroom.crypto import tls, x509
 from strongroom.errors import DeniedError, StrongroomError, UnavailableError
-from strongroom.guest import peers as peers_module
-from strongroom.guest import tunnel, worker
+from strongroom.guest import links, tunnel, worker
 from strongroom.guest.door import Door
 from strongroom.guest.peers import Peers
 from strongroom.guest.run import SandboxJob
@@ -409,7 +408,7 @@ def test_packets_are_cut_out_of_a_stream_at_any_border() -> None:
 def test_a_connection_is_renewed_before_its_keys_are_worn(
     ca: WorkloadCA, driver: tuple[str, list[int]], interfaces: _Interfaces, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(peers_module, "MAX_BYTES_PER_KEY", 100_000)
+    monkeypatch.setattr(links, "MAX_BYTES_PER_KEY", 100_000)
     worker = _join(ca, driver[0])
     _exchange(interfaces, 2, 1, b"x")
     link = worker._peers[1].link
@@ -459,7 +458,7 @@ def test_T195_hanging_up_does_not_take_tls_off_the_socket(ca: WorkloadCA) -> Non
     assert found[0].recv(100) == b"good"
     with socket.socket(fileno=os.dup(sender.fileno())) as raw:
         raw.sendall(_packet(2, 1, b"forged"))
-    peers_module._hang_up(found[0])
+    links.hang_up(found[0])
     with contextlib.suppress(OSError):
         assert found[0].recv(100) == b""
 

@@ -1,4 +1,4 @@
-"""One test per threat to enclaves built for SGX (T220 to T229, T274, T275, T325, T326, T377, T378)."""
+"""One test per threat to enclaves built for SGX (T220 to T229, T274, T275, T325, T326, T377, T378, T390)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from strongroom.guest import libos
 from strongroom.guest.document import LeftEvidence, Report
 from strongroom.guest.main import attempt
 from strongroom.guest.session import Grant
-from strongroom.jobs.enclaves.gramine import render_manifest
+from strongroom.jobs.enclaves.gramine import _measurement, render_manifest
 from strongroom.jobs.enclaves.libos import Needs, check_job, place_files
 from strongroom.jobs.enclaves.occlum import render_bom, render_occlum
 from strongroom.jobs.plan import LaunchPlan, plan_job
@@ -72,6 +72,25 @@ def test_T220_a_signature_says_another_enclave(tmp_path: Path) -> None:
         altered = replace(signed, **change)  # type: ignore[arg-type]
         with pytest.raises(VerificationError, match="the signature does not hold"):
             Sigstruct.from_bytes(altered.to_bytes()).verify()
+
+
+def test_T390_a_signature_of_another_enclave_comes_back_as_a_bundles_own(tmp_path: Path) -> None:
+    key = rsa.generate_private_key(public_exponent=3, key_size=3072)
+    fields = Sigstruct(
+        measurement=b"\1" * 32, attributes=b"\4" + bytes(15), attribute_mask=b"\xff" * 16, signed_on=date(2026, 1, 1)
+    )
+    place = tmp_path / "job.sig"
+    for change, reason in (
+        ({"attributes": b"\6" + bytes(15)}, "debug: expected False, got True"),
+        ({"svn": 1}, "svn: expected 2, got 1"),
+        ({"product": 3}, "product: expected 0, got 3"),
+    ):
+        other = replace(fields, **{"svn": 2, **change})  # type: ignore[arg-type]
+        place.write_bytes(other.signed(key, on=date(2026, 1, 1)).to_bytes())
+        with pytest.raises(InputError, match=f"job.sig is of another enclave: {reason}$"):
+            _measurement(place, Sgx(svn=2))
+    place.write_bytes(replace(fields, svn=2).signed(key, on=date(2026, 1, 1)).to_bytes())
+    assert _measurement(place, Sgx(svn=2)) == "01" * 32
 
 
 def test_T221_the_host_says_nothing_to_the_program(plan: LaunchPlan) -> None:

@@ -67,7 +67,7 @@ from strongroom.errors import (
 from strongroom.guest.session import ServiceSession
 from strongroom.kms.audit import AuditHead, AuditLog
 from strongroom.kms.policies import OutputRule
-from strongroom.service import guest_api
+from strongroom.service import guest_api, trust
 
 ME = "a" * 64
 JOB = document(ME, "0" * 32)
@@ -208,7 +208,7 @@ def _certificate(key: ec.EllipticCurvePrivateKey) -> str:
 def _trusting(house: House, pki: SimulatedPKI, **settings: str) -> None:
     anchor = {"kind": "hardware", "fingerprint": pki.anchor().fingerprint, **settings}
     with house.service.store.transaction() as tx:
-        house.service.trust(tx, anchor)
+        trust.add_root(tx, anchor)
 
 
 def test_T277_a_root_distrusted_and_trusted_again_brings_nothing_back(
@@ -256,9 +256,9 @@ def test_T277_trust_that_changes_while_evidence_is_verified(tmp_path: Path, monk
     def change(*_: object, **__: object) -> Claims:
         claims = verify_any(*_, **__)  # type: ignore[arg-type]
         with house.service.store.transaction() as tx:
-            house.service.distrust(tx, root["fingerprint"])
+            trust.take_root_back(tx, root["fingerprint"])
         with house.service.store.transaction() as tx:
-            house.service.trust(tx, root)
+            trust.add_root(tx, root)
         return claims
 
     with monkeypatch.context() as during:
@@ -284,7 +284,7 @@ def test_T277_a_root_that_is_distrusted_while_a_decision_waits(
         found = real(*words, **named)
         root = house.service.trusted().anchors[0]["fingerprint"]
         with house.service.store.transaction() as tx:
-            house.service.distrust(tx, root)
+            trust.take_root_back(tx, root)
         return found
 
     monkeypatch.setattr(broker, name, waits)

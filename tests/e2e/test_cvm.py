@@ -29,12 +29,12 @@ from tests.servers.packages import apt_install, debian_file
 
 from strongroom.attest.attesters import tsm
 from strongroom.attest.simulated.pki import SimulatedPKI
-from strongroom.attest.simulated.platform import load_seed
 from strongroom.attest.simulated.quoting import SimulatedQuotingEnclave
 from strongroom.jobs.enclaves.cvm import write_cpio
 
 pytestmark = [pytest.mark.e2e, pytest.mark.long]
 
+SEED = b"the maker of the VM's machine".ljust(32)
 REGISTERS = {"mrtd": b"d" * 48, "rtmr0": b"0" * 48, "rtmr1": b"1" * 48, "rtmr2": b"2" * 48, "rtmr3": bytes(48)}
 PROGRAM = """\
 import os, pathlib, sys
@@ -96,9 +96,9 @@ def kernel() -> tuple[Path, Path]:
 
 
 @contextlib.contextmanager
-def quoting(seed: bytes, config_id: bytes) -> Iterator[int]:
+def quoting(config_id: bytes) -> Iterator[int]:
     """Sign, on a port of the host, what a VM with `config_id` and the registers asks."""
-    enclave = SimulatedQuotingEnclave(SimulatedPKI.create(seed, now=datetime.now(UTC)))
+    enclave = SimulatedQuotingEnclave(SimulatedPKI.create(SEED, now=datetime.now(UTC)))
     rtmrs = tuple(REGISTERS[f"rtmr{n}"] for n in range(4))
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
@@ -150,7 +150,7 @@ def launched(shop: Enclave, bundle: Path) -> tuple[dict[str, Any], str]:
     said = {**json.loads(file.read_text()), "service": f"https://10.0.2.2:{shop.environment['PORT']}"}
     file.write_text(json.dumps(said))
     config_id = bytes.fromhex(json.loads((bundle / "reference.json").read_text())["tdx"]["mrconfigid"])
-    with quoting(load_seed(shop.workspace.seed), config_id) as port:
+    with quoting(config_id) as port:
         words = ["sh", str(without_tee(bundle, port))]
         done = subprocess.run(words, capture_output=True, text=True, errors="replace", check=False, timeout=900)
     reported = bundle / "launch" / "report.json"
@@ -163,13 +163,15 @@ def launched(shop: Enclave, bundle: Path) -> tuple[dict[str, Any], str]:
 
 def fetch_endorsements(shop: Enclave, quote: Path) -> None:
     now = datetime.now(UTC)
-    maker = SimulatedPKI.create(load_seed(shop.workspace.seed), now=now)
-    (shop.folder / "root.pem").write_bytes(maker.root.public_bytes(Encoding.PEM))
+    maker = SimulatedPKI.create(SEED, now=now)
+    root = shop.folder / "root.pem"
+    root.write_bytes(maker.root.public_bytes(Encoding.PEM))
     with serving(
         Makers(intel={(tee, "standard"): maker.endorsements(now, tee=tee) for tee in ("sgx", "tdx")})
     ) as makers:
-        words = ("--from", makers.url, "--anchor", str(shop.folder / "root.pem"))
-        shop.run("attest", "endorsements", "fetch", str(quote), *words)
+        shop.run("attest", "endorsements", "fetch", str(quote), "--from", makers.url, "--anchor", str(root))
+    bundle = shop.workspace.service_folder / "endorsements" / "tdx-53494d000000-platform.json"
+    shop.run("service", "trust", str(bundle), "--anchor", str(root))
 
 
 def test_a_job_in_a_vm_from_build_to_result(tmp_path: Path, kernel: tuple[Path, Path]) -> None:
@@ -181,10 +183,11 @@ def test_a_job_in_a_vm_from_build_to_result(tmp_path: Path, kernel: tuple[Path, 
         shop.run("env", "build", "locked.txt", "env")
         bundle = Path(json.loads(shop.run("job", "build", "job.toml", "--json").stdout)["bundle"])
         bundle = shop.folder / bundle
-        os.chown(tmp_path / "out", 1000, 1000)
+        for path in (tmp_path / "out", *(tmp_path / "out").rglob("*")):
+            os.chown(path, 1000, 1000)
         # As docs/hardware-untested.md says: nothing is known of the machine, then of the job, then it runs.
         report, _ = launched(shop, bundle)
-        assert (report["status"], report["error"]["code"]) == ("refused", "endorsement"), report
+        assert (report["status"], report["error"]["code"]) == ("refused", "verification"), report
         fetch_endorsements(shop, bundle / "launch" / "quote.bin")
         report, _ = launched(shop, bundle)
         assert (report["status"], report["error"]["code"]) == ("refused", "appraisal"), report

@@ -3,8 +3,10 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,7 +43,12 @@ CASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "impossible key name": (("key", "show", "../x"), ("../x", "is not allowed")),
     "unknown key show": (("key", "show", "sails"), ("sails",)),
     "not a data set": (("data", "open", "plain", "o"), ("plain", "not a sealed data set")),
-    "no such data set": (("data", "verify", "nowhere"), ("nowhere", "not a sealed data set")),
+    "no such data set": (("data", "verify", "nowhere"), ("nowhere", "not a sealed data set", "does not exist")),
+    "sealed twice": (("data", "seal", "in", "again", "--key", "sales"), ("in is a sealed data set", "expected plain files")),
+    "no such version": (("key", "destroy", "sales", "9"), ("version 9",)),
+    "audit of a typo": (("audit", "show", "slaes"), ("slaes",)),
+    "listen without a port": (("service", "run", "--listen", "localhost"), ("--listen", "HOST:PORT", "'localhost'")),
+    "listen beyond the last port": (("service", "run", "--listen", "127.0.0.1:65535"), ("--listen", "65534")),
     "volume is no data set": (
         ("run", "--volume", "in=plain", "--", "python", "app.py"),
         ("plain", "not a sealed data set"),
@@ -101,6 +108,44 @@ def test_wrong_job_files(shell: Enclave, text: str, word: str) -> None:
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     assert word in done.stderr
+
+
+HINTS: dict[tuple[str, ...], str] = {
+    ("key", "destroy", "sales", "9"): "strongroom key destroy --help",
+    ("run", "--env", "A", "--", "python", "app.py"): "strongroom run --help",
+    ("attest", "endorsements", "fetch", "plain/x"): "strongroom attest endorsements fetch --help",
+    ("spark-submit", "--sgx-enabled", "true", "app.py"): "--driver-memory",
+    ("run", "--", "python", "-c", "open('plain/y')", "plain"): "plain is a folder of this machine",
+    ("service", "run", "--listen", "127.0.0.1:8700"): "`strongroom service stop` first",
+}
+
+
+@pytest.mark.parametrize("words", HINTS, ids=" ".join)
+def test_hints_lead_on(shell: Enclave, words: tuple[str, ...]) -> None:
+    shell.run("key", "list")  # the service runs
+    done = shell.run(*words, check=False)
+    assert done.returncode == 1, done
+    (hint,) = [line for line in done.stderr.splitlines() if line.startswith("hint: ")]
+    assert HINTS[words] in hint
+
+
+def test_tampered_files_say_what_to_do(shell: Enclave) -> None:
+    shell.seal("hurt", {"a": "a" * 10, "b": "b"})
+    (shell.folder / "hurt/a").write_bytes(b"x")
+    clear(shell.run("data", "verify", "hurt", check=False), "truncated or extended")
+    (shell.folder / "hurt/b").unlink()
+    clear(shell.run("data", "open", "hurt", "o9", check=False), "2 problems")
+
+
+def test_a_passphrase_comes_from_a_pipe_too(tmp_path: Path) -> None:
+    def init(name: str, given: str) -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, "-m", "strongroom.cli.main", "init", name, "--root", "passphrase"]
+        return subprocess.run(words, cwd=tmp_path, input=given, capture_output=True, text=True, check=False)
+
+    clear(init("none", ""), "passphrase", "got nothing")
+    clear(init("short", "abc\n"), "3 characters")
+    done = init("short", "correct horse battery\n")
+    assert (done.returncode, "Warning" in done.stderr) == (0, False), done.stderr
 
 
 def test_no_workspace(tmp_path: Path) -> None:
@@ -183,3 +228,32 @@ def test_enclave_memory_is_full(shell: Enclave) -> None:
 def test_nothing_was_lost(shell: Enclave) -> None:
     assert shell.open("in") == {"a.csv": "id,name\n1,alpha\n", "sub/b.csv": "2,beta\n"}
     shell.run("audit", "verify")
+
+
+def _enclave_starts(folder: Path) -> bool:
+    for entry in Path("/proc").iterdir():
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else [b""]
+        except OSError:
+            continue
+        if words[0].endswith(b"bwrap") and any(word.startswith(os.fsencode(folder)) for word in words):
+            return True
+    return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_job_that_is_stopped_while_its_enclave_starts_ends(shell: Enclave, number: signal.Signals) -> None:
+    """Process one ignores what it has no handler for yet: the signal has to come again."""
+    process = shell.start("--volume", "in=in", "--", "python", "-c", "import time; time.sleep(100)")
+    until = time.monotonic() + 60
+    while not _enclave_starts(shell.folder):
+        assert time.monotonic() < until
+        time.sleep(0.002)
+    process.send_signal(number)
+    said = process.communicate(timeout=30)[1]
+    if number == signal.SIGINT:
+        assert (process.returncode, "stopped before the program started" in said) == (1, True), said
+    until = time.monotonic() + 20
+    while _enclave_starts(shell.folder):
+        assert time.monotonic() < until, "the enclave runs on"
+        time.sleep(0.05)

@@ -52,6 +52,21 @@ def test_what_programs_do_with_files_is_what_is_sealed(shell: Enclave) -> None:
     assert "if it could not write: a program may write to /work/out (kept if the program ends well)" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("program", "gone"),
+    [
+        ("open('model.pt', 'w').write('w')", True),
+        ("import os; os.makedirs('runs/1'); open('runs/1/log', 'w').write('w')", True),
+        ("import os; os.makedirs('runs/1'); open('.cache', 'w').write('w'); open('/tmp/x', 'w').write('w')", False),
+        ("open('out/model.pt', 'w').write('w')", False),
+    ],
+)
+def test_who_wrote_beside_the_volumes_is_told_that_it_is_gone(shell: Enclave, program: str, gone: bool) -> None:
+    done = shell.run("run", "--approve", "--unsafe-accept-simulated", *OUT, "-c", program)
+    assert ("what the program wrote to /work outside its volumes is gone" in done.stderr) is gone, done.stderr
+    assert ("hint: --volume NAME=PATH:KEY:rw keeps what is written to PATH" in done.stderr) is gone
+
+
 def test_a_disk_that_is_full_at_the_end_keeps_the_version_before(shell: Enclave) -> None:
     """On a file system of 1 MB: the run fails and says at which file, the next one is as if it had not been."""
     folder = shell.folder / "small"

@@ -50,7 +50,7 @@ def vm(spec: JobSpec, runtimes: FewFiles, tmp_path: Path, folder: str = "b", **p
     for name in ("kernel", "firmware"):
         (tmp_path / name).write_bytes(machine[name])
         machine[name] = str(tmp_path / name)
-    kind = ConfidentialVM(runtimes, cache=tmp_path / "cache", identity_pem="PEM")
+    kind = ConfidentialVM(runtimes, identity_pem="PEM")
     return kind.build(planned(replace(spec, enclave="cvm", cvm=Cvm(**machine))), tmp_path / folder).folder
 
 

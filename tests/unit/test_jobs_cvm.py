@@ -14,13 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.unit.test_attest_launch_digest import firmware
 
 from strongroom.attest.binding import init_data_digest
-from strongroom.errors import InputError, UnavailableError
+from strongroom.attest.launch_digest import launch_digest
+from strongroom.errors import InputError
 from strongroom.guest.cvm import _user
 from strongroom.jobs.enclaves import cvm
 from strongroom.jobs.enclaves.cvm import ConfidentialVM, write_cpio
 from strongroom.jobs.plan import LaunchPlan, plan_job
+from strongroom.jobs.runtimes import Runtimes
 from strongroom.jobs.spec import Cvm, JobSpec, Volume, load_spec
 from strongroom.jobs.workloads.python import PythonWorkload
 
@@ -29,6 +32,8 @@ IDENTITY = "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n"
 
 class Trees:
     """Runtimes of a few small files."""
+
+    places = Runtimes.places
 
     def __init__(self, folder: Path) -> None:
         for name in ("base/usr/lib", "base/etc", "guest", "python/bin", "env", "library"):
@@ -63,7 +68,7 @@ def plan(tmp_path: Path) -> LaunchPlan:
 
 @pytest.fixture
 def enclave(tmp_path: Path) -> ConfidentialVM:
-    return ConfidentialVM(Trees(tmp_path / "runtimes"), cache=tmp_path, identity_pem=IDENTITY)  # type: ignore[arg-type]
+    return ConfidentialVM(Trees(tmp_path / "runtimes"), identity_pem=IDENTITY)  # type: ignore[arg-type]
 
 
 def with_machine(plan: LaunchPlan, **changes: object) -> LaunchPlan:
@@ -128,30 +133,35 @@ def test_reference_values_and_commands(plan: LaunchPlan, enclave: ConfidentialVM
         assert "mount_tag=sealed0,security_model=none \\" in script  # out: to be written
         assert "mount_tag=sealed1,security_model=none,readonly=on" in script
         assert f"-append '{cvm.COMMAND_LINE}'" in script
-    assert "sev-snp-measure" in bundle.remaining[0]
+    assert bundle.remaining[0] == "SEV-SNP: no launch digest: name [cvm] firmware"
+    assert "TDX: launch-tdx.sh once, on a machine that you trust" in bundle.remaining[1]
     with pytest.raises(InputError, match="the launch digest is not known"):
         _ = bundle.measurement
 
 
-def test_launch_digest_by_the_tool(plan: LaunchPlan, enclave: ConfidentialVM, tmp_path: Path, monkeypatch: Any) -> None:
-    firmware = tmp_path / "OVMF.fd"
-    firmware.write_bytes(b"not an OVMF")
-    named = with_machine(plan, firmware=str(firmware))
-    monkeypatch.setattr(cvm.importlib.util, "find_spec", lambda _: None)
-    assert "pip install sev-snp-measure" in enclave.build(named, tmp_path / "b").remaining[0]
-    monkeypatch.setattr(cvm.importlib.util, "find_spec", lambda _: object())
-    tool = tmp_path / "tool"
-    tool.write_text('#!/bin/sh\necho "$@" > "$0.asked"\necho ' + "ab" * 48 + "\n")
-    tool.chmod(0o755)
-    monkeypatch.setattr(cvm.sys, "executable", str(tool))
+def test_the_launch_digest_is_known_where_the_firmware_is(
+    plan: LaunchPlan, enclave: ConfidentialVM, tmp_path: Path
+) -> None:
+    file = tmp_path / "OVMF.fd"
+    file.write_bytes(firmware())
+    named = with_machine(plan, firmware=str(file), vcpus=3)
     bundle = enclave.build(named, tmp_path / "b")
-    assert (bundle.values, bundle.remaining) == ({"snp_measurement": "ab" * 48}, ())
-    assert json.loads((bundle.folder / "reference.json").read_text())["snp"]["snp_measurement"] == "ab" * 48
-    asked = (tmp_path / "tool.asked").read_text()
-    assert f"--ovmf {firmware} --kernel {plan.spec.cvm.kernel} --initrd {bundle.folder}/initrd.cpio" in asked
-    tool.write_text("#!/bin/sh\necho no metadata >&2\nexit 1\n")
-    with pytest.raises(UnavailableError, match="no metadata"):
-        enclave.build(named, tmp_path / "b")
+    sha256 = {
+        "kernel": hashlib.sha256(b"kernel").digest(),
+        "initrd": hashlib.sha256((bundle.folder / "initrd.cpio").read_bytes()).digest(),
+        "command_line": hashlib.sha256(cvm.COMMAND_LINE.encode() + b"\0").digest(),
+    }
+    expected = launch_digest(firmware(), sha256, processors=3, model="EPYC-v4").hex()
+    assert (bundle.values, bundle.remaining) == ({"snp_measurement": expected}, ())
+    assert json.loads((bundle.folder / "reference.json").read_text())["snp"]["snp_measurement"] == expected
+    for changes, reason in (  # for TDX, or another processor, it is built all the same
+        ({"vcpu_type": "SapphireRapids"}, "processor SapphireRapids: expected one of EPYC"),
+        ({"firmware": str(tmp_path / "vmlinuz")}, "firmware: expected whole pages"),
+    ):
+        other = enclave.build(with_machine(named, **changes), tmp_path / "c")
+        assert reason in other.remaining[0]
+        with pytest.raises(InputError, match=f"the launch digest is not known: {reason}"):
+            _ = other.measurement
 
 
 def test_modules_come_after_what_they_need(plan: LaunchPlan, enclave: ConfidentialVM, tmp_path: Path) -> None:

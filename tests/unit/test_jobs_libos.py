@@ -43,6 +43,7 @@ class FewFiles(Runtimes):
         self.folder = folder
         texts = {
             "base/usr/bin/bash": "bash", "base/usr/lib/x86_64-linux-gnu/libc.so.6": "libc", "base/etc/passwd": "root",
+            "base/usr/lib/x86_64-linux-gnu/libcrypt.so.1": "libcrypt",
             "base/usr/lib/x86_64-linux-gnu/libstdc++.so.6": "libstdc++", "base/usr/share/zoneinfo/UTC": "UTC",
             f"python/bin/{OWN}": "python", f"python/lib/{OWN}/os.py": "os", "library/strongroom/__init__.py": "",
             "guest/strongroom/guest/libos.py": "guest", "jdk/bin/java": "java", "jdk/lib/modules": "modules",
@@ -177,7 +178,7 @@ def test_a_confidential_vm_gets_a_first_file_system_and_commands(
     spec = replace(
         jobs[name], enclave="cvm", sandbox=Sandbox(scratch_mb=512), cvm=Cvm(kernel=str(tmp_path / "vmlinuz"))
     )
-    enclave = ConfidentialVM(runtimes, cache=tmp_path / "cache", identity_pem="PEM")
+    enclave = ConfidentialVM(runtimes, identity_pem="PEM")
     folder = enclave.build(planned(spec), tmp_path / "bundles").folder
     initrd = f"sha256:{hashlib.sha256((folder / 'initrd.cpio').read_bytes()).hexdigest()}"
     texts = [(folder / f).read_text() for f in ("reference.json", "launch-snp.sh", "launch-tdx.sh")]
@@ -200,6 +201,7 @@ def test_only_what_the_program_needs_is_trusted(jobs: dict[str, JobSpec], runtim
         assert not any("__pycache__" in name for name in found)
         assert not any("flask" in name or "dist-info/RECORD" in name for name in found)
         assert {"file:root/usr/bin/sh", "file:root/opt/python/bin/python3"} <= set(found)
+        assert "file:root/usr/lib/x86_64-linux-gnu/libcrypt.so.1" in found  # no C library brings it
     assert {n for n in python if SITE in n} == set()
     # What it imports, what that requires, and its extra where installed; not what its tests need.
     assert {n.split("/")[6] for n in torch if SITE in n} == {
@@ -308,6 +310,7 @@ def test_the_size_grows_with_what_the_jvm_is_given(
     assert size("2g") == plain + 1024 + 1024 + 128  # heap, direct memory, collector
     assert size("1g", "-XX:MaxDirectMemorySize=256m") == plain - 768
     assert size("1g", "-Xss4m") == plain + 3 * 112
+    assert size("1g", "-XX:MaxHeapSize=2g") == size("2g")
 
 
 def test_spark_over_loopback_is_encrypted_there_alone(jobs: dict[str, JobSpec]) -> None:

@@ -23,7 +23,7 @@ from strongroom.attest.policies import TDX_REGISTERS, job_digest
 from strongroom.crypto.x509 import spki_id
 from strongroom.errors import InputError, VerificationError
 
-__all__ = ["PREDICATE", "ReferenceValues", "open_reference", "sign_reference"]
+__all__ = ["PREDICATE", "ReferenceValues", "check_values", "open_reference", "sign_reference"]
 
 PREDICATE = "tag:strongroom,2026:reference-values/v1"
 _STATEMENT = "https://in-toto.io/Statement/v1"
@@ -55,6 +55,20 @@ class ReferenceValues:
     simulated: bool
     id: str = ""
     signer: str = ""
+
+
+def check_values(values: Mapping[str, object]) -> None:
+    """Return if these are all the values of one kind of enclave, by name, each in lower-case hex.
+
+    Raises:
+        InputError: They are not.
+    """
+    size = _VALUES.get(frozenset(values))
+    if size is None:
+        forms = " or ".join(" and ".join(sorted(names)) for names in _VALUES)
+        raise InputError(f"reference values: expected {forms}, got {sorted(values)}")
+    if not all(isinstance(v, str) and re.fullmatch(f"[0-9a-f]{{{2 * size}}}", v) for v in values.values()):
+        raise InputError(f"reference values: a value of {', '.join(sorted(values))} is not {size} bytes in hex")
 
 
 def sign_reference(values: ReferenceValues, key: ec.EllipticCurvePrivateKey) -> bytes:
@@ -111,12 +125,7 @@ def _signer(payload: bytes, signatures: object, signers: Sequence[ec.EllipticCur
 def _read(statement: Mapping[str, Any], identity: str, signer: str) -> ReferenceValues:
     predicate = _object(statement.get("predicate"), "predicate")
     document, values = (_object(predicate.get(name), name) for name in ("document", "values"))
-    size = _VALUES.get(frozenset(values))
-    if size is None:
-        forms = " or ".join(" and ".join(sorted(names)) for names in _VALUES)
-        raise InputError(f"reference values: expected {forms}, got {sorted(values)}")
-    if not all(isinstance(v, str) and re.fullmatch(f"[0-9a-f]{{{2 * size}}}", v) for v in values.values()):
-        raise InputError(f"reference values: a value of {', '.join(sorted(values))} is not {size} bytes in hex")
+    check_values(values)
     subjects = statement.get("subject")
     job = job_digest(document)
     named = {"sha256": job.removeprefix("sha256:")}

@@ -33,6 +33,8 @@ def show(subject: str | None, last: int | None, as_json: bool) -> None:
     records: list[dict[str, Any]] = [json.loads(str(r["record"])) for r in found]
     if subject:
         records = [r for r in records if subject in r["subject"].split()]
+        if not records:
+            raise InputError(f"no record of yours is about {subject!r}", hint="`strongroom audit show` shows all")
     records = records[-last:] if last else records
     rows = [
         (
@@ -52,18 +54,21 @@ def show(subject: str | None, last: int | None, as_json: bool) -> None:
 def _why(record: dict[str, Any]) -> str:
     details = record["details"]
     if details.get("reasons"):
-        return str(details["reasons"][0])[:100] + (
-            f" (+{len(details['reasons']) - 1})" if len(details["reasons"]) > 1 else ""
-        )
+        more = f" (+{len(details['reasons']) - 1})" if len(details["reasons"]) > 1 else ""
+        return _short(str(details["reasons"][0]), 100) + more
     if "uses" in details:
         # A signed value's id, or what the owner named in the policy, at the time that the revision is from.
-        values = ", ".join(r[: r.find(" ") + 24] for r in details.get("references", ()))
+        values = ", ".join(_short(r, r.find(" ") + 24) for r in details.get("references", ()))
         by = f", by reference values {values}" if values else ""
         since = f" of {details['policy_set'][:16]}" if "policy_set" in details else ""
         return f"policy revision {details['policy_revision']}{since} allows {', '.join(details['uses'])}{by}"
     if "epoch" in details:
         return f"epoch {details['epoch']}"
-    return ", ".join(f"{k}={v}" for k, v in details.items() if isinstance(v, str | int))[:80]
+    return _short(", ".join(f"{k}={v}" for k, v in details.items() if isinstance(v, str | int)), 80)
+
+
+def _short(text: str, size: int) -> str:
+    return text if len(text) <= size else f"{text[:size]}..."
 
 
 @command.command("export", epilog=epilog("strongroom audit export audit.jsonl"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,6 +24,7 @@ __all__ = [
     "json_option",
     "key_argument",
     "owner",
+    "passphrase",
     "root_option",
     "settings",
     "unsafe_option",
@@ -67,6 +69,21 @@ def has_swap(table: Path = Path("/proc/swaps")) -> bool:
         return len(table.read_text().splitlines()) > 1
     except OSError:
         return False
+
+
+def passphrase(*, new: bool = False) -> str:
+    """Return what is typed unseen, twice if it is new; without a terminal, the first line of standard input.
+
+    Raises:
+        InputError: There is none.
+    """
+    if sys.stdin.isatty():
+        asked = "passphrase, 12 characters or more" if new else "passphrase"
+        return str(click.prompt(asked, hide_input=True, confirmation_prompt=new, err=True))
+    given = sys.stdin.readline().rstrip("\r\n")
+    if not given:
+        raise InputError("passphrase: expected one on a terminal or in the first line of standard input, got nothing")
+    return given
 
 
 def key_argument(name: str) -> Callable[[_F], _F]:

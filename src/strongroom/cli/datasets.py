@@ -26,6 +26,8 @@ def owned(folder: str, client: OwnerClient) -> DatasetInfo:
     """Return the claims of the data set in `folder`, which must be this owner's."""
     info = read_info(folder)
     if info is None:
+        if "://" not in folder and not Path(folder).exists():
+            raise InputError(f"{folder} is not a sealed data set: it does not exist", hint="check the path")
         raise InputError(f"{folder} is not a sealed data set", hint="`strongroom data seal SOURCE TARGET --key NAME`")
     if info.owner != client.owner:
         whose = Petnames.load(client.workspace).name(info.owner)
@@ -73,6 +75,11 @@ def seal_into(
     """Seal every file of `source` into the data set `target`, which is made if it is none."""
     if "://" not in source and not Path(source).exists():
         raise InputError(f"{source} does not exist", hint="check the path")
+    if read_info(source) is not None:  # without its manifest nothing of it would open again
+        raise InputError(
+            f"{source} is a sealed data set: expected plain files",
+            hint=f"`strongroom data open {source} PLAIN`, or copy it: it is safe on any disk as it is",
+        )
     ring = client.key_ring(key_name)
     info = read_info(target)
     if info is None:

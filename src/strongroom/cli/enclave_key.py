@@ -12,7 +12,7 @@ import click
 
 from strongroom._unix import flush_folder, write_whole
 from strongroom.cli import output
-from strongroom.cli.common import epilog, json_option
+from strongroom.cli.common import epilog, json_option, passphrase
 from strongroom.errors import DeniedError, InputError
 
 if TYPE_CHECKING:
@@ -47,17 +47,17 @@ def create(key: Path, passphrase_file: Path | None, as_json: bool) -> None:
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import rsa
 
-    passphrase = _read_passphrase(passphrase_file, confirm=True)
-    if len(passphrase) < _MINIMUM_LENGTH:
+    secret = _read_passphrase(passphrase_file, new=True)
+    if len(secret) < _MINIMUM_LENGTH:
         raise InputError(
-            f"the passphrase has {len(passphrase)} bytes, expected at least {_MINIMUM_LENGTH}",
+            f"the passphrase has {len(secret)} bytes, expected at least {_MINIMUM_LENGTH}",
             hint="use several random words",
         )
     made = rsa.generate_private_key(public_exponent=3, key_size=3072)
     pem = made.private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
-        serialization.BestAvailableEncryption(passphrase),
+        serialization.BestAvailableEncryption(secret),
     )
     try:
         handle = os.open(key, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -185,11 +185,10 @@ def _read(path: Path) -> bytes:
     return raw
 
 
-def _read_passphrase(path: Path | None, *, confirm: bool = False) -> bytes:
+def _read_passphrase(path: Path | None, *, new: bool = False) -> bytes:
     if path is not None:
         return _read(path).partition(b"\n")[0].rstrip(b"\r")
-    asked: str = click.prompt("passphrase", hide_input=True, confirmation_prompt=confirm, err=True)
-    return asked.encode()
+    return passphrase(new=new).encode()
 
 
 def _load(raw: bytes, passphrase_file: Path | None, path: Path) -> RSAPrivateKey:

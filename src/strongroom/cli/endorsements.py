@@ -97,7 +97,7 @@ def fetch(
     out: Path | None,
     anchor_file: Path | None,
 ) -> None:
-    """Fetch what verifying EVIDENCE (an SGX or TDX quote, or an SNP report) takes, and verify it once with that."""
+    """Fetch what verifying EVIDENCE (as `attest show` reads it) takes, and verify it once with that."""
     from strongroom.attest.endorsement_files import anchor_of, file_name, write_bundle
     from strongroom.attest.quote import trimmed
     from strongroom.attest.verifiers.choose import asking_nothing

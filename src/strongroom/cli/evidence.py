@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from strongroom._encoding import parse_bounded
+from strongroom._unix import read_text
 from strongroom.attest import ratls
 from strongroom.attest.appraisal import Policy, policy_from_json
 from strongroom.attest.endorsement_files import read_bundle, read_folder
@@ -48,10 +49,7 @@ def read_policy(path: Path) -> Policy:
     Raises:
         InputError: Not readable, or not a policy.
     """
-    try:
-        return policy_from_json(parse_bounded(path.read_bytes(), str(path)))
-    except OSError as exc:
-        raise InputError(f"{path} is not a readable policy: {exc.strerror}") from exc
+    return policy_from_json(parse_bounded(read_text(path, "name a policy in JSON"), str(path)))
 
 
 def read_evidence(path: Path) -> tuple[Evidence, bytes]:

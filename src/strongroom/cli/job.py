@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import click
 from strongroom._unix import write_whole
 from strongroom.cli import output
 from strongroom.cli.common import SWAP, check_simulated, epilog, has_swap, json_option, settings, workspace
+from strongroom.cli.measured import measured_options, measured_values
 from strongroom.client.job_files import parse_venv, read_job_file
 from strongroom.client.jobs import JobRunner
 from strongroom.client.petnames import Petnames
@@ -207,15 +209,28 @@ def report(outcome: Outcome, plan: LaunchPlan, bundle: Bundle, as_json: bool) ->
                 output.say(f"strongroom: {name} cannot hold {path}, {reason}: left out, or as it was before")
         code = f", exit code {outcome.exit_code}" if outcome.exit_code is not None else ""
         output.say(f"strongroom: {outcome.status}{code}{done}{mark}")
-        if outcome.exit_code and not outcome.error and plan.document.get("staged") is True:
-            output.hint(_writable(plan.document))
+        if 0 < (outcome.exit_code or 0) < 128 and not outcome.error and (hint := _why(plan)):
+            output.hint(hint)
+        if outcome.exit_code == 0 and outcome.details.get("gone") is True:
+            output.say("strongroom: what the program wrote to /work outside its volumes is gone")
+            output.hint(
+                "--volume NAME=PATH:KEY:rw keeps what is written to PATH, where an argument names it, or /work/NAME"
+            )
     if outcome.status == "completed" and outcome.exit_code is not None:
         return outcome.exit_code
     return 1
 
 
-def _writable(document: Mapping[str, object]) -> str:
+def _why(plan: LaunchPlan) -> str:
     # The program has an errno of its kernel's, and nothing says why.
+    unseen = next((a for a in plan.spec.arguments if not a.startswith("/work") and os.path.exists(a)), None)
+    if unseen is not None:
+        kind = "folder" if os.path.isdir(unseen) else "file"
+        return f"{unseen} is a {kind} of this machine, which the program does not see: seal it, or name a sealed one"
+    return _writable(plan.document) if plan.document.get("staged") is True else ""
+
+
+def _writable(document: Mapping[str, object]) -> str:
     volumes = cast(list[dict[str, object]], document["volumes"])
     kept = "".join(f"/work/{v['name']} (kept if the program ends well), " for v in volumes if v["mode"] == "rw")
     return f"if it could not write: a program may write to {kept}/work and /tmp (gone at the end)"
@@ -274,15 +289,20 @@ def build(job_file: Path, enclave: str | None, as_json: bool) -> None:
 @command.command("sign", epilog=epilog("strongroom job sign job.toml", "strongroom job sign job.toml --out ref.json"))
 @_JOB_FILE
 @click.option("--out", type=click.Path(path_type=Path), help="Default: JOB_FILE's name with .reference.json.")
+@measured_options
 @json_option
-def sign(job_file: Path, out: Path | None, as_json: bool) -> None:
-    """Build JOB_FILE and sign its reference values (in-toto, DSSE), for owners who import them into policies."""
+def sign(job_file: Path, out: Path | None, named: dict[str, str], as_json: bool) -> None:
+    """Build JOB_FILE and sign its reference values (in-toto, DSSE), for owners who import them into policies.
+
+    A build does not know what TDX and Occlum measure: their values are signed as you name them.
+    """
     from strongroom.attest.reference import ReferenceValues, sign_reference
     from strongroom.crypto.x509 import private_key_from_pem, spki_id
 
     runner, plan = plan_file(job_file)
     bundle = runner.build(plan)
-    key, named = private_key_from_pem((workspace().folder / "owner.key").read_bytes()), bundle.values
+    named = measured_values(bundle, plan.spec.enclave, named)
+    key = private_key_from_pem((workspace().folder / "owner.key").read_bytes())
     values = ReferenceValues(
         name=plan.spec.name,
         job=plan.job,

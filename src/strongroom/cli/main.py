@@ -93,8 +93,7 @@ def _run() -> int:  # noqa: PLR0911  # one ending each
         return 130
     except StrongroomError as exc:
         if isinstance(exc, InputError) and not exc.hint:
-            noun = sys.argv[1] if len(sys.argv) > 1 and sys.argv[1] in _COMMANDS else ""
-            exc.hint = f"examples: strongroom {noun + ' ' if noun else ''}--help"
+            exc.hint = f"examples: {' '.join(_typed(sys.argv[1:]))} --help"
         output.fail(exc)
         return exc.exit_status
     except BrokenPipeError:
@@ -110,6 +109,18 @@ def _run() -> int:  # noqa: PLR0911  # one ending each
         output.fail(StrongroomError(f"unexpected {type(exc).__name__}: {exc}", hint=hint))
         return StrongroomError.exit_status
     return result if isinstance(result, int) else 0
+
+
+def _typed(words: list[str]) -> list[str]:
+    # As far as they name a command: that is who has examples.
+    found: click.Command | None = cli
+    said = ["strongroom"]
+    for word in words:
+        found = found.get_command(click.Context(found), word) if isinstance(found, click.Group) else None
+        if found is None:
+            break
+        said.append(word)
+    return said
 
 
 def _os_error(exc: OSError) -> StrongroomError:

@@ -13,6 +13,7 @@ from strongroom._unix import read_text
 from strongroom.attest.appraisal import FreeArgument, Rego, TcbStatus
 from strongroom.cli import output
 from strongroom.cli.common import check_simulated, epilog, json_option, key_argument, owner, root_option, unsafe_option
+from strongroom.cli.measured import measured_options, measured_values
 from strongroom.cli.requests import approve, dismiss, request, requests, signed_values, tcb_options
 from strongroom.client.policies import allow_job, clear_policy
 from strongroom.errors import InputError
@@ -36,6 +37,7 @@ for one in (requests, request, approve, dismiss):
         "strongroom policy set sales --allow job.toml --use read",
         "strongroom policy set sales --allow job.toml --free '2=2026-[0-9]{2}'",
         "strongroom policy set sales --allow job.toml --rego policy.rego",
+        "strongroom policy set sales --allow job.toml --measurement 8f3c...     Occlum: its tools say it, no build",
     ),
 )
 @key_argument("key")
@@ -53,6 +55,7 @@ for one in (requests, request, approve, dismiss):
 @click.option(
     "--rego", "rego_file", type=click.Path(path_type=Path), help="A Rego module that has to accept the job as well."
 )
+@measured_options
 @root_option
 @tcb_options
 @unsafe_option
@@ -63,6 +66,7 @@ def set_(
     uses: tuple[str, ...],
     free: tuple[str, ...],
     rego_file: Path | None,
+    named: dict[str, str],
     root: str,
     tcb: TcbStatus,
     unsafe_accept_simulated: bool,
@@ -75,7 +79,7 @@ def set_(
     client = owner()
     runner, plan = plan_file(job_file, client)
     bundle = runner.build(plan)
-    named = bundle.values
+    named = measured_values(bundle, plan.spec.enclave, named)
     check_simulated(bundle.simulated, unsafe_accept_simulated)
     added = allow_job(
         client,

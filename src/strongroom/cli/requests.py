@@ -15,6 +15,7 @@ from strongroom._unix import read_text
 from strongroom.attest.policies import TCB_STATUSES, TDX_REGISTERS, TcbStatus
 from strongroom.cli import output
 from strongroom.cli.common import check_simulated, epilog, json_option, owner, root_option, unsafe_option
+from strongroom.cli.measured import measured_options
 from strongroom.client.petnames import Petnames
 from strongroom.client.policies import allow_job, measured
 from strongroom.errors import InputError
@@ -134,34 +135,20 @@ def _job(document: dict[str, Any], names: Petnames) -> list[str]:
     ),
 )
 @click.argument("number", type=int)
-@click.option("--measurement", metavar="HEX", help="SGX: the MRENCLAVE that you built or computed.")
-@click.option(
-    "--snp-measurement",
-    metavar="HEX",
-    help="SEV-SNP: the launch digest that you computed, with kernel, first file system and command line in it.",
-)
-@click.option(
-    "--tdx",
-    "registers",
-    multiple=True,
-    metavar="REGISTER=HEX",
-    help="TDX: mrtd and rtmr0 to rtmr3, each once, from a launch on a machine that you trust.",
-)
 @click.option(
     "--reference", type=click.Path(path_type=Path), help="Signed reference values of the job, in place of the values."
 )
 @click.option(
     "--signer", "signers", multiple=True, type=click.Path(path_type=Path), help="Certificate of who signed --reference."
 )
+@measured_options
 @root_option
 @tcb_options
 @unsafe_option
 @json_option
 def approve(
     number: int,
-    measurement: str | None,
-    snp_measurement: str | None,
-    registers: tuple[str, ...],
+    named: dict[str, str],
     reference: Path | None,
     signers: tuple[Path, ...],
     root: str,
@@ -177,16 +164,14 @@ def approve(
     found = _refused(client, number)
     claims = cast(dict[str, Any], found["claims"])
     check_simulated(bool(claims["simulated"]), unsafe_accept_simulated)
-    if (reference and (measurement or snp_measurement or registers)) or (signers and not reference):
+    if (reference and named) or (signers and not reference):
         raise InputError(
             "expected either the values that you computed or --reference with its --signer",
             hint="signed values take the place of --measurement, --snp-measurement and --tdx",
         )
     _check_root(root.lower(), claims)
     signed = signed_values(reference, signers) if reference else None
-    named = dict(signed.values) if signed else {"measurement": measurement, "snp_measurement": snp_measurement}
-    named |= _registers(registers)
-    _check_named({name: value.lower() for name, value in named.items() if value}, claims)
+    _check_named(signed.values if signed else named, claims)
     if signed and signed.job != found["job"]:
         raise InputError(f"reference: expected values of {found['job']}, got values of {signed.job}")
     added = allow_job(
@@ -215,16 +200,6 @@ def _check_root(root: str, claims: Mapping[str, object]) -> None:
             if claims["root"] == "own"
             else "the evidence is under another root than --root names",
         )
-
-
-def _registers(given: Sequence[str]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for text in given:
-        name, _, value = text.partition("=")
-        if name.lower() not in TDX_REGISTERS or not value or name.lower() in found:
-            raise InputError(f"--tdx {text!r}: expected {', '.join(TDX_REGISTERS)}, each once, as REGISTER=HEX")
-        found[name.lower()] = value
-    return found
 
 
 def _check_named(named: Mapping[str, str], claims: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from typing import cast
 import click
 
 from strongroom.cli import output
-from strongroom.cli.common import epilog, json_option, owner, workspace
+from strongroom.cli.common import epilog, json_option, owner, passphrase, workspace
 from strongroom.cli.endorsements import anchor_option, read_anchor, snp_settings, state
 from strongroom.cli.service_verify import build, measure, verify
 from strongroom.client.tees import TEES
@@ -33,11 +33,11 @@ command.add_command(measure)
 command.add_command(verify)
 
 
-def _own(enclave: str | None = None) -> Workspace:
+def _own(enclave: str | None = None, *, alone: bool = False) -> Workspace:
     here = workspace()
     if not here.embedded:
         raise InputError("this workspace has no trust service of its own", hint=f"its administrator, at {here.service}")
-    if enclave is not None and here.is_running():
+    if (enclave is not None or alone) and here.is_running():
         raise InputError("the trust service is running already", hint="`strongroom service stop` first")
     return here if enclave is None else here.in_enclave(enclave)
 
@@ -87,9 +87,12 @@ def start(enclave: str | None) -> None:
 def run(listen: str, enclave: str | None, admin: Path | None) -> None:
     """Run the service in the foreground."""
     from strongroom.service.main import main as serve
+    from strongroom.service.server import host_and_port
 
+    if listen:
+        host_and_port(listen)
     if admin is None:
-        here = _own(enclave)
+        here = _own(enclave, alone=True)
         folder, kind, more = here.folder, here.enclave, []
     else:
         folder, kind, more = Path.cwd() / FOLDER, enclave or "", [str(admin)]
@@ -163,7 +166,7 @@ def unlock() -> None:
             "`strongroom service verify --pin` first"
         )
     if sys.stdin.isatty() and found["root_kind"] == "passphrase":
-        credentials = [click.prompt("passphrase", hide_input=True, err=True)]
+        credentials = [passphrase()]
     else:
         output.say("reading one passphrase or share a line until the end of input")
         credentials = [line.strip() for line in sys.stdin if line.strip()]
@@ -197,7 +200,7 @@ def rotate_root(kind: str | None, threshold: int, shares: int, yes: bool, as_jso
     split = kind in ("shares", "tee")
     options = {"threshold": str(threshold), "shares": str(shares)} if split else {}
     if kind == "passphrase":
-        options = {"passphrase": click.prompt("passphrase", hide_input=True, confirmation_prompt=True, err=True)}
+        options = {"passphrase": passphrase(new=True)}
     body: dict[str, object] = {"kind": kind, "sealed": client.sealed(options)}
     if split:
         # Shares first, rotation second: if anything fails in between, the old root key is still in force.

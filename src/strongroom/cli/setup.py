@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from strongroom.cli import output
-from strongroom.cli.common import epilog, json_option
+from strongroom.cli.common import epilog, json_option, passphrase
 from strongroom.errors import InputError
 
 __all__ = ["command"]
@@ -44,7 +44,7 @@ def command(
     if root_kind != "shares" and (threshold is not None or shares is not None):
         raise InputError("--threshold and --shares make shares of the root key", hint="add --root shares")
     if root_kind == "passphrase":
-        options = {"passphrase": click.prompt("passphrase", hide_input=True, confirmation_prompt=True, err=True)}
+        options = {"passphrase": passphrase(new=True)}
     elif root_kind == "shares":
         options = {name: str(n) for name, n in (("threshold", threshold), ("shares", shares)) if n is not None}
     created = create_workspace(folder, owner=owner_name, root_kind=root_kind, root_options=options)

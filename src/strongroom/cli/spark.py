@@ -138,7 +138,8 @@ def _set(flag: str, value: str, settings: dict[str, str]) -> None:
     elif flag == "--class":
         settings["--class"] = value
     else:
-        raise InputError(f"spark-submit flag {flag} is not supported", hint="see `strongroom spark-submit --help`")
+        hint = "an enclave's memory is --driver-memory and --scratch-mb" if flag.startswith("--sgx-") else ""
+        raise InputError(f"spark-submit flag {flag} is not supported", hint=hint)
 
 
 def _properties(path: Path) -> dict[str, str]:

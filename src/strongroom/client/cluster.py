@@ -13,7 +13,6 @@ from strongroom.attest.simulated.platform import load_seed
 from strongroom.client.workspace import Workspace
 from strongroom.config import Settings
 from strongroom.errors import InputError
-from strongroom.jobs.enclaves.sim import SimulatedEnclave
 from strongroom.jobs.runtimes import Runtimes
 from strongroom.jobs.targets.ssh import Deployment, SshHost
 
@@ -94,8 +93,7 @@ class Cluster:
         load_seed(workspace.seed)
         runtimes = Runtimes(settings.cache / "runtimes", say)
         digests, service = settings.cache / "digests", workspace.guest_socket_folder
-        enclave = SimulatedEnclave(runtimes, cache=digests, service=service, identity_pem=workspace.identity_pem)
-        node, places = runtimes.node(), enclave.places(self._wanted(), self.environment)
+        node, places = runtimes.node(), runtimes.places(self._wanted(), self.environment)
         deployment = Deployment(
             places={place: (source, tree_digest(source, digests).hex()) for place, source in places.items()},
             node=(node, tree_digest(node, digests).hex()),

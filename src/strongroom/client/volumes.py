@@ -130,7 +130,7 @@ def resolve_volume(request: VolumeRequest, datasets: Datasets | None, owners: Pe
         if request.mode != "rw" or not request.key or datasets is None:
             raise InputError(
                 f"volume {request.name}: {request.path} is not a sealed data set",
-                hint=f"seal it first, or give {request.name}=PATH:KEY:rw to write a new one",
+                hint=f"seal it first; to write a new one: {request.name}=PATH:KEY:rw, in a job file mode and key",
             )
         if not folder.is_empty():
             raise InputError(f"volume {request.name}: {request.path} is not empty and not a data set")
@@ -224,7 +224,7 @@ def volume_in_file(base: Path, table: Mapping[str, object]) -> VolumeRequest:
     """
     mode = table.get("mode", "ro")
     if mode not in ("ro", "rw") or not _NAME.fullmatch(str(table["name"])):
-        raise InputError(f"volume {table['name']!r}: expected a plain name and mode ro or rw")
+        raise InputError(f"volume {table['name']!r}: expected a plain name and mode ro or rw, got mode {mode!r}")
     epoch = cast(int | None, table.get("epoch"))
     at_kbs = str(table.get("key", "")).startswith("kbs+")
     manifest, file = str(table.get("manifest", "")), str(table.get("certificate", ""))

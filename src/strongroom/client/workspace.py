@@ -194,7 +194,7 @@ class Workspace:
             if process.poll() not in (None, 0, _ALREADY_RUNNING):  # another command may start it at the same time
                 if self.is_running():
                     return
-                said, _, hint = self._last_words(written).partition("\n\nhint: ")
+                said, _, hint = self._last_words(written).removeprefix("error: ").partition("\n\nhint: ")
                 raise UnavailableError(f"the trust service does not start: {said}", hint=hint)
             time.sleep(0.02)
         raise UnavailableError("the trust service does not start in time", hint=f"see {self.run_folder}/service.log")

@@ -32,9 +32,9 @@ from strongroom._encoding import parse_json
 from strongroom._unix import listen_unix, receive_exactly, serve_connections
 from strongroom.attest.attesters import Attester
 from strongroom.attest.attesters.tsm import TDX_REGISTERS, TsmAttester, bind_at_runtime
-from strongroom.attest.binding import JOB_FILE, init_data_digest, parse_init_data
+from strongroom.attest.binding import init_data_digest
 from strongroom.errors import InputError, StrongroomError, UnavailableError
-from strongroom.guest.document import LeftEvidence, table, volumes
+from strongroom.guest.document import LeftEvidence, read_job, read_object, table, volumes
 
 __all__ = ["main", "serve"]
 
@@ -84,14 +84,9 @@ def main() -> NoReturn:
 def _run() -> dict[str, object]:
     _mount("proc", "/proc", "proc", _PLAIN)
     _load_modules()  # 1.
-    init_data = (_JOB / "init-data.toml").read_text()
-    document = parse_json(parse_init_data(init_data)[JOB_FILE], "the job document")
-    if not isinstance(document, dict):
-        raise InputError("the job document is not an object")
+    init_data, document = read_job(_JOB)
     user = _mount_all(document)  # 2.
-    launch = parse_json((_HOST / "launch.json").read_bytes(), "launch.json")
-    if not isinstance(launch, dict):
-        raise InputError("launch.json is not an object")
+    launch = read_object(_HOST / "launch.json")
     socket.sethostname("enclave")
     _bring_up("lo", "127.0.0.1", "255.0.0.0")  # 3.
     address, mask = str(launch.get("address", "10.0.2.15")), str(launch.get("netmask", "255.255.255.0"))

@@ -8,12 +8,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from strongroom._encoding import parse_json
 from strongroom._secret import SecretBytes
 from strongroom.attest.attesters import Attester
+from strongroom.attest.binding import JOB_FILE, parse_init_data
 from strongroom.attest.evidence import Evidence
 from strongroom.errors import EndorsementError, InputError, StrongroomError, VerificationError
 
-__all__ = ["LeftEvidence", "Report", "column_keys", "kbs_volumes", "service_volumes", "table", "texts", "volumes"]
+__all__ = [
+    "LeftEvidence",
+    "Report",
+    "column_keys",
+    "kbs_volumes",
+    "read_job",
+    "read_object",
+    "service_volumes",
+    "table",
+    "texts",
+    "volumes",
+]
 
 
 @dataclass(slots=True)
@@ -29,6 +42,15 @@ class Report:
         """Record what went wrong."""
         self.status = status
         self.error = {"code": error.code, "message": str(error), "hint": error.hint, "details": error.details}
+
+    @property
+    def exit_status(self) -> int:
+        """The program's exit code, or 1 if it did not run to its end."""
+        return 1 if self.exit_code is None or self.status != "completed" else self.exit_code
+
+    def to_json(self) -> dict[str, object]:
+        """Return it as JSON-ready data."""
+        return {"status": self.status, "exit_code": self.exit_code, "error": self.error, "details": self.details}
 
 
 @dataclass(slots=True)
@@ -75,6 +97,23 @@ class LeftEvidence:
                 f"launch/{self.place.name} to it, `strongroom attest endorsements fetch {self.place.name}`, and "
                 "`strongroom service trust` as that says"
             )
+
+
+def read_job(folder: Path) -> tuple[str, dict[str, object]]:
+    """Return the Initdata text in `folder`, and the job document in it."""
+    init_data = (folder / "init-data.toml").read_text()
+    parsed = parse_json(parse_init_data(init_data)[JOB_FILE], "the job document")
+    if not isinstance(parsed, dict):
+        raise InputError("the job document is not an object")
+    return init_data, parsed
+
+
+def read_object(path: Path) -> dict[str, object]:
+    """Return the JSON object in a file."""
+    value = parse_json(path.read_bytes(), path.name)
+    if not isinstance(value, dict):
+        raise InputError(f"{path.name} is not an object")
+    return value
 
 
 def volumes(document: Mapping[str, object]) -> list[dict[str, object]]:

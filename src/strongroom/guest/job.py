@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -202,6 +202,14 @@ class Job:
         details["committed"] = {n: {"dataset": h.dataset, "epoch": h.epoch} for n, h in heads.items() if h}
         details["held"] = [v.name for v in self.volumes.values() if v.held]
         details["left_out"] = {v.name: v.left_out for v in self.volumes.values() if v.left_out}
+        details["gone"] = _wrote_beside(self.volumes)
+
+
+def _wrote_beside(volumes: Container[str]) -> bool:
+    # Names stay in the enclave. Hidden ones are caches; Spark's own database of tables is no output.
+    with os.scandir(WORK) as found:
+        beside = [e for e in found if e.name not in volumes and not e.name.startswith((".", "derby.", "metastore_db"))]
+    return any(not e.is_dir(follow_symlinks=False) or any(files for *_, files in os.walk(e)) for e in beside)
 
 
 def make_places(volumes: Iterable[str]) -> None:

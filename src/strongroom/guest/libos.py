@@ -29,12 +29,12 @@ from strongroom.attest.attesters.gramine import GramineAttester
 from strongroom.attest.attesters.occlum import DEVICE, OcclumAttester
 from strongroom.errors import DeniedError, InputError, StrongroomError, UnavailableError
 from strongroom.guest import apart
-from strongroom.guest.document import LeftEvidence, Report, texts
+from strongroom.guest.document import LeftEvidence, Report, read_job, read_object, texts
 from strongroom.guest.document import column_keys as keys_of
 from strongroom.guest.document import volumes as volumes_of
 from strongroom.guest.job import WORK, Grants, Job
 from strongroom.guest.kbs import outward, receive_kbs
-from strongroom.guest.main import attempt, check_code, read_job, read_object, receive
+from strongroom.guest.main import attempt, check_code, receive
 from strongroom.guest.session import ServiceSession
 from strongroom.guest.spawned import SpawnedWorkload
 from strongroom.guest.staging import StagedVolume
@@ -62,14 +62,13 @@ def main() -> NoReturn:
     attempt(report, lambda: _boot(report, attester, occlum))
     attester.explain(report.error)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    said = {"status": report.status, "exit_code": report.exit_code, "error": report.error, "details": report.details}
     if report.error:
         _log.error("the job did not end well status=%s reason=%s", report.status, report.error["message"])
     with contextlib.suppress(OSError):  # the host's folder: it may keep itself from knowing
-        (LAUNCH / "report.json").write_text(json.dumps(said))
+        (LAUNCH / "report.json").write_text(json.dumps(report.to_json()))
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(1 if report.exit_code is None or report.status != "completed" else report.exit_code)
+    os._exit(report.exit_status)
 
 
 def _boot(report: Report, attester: Attester, occlum: bool) -> None:

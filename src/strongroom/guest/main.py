@@ -21,19 +21,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from strongroom import log
-from strongroom._encoding import parse_json, sha256_id
+from strongroom._encoding import sha256_id
 from strongroom.attest.attesters.simulated import SimulatedAttester
-from strongroom.attest.binding import JOB_FILE, parse_init_data
 from strongroom.crypto import x509
 from strongroom.errors import AppraisalError, DeniedError, InputError, IntegrityError, StrongroomError, UnavailableError
 from strongroom.guest import confine
-from strongroom.guest.document import Report, column_keys, kbs_volumes, service_volumes, texts
+from strongroom.guest.document import Report, column_keys, kbs_volumes, read_job, read_object, service_volumes, texts
 from strongroom.guest.session import Certified, Grant, ServiceSession
 
 if TYPE_CHECKING:
     from strongroom.guest.door import Door
 
-__all__ = ["attempt", "check_code", "main", "read_job", "read_object", "receive"]
+__all__ = ["attempt", "check_code", "main", "receive"]
 
 _log = logging.getLogger(__name__)
 
@@ -64,7 +63,7 @@ def main(tee: str = "sgx") -> NoReturn:
     _tell(platform, report)
     sys.stderr.flush()
     # Nothing is left to be tidied, and whatever is in memory goes with the process.
-    os._exit(1 if report.exit_code is None or report.status != "completed" else report.exit_code)
+    os._exit(report.exit_status)
 
 
 def attempt(report: Report, run: Callable[[], None]) -> None:
@@ -218,27 +217,8 @@ def _refusal(refusals: list[tuple[str, str, AppraisalError | DeniedError]]) -> A
     return AppraisalError(reasons, details={"refused": refused})
 
 
-def read_job(folder: Path) -> tuple[str, dict[str, object]]:
-    """Return the Initdata text in `folder`, and the job document in it."""
-    init_data = (folder / "init-data.toml").read_text()
-    parsed = parse_json(parse_init_data(init_data)[JOB_FILE], "the job document")
-    if not isinstance(parsed, dict):
-        raise InputError("the job document is not an object")
-    return init_data, parsed
-
-
-def read_object(path: Path) -> dict[str, object]:
-    """Return the JSON object in a file."""
-    value = parse_json(path.read_bytes(), path.name)
-    if not isinstance(value, dict):
-        raise InputError(f"{path.name} is not an object")
-    return value
-
-
 def _tell(platform: socket.socket, report: Report) -> None:
     sys.stdout.flush()
-    body = b"report" + json.dumps(
-        {"status": report.status, "exit_code": report.exit_code, "error": report.error, "details": report.details}
-    ).encode("utf-8", "replace")
+    body = b"report" + json.dumps(report.to_json()).encode("utf-8", "replace")
     platform.sendall(struct.pack(">I", len(body)) + body)
     platform.recv(16)

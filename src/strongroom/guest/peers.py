@@ -9,9 +9,7 @@ through a connection that both ends checked like this.
 
 from __future__ import annotations
 
-import collections
 import contextlib
-import json
 import logging
 import os
 import secrets
@@ -22,7 +20,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from strongroom._encoding import parse_json
 from strongroom._unix import serve_connections
 from strongroom.attest import ratls
 from strongroom.crypto import tls, x509
@@ -36,6 +33,7 @@ from strongroom.errors import (
 )
 from strongroom.guest import tunnel
 from strongroom.guest.door import Door
+from strongroom.guest.links import HANDSHAKE_S, SILENCE_S, Link, hang_up, receive_greeting, send_greeting, watch_over
 from strongroom.guest.session import Certified
 
 __all__ = ["DRIVER", "NotReachedError", "Peers"]
@@ -44,15 +42,7 @@ _log = logging.getLogger(__name__)
 
 DRIVER = 1
 _LAST = 254
-_HANDSHAKE_S = 15.0
-SILENCE_S = 20.0
-"""A peer that says nothing for so long is lost; it gives a sign of life four times as often."""
-MAX_BYTES_PER_KEY = 1 << 36
-"""After so many a connection is replaced: a sixth of what AES-GCM records of 16 KiB may carry (RFC 8446, 5.5)."""
 _AGAIN_S = (0.5, 1, 2, 4, 8, 16, 30)
-_QUEUE = 2048  # packets; what does not fit is dropped, and TCP sends it again
-_BATCH = 1 << 19
-_MAX_GREETING = 1 << 15
 _RECORD = 1 << 14  # bytes: no TLS record gives more
 
 
@@ -60,65 +50,11 @@ class NotReachedError(UnavailableError):
     """Nobody answers at an address."""
 
 
-class _Link:
-    """Packets to one peer, over a connection of its own: TLS connections are not read and written at the same time.
-
-    Args:
-        sock: The connection.
-        renewed: Returns another one.
-    """
-
-    def __init__(self, sock: ssl.SSLSocket, renewed: Callable[[], ssl.SSLSocket]) -> None:
-        self.sock = sock
-        self._renewed = renewed
-        self._waiting: collections.deque[bytes] = collections.deque()
-        self._wake = threading.Condition()
-        self._closed = False
-
-    def send(self, packet: bytes) -> None:
-        """Queue a packet; a full queue drops it."""
-        with self._wake:
-            if len(self._waiting) < _QUEUE:
-                self._waiting.append(packet)
-                self._wake.notify()
-
-    def run(self) -> None:
-        """Send what is queued until the link breaks or is closed."""
-        with contextlib.suppress(OSError, StrongroomError):
-            while not self._closed:
-                self._use()
-        self.sock.close()
-
-    def _use(self) -> None:
-        self.sock.settimeout(SILENCE_S)
-        sent = 0
-        while sent < MAX_BYTES_PER_KEY:
-            with self._wake:
-                if not self._waiting and not self._closed:
-                    self._wake.wait(SILENCE_S / 4)
-                if self._closed:
-                    return
-                batch, size = [], 0
-                while self._waiting and size < _BATCH:
-                    batch.append(self._waiting.popleft())
-                    size += len(batch[-1])
-            self.sock.sendall(b"".join(batch) or b"\0")
-            sent += size
-        worn, self.sock = self.sock, self._renewed()
-        worn.close()
-
-    def close(self) -> None:
-        """Send nothing more."""
-        with self._wake:
-            self._closed = True
-            self._wake.notify()
-
-
 @dataclass(slots=True)
 class _Peer:
     number: int
     at: str
-    link: _Link | None = None
+    link: Link | None = None
     inbound: ssl.SSLSocket | None = None
     calling: threading.Lock = field(default_factory=threading.Lock)
 
@@ -256,7 +192,7 @@ class Peers:
             raw = self._door.connect(at)
         except UnavailableError as exc:
             raise NotReachedError(str(exc)) from exc
-        _watch_over(raw)
+        watch_over(raw)
         try:
             sock = self._client.wrap_socket(raw)
         except OSError as exc:
@@ -264,8 +200,8 @@ class Peers:
             raise NotReachedError(f"{at} is no peer: {getattr(exc, 'reason', None) or exc}") from exc
         try:
             self._check(sock)
-            _send(sock, hello)
-            answer = _receive(sock)
+            send_greeting(sock, hello)
+            answer = receive_greeting(sock)
         except OSError as exc:
             sock.close()
             raise NotReachedError(f"{at} did not answer: {exc}") from exc
@@ -312,7 +248,7 @@ class Peers:
         except StrongroomError as exc:
             _log.warning("peer not reached number=%d reason=%s", number, exc)
             return False
-        link = _Link(sock, lambda: self._call(peer.at, hello)[0])
+        link = Link(sock, lambda: self._call(peer.at, hello)[0])
         with self._lock:
             if self._peers.get(number) is not peer or peer.link is not None:
                 sock.close()
@@ -321,7 +257,7 @@ class Peers:
         threading.Thread(target=self._send, args=(peer, link), daemon=True).start()
         return True
 
-    def _send(self, peer: _Peer, link: _Link) -> None:
+    def _send(self, peer: _Peer, link: Link) -> None:
         link.run()
         if not self._ending and self._peers.get(peer.number) is peer:
             self._lose(peer.number)
@@ -346,11 +282,11 @@ class Peers:
     # --- being called
 
     def _answer(self, raw: socket.socket) -> None:
-        _watch_over(raw)
+        watch_over(raw)
         try:
             with self._server.wrap_socket(raw, server_side=True) as sock:
                 self._check(sock)
-                self._serve(sock, _receive(sock))
+                self._serve(sock, receive_greeting(sock))
         except StrongroomError as exc:
             _log.warning("refused a caller reason=%s", exc)
         except (OSError, ValueError) as exc:
@@ -364,10 +300,10 @@ class Peers:
             if kind != "join" and hello.get("run") != self._run:
                 raise DeniedError("another run of this job")
             if kind == "join" and self._own == DRIVER:
-                _send(sock, self._admit(str(hello.get("at"))))
+                send_greeting(sock, self._admit(str(hello.get("at"))))
                 return
             if kind == "agent" and self._serve_agent is not None:
-                _send(sock, {})
+                send_greeting(sock, {})
                 sock.settimeout(None)
                 self._serve_agent(sock)
                 return
@@ -377,7 +313,7 @@ class Peers:
             if not DRIVER <= number <= _LAST or number == self._own or hello.get("to") != self._own:
                 raise DeniedError("not from a peer, or not for this one")
         except DeniedError as exc:
-            _send(sock, {"error": str(exc)})
+            send_greeting(sock, {"error": str(exc)})
             raise
         self._receive_packets(sock, number, str(hello.get("at")))
 
@@ -393,7 +329,7 @@ class Peers:
             known = {str(n): p.at for n, p in self._peers.items()}
             self._peers[number] = _Peer(number, at)
         _log.info("worker admitted number=%d", number)
-        timer = threading.Timer(_HANDSHAKE_S * 2, self._check_heard, [number])
+        timer = threading.Timer(HANDSHAKE_S * 2, self._check_heard, [number])
         timer.daemon = True
         timer.start()
         return {"run": self._run, "number": number, "peers": known}
@@ -411,8 +347,8 @@ class Peers:
                 raise DeniedError(f"nobody is number {number}")
             peer = self._peers.setdefault(number, _Peer(number, at))
             replaced, peer.inbound = peer.inbound, sock
-        _hang_up(replaced)
-        _send(sock, {})
+        hang_up(replaced)
+        send_greeting(sock, {})
         threading.Thread(target=self._call_back, args=(number,), daemon=True).start()
         sock.settimeout(SILENCE_S)
         # A window of our own: memory for each `recv` would come from the kernel, page by page, and double the time.
@@ -463,48 +399,8 @@ class Peers:
             # A worker's connection to its driver ends with its process, which says that its program has ended.
             if peer.link is not None and number != DRIVER:
                 peer.link.close()
-            _hang_up(peer.inbound)
+            hang_up(peer.inbound)
             for packet in self._flows.resets(number):
                 self._deliver(packet)
         if DRIVER not in (number, self._own):
             threading.Thread(target=self._call_again, args=(number, peer.at), daemon=True).start()
-
-
-def _hang_up(sock: ssl.SSLSocket | None) -> None:
-    # Below TLS: SSLSocket.shutdown would take TLS off a socket that another thread reads, which then reads raw bytes.
-    if sock is not None:
-        with contextlib.suppress(OSError):
-            socket.socket.shutdown(sock, socket.SHUT_RDWR)
-
-
-def _watch_over(raw: socket.socket) -> None:
-    # A connection that waits for requests, as the agent's, would never notice that the other machine is gone.
-    raw.settimeout(_HANDSHAKE_S)
-    raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3)):
-        raw.setsockopt(socket.IPPROTO_TCP, option, value)
-
-
-def _send(sock: ssl.SSLSocket, value: Mapping[str, object]) -> None:
-    body = json.dumps(value).encode()
-    sock.sendall(len(body).to_bytes(4, "big") + body)
-
-
-def _receive(sock: ssl.SSLSocket) -> dict[str, object]:
-    size = int.from_bytes(_exactly(sock, 4), "big")
-    if size > _MAX_GREETING:
-        raise InputError("a peer's greeting is too long")
-    value = parse_json(_exactly(sock, size), "a peer's greeting")
-    if not isinstance(value, dict):
-        raise InputError("a peer's greeting is no object")
-    return value
-
-
-def _exactly(sock: ssl.SSLSocket, size: int) -> bytes:
-    parts = b""
-    while len(parts) < size:
-        part = sock.recv(size - len(parts))
-        if not part:
-            raise UnavailableError("a peer closed the connection")
-        parts += part
-    return parts

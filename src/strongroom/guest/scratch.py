@@ -13,7 +13,7 @@ from pathlib import Path
 
 from strongroom.crypto.stream import Reader, write_all
 from strongroom.errors import InputError
-from strongroom.guest.volumes import open_below
+from strongroom.guest.opening import open_below
 
 __all__ = [
     "Identity",

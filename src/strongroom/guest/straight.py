@@ -21,7 +21,8 @@ from strongroom.crypto.keys import FileSecret
 from strongroom.crypto.stream import Reader, Writer
 from strongroom.errors import DeniedError, StrongroomError
 from strongroom.guest.fuse import WritingServer, hold, mount
-from strongroom.guest.volumes import SealedVolume, read_sealed
+from strongroom.guest.opening import read_sealed
+from strongroom.guest.volumes import SealedVolume
 from strongroom.storage.dataset import tampered
 from strongroom.storage.places import TEMPORARY
 

@@ -23,7 +23,7 @@ from strongroom.crypto.stream import Reader
 from strongroom.errors import StrongroomError, UnavailableError
 from strongroom.guest import confine
 from strongroom.guest.fuse import DEVICE, NEAR, FuseServer, OpenFile, mount
-from strongroom.guest.volumes import open_reader
+from strongroom.guest.opening import open_reader
 from strongroom.keyagent.client import KeyAgentClient
 from strongroom.keyagent.protocol import FOLDER, Operation
 

@@ -46,5 +46,5 @@ def enclave(kind: str, runtimes: Runtimes, *, cache: Path, service: Path, identi
         case "cvm":
             from strongroom.jobs.enclaves.cvm import ConfidentialVM  # noqa: PLC0415
 
-            return ConfidentialVM(runtimes, cache=cache, identity_pem=identity_pem)
+            return ConfidentialVM(runtimes, identity_pem=identity_pem)
     raise InputError(f"enclave kind {kind!r} is not available: expected {' or '.join(ENCLAVES)}")

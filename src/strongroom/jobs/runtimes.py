@@ -24,7 +24,7 @@ import shutil
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from strongroom import __version__
@@ -37,6 +37,7 @@ __all__ = ["BUILT_FILE", "Runtimes", "finish_env", "forget_machine"]
 BUILT_FILE = "strongroom-env.json"
 """Says that a folder is an environment as it stands (environments.py)."""
 
+_WORKLOADS = Path(__file__).parent / "workloads"
 _STDLIB_LEFT_OUT = {"test", "tests", "idlelib", "turtledemo", "tkinter", "ensurepip", "site-packages", "__pycache__"}
 _ENV_LEFT_OUT = {"__pycache__", "pip", "_distutils_hack", "cryptography_vectors", "mypy", "mypyc", "strongroom"}
 # Installers, type checkers and test vectors: no workload imports them, and each file costs at every launch. What
@@ -93,6 +94,30 @@ class Runtimes:
     def __init__(self, cache: Path, progress: Callable[[str], None] = lambda _line: None) -> None:
         self._cache = cache
         self._progress = progress
+
+    def places(self, wanted: Sequence[str], venv: Path | None = None) -> dict[str, Path]:
+        """Return place inside -> folder outside for everything measured of the runtimes that a workload wants.
+
+        Args:
+            wanted: Of base, python, guest, env, library, jdk.
+            venv: The environment that the job brings along.
+        """
+        base = self.base()
+        places = {"/usr": base / "usr", "/etc": base / "etc", "/strongroom/guest": self.guest()}
+        places["/opt/python"] = self.python()
+        if "env" in wanted:
+            places["/opt/env"] = self.env(venv)
+        if "library" in wanted:
+            places["/opt/strongroom/python"] = self.library()
+        if "jdk" in wanted:
+            if not any(places["/opt/env"].glob("lib/python3.*/site-packages/pyspark")):
+                if venv is not None:
+                    raise InputError(f"environment {venv} has no PySpark", hint="install pyspark into it")
+                raise InputError("there is no PySpark beside strongroom", hint="pip install 'strongroom[spark]'")
+            places["/opt/jdk"] = self.jdk()
+            places["/opt/strongroom/strongroom-spark.jar"] = _WORKLOADS / "strongroom-spark.jar"
+            places["/opt/strongroom/conf"] = _WORKLOADS / "spark-conf"
+        return places
 
     def base(self) -> Path:
         """Return the folder with `usr` and `etc`."""

@@ -152,7 +152,7 @@ class TrustRoot(Body):
 class SetLease(Body):
     """How long a guest that attests from now on may use what is released to it before it has to attest again.
 
-    At least twice what a release must be good for (`broker.MIN_LEASE_S`): guests renew at half time.
+    At least twice what a release must be good for (`receivers.MIN_LEASE_S`): guests renew at half time.
     """
 
     lease_s: Annotated[int, msgspec.Meta(ge=120, le=MAX_LEASE_S)]

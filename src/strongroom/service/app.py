@@ -34,6 +34,7 @@ from strongroom.errors import (
 )
 from strongroom.kms import messages
 from strongroom.kms.audit import LINKS, SEEN, AuditHead, AuditLog
+from strongroom.service import guest_messages
 from strongroom.service.guest_api import GuestAPI
 from strongroom.service.guest_messages import CertificateRequest, SignedCommit
 from strongroom.service.openapi import openapi
@@ -148,17 +149,12 @@ def guest_app(service: TrustService, api: GuestAPI) -> Starlette:
         answer = await run_in_threadpool(lambda: api.commit(session, body, now=datetime.now(UTC)))
         return _proven(service, request, JSONResponse(answer), to)
 
-    return Starlette(
-        routes=[
-            Route("/kbs/v0/auth", _guarded(auth), methods=["POST"]),
-            Route("/kbs/v0/attest", _guarded(attest), methods=["POST"]),
-            Route("/kbs/v0/resource/{repository}/{type}/{tag}", _guarded(resource, tell_all=True), methods=["GET"]),
-            Route("/kbs/v0/strongroom/certificate", _guarded(certificate, tell_all=True), methods=["POST"]),
-            Route("/kbs/v0/strongroom/commit", _guarded(commit, tell_all=True), methods=["POST"]),
-            Route("/.well-known/jwks.json", _guarded(jwks), methods=["GET"]),
-        ],
-        exception_handlers=_NOT_HERE,
-    )
+    to_strangers = {"kbs_auth": auth, "kbs_attest": attest, "jwks": jwks}
+    to_guests = {"kbs_resource": resource, "kbs_certificate": certificate, "kbs_commit": commit}
+    handlers = {name: _guarded(handle) for name, handle in to_strangers.items()}
+    handlers |= {name: _guarded(handle, tell_all=True) for name, handle in to_guests.items()}
+    routes = [Route(r.path, handlers[r.name], methods=[r.method]) for r in guest_messages.ROUTES]
+    return Starlette(routes=routes, exception_handlers=_NOT_HERE)
 
 
 def _guarded(handle: _Handler, *, tell_all: bool = False) -> _Handler:

@@ -16,6 +16,7 @@ from strongroom.attest.endorsements import TrustAnchor
 from strongroom.attest.verifiers import AnchoredVerifier
 from strongroom.attest.verifiers.choose import verifier_for
 from strongroom.errors import EndorsementError
+from strongroom.service import trust
 from strongroom.service.state import TrustService
 
 __all__ = ["EndorsementFolder"]
@@ -63,7 +64,8 @@ class EndorsementFolder:
         before, known = self._known
         if stamp != before:
             found, refused = read_folder(folder)
-            found, more = self._service.renewed([(a, e) for a, e in found if (a.fingerprint, a.kind) in trusted])
+            with self._service.store.transaction() as tx:
+                found, more = trust.renewed(tx, [(a, e) for a, e in found if (a.fingerprint, a.kind) in trusted])
             known = found, refused + more
             self._known = stamp, known
             for reason in known[1]:

@@ -34,7 +34,8 @@ from strongroom.errors import (
     UnattestedError,
     VerificationError,
 )
-from strongroom.kms.broker import Guest, KeyWanted
+from strongroom.kms.job_document import KeyWanted
+from strongroom.kms.receivers import Guest
 from strongroom.kms.repeats import HourlyLimit
 from strongroom.service.endorsements import EndorsementFolder
 from strongroom.service.guest_messages import CertificateRequest, CommitStatement, SignedCommit

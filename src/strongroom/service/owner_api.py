@@ -24,8 +24,10 @@ from strongroom.crypto import jose, x509
 from strongroom.errors import DeniedError, InputError
 from strongroom.kms import messages
 from strongroom.kms.audit import AuditHead, AuditLog
-from strongroom.kms.broker import KeyWanted, OwnerReceiver
+from strongroom.kms.job_document import KeyWanted
 from strongroom.kms.owners import add_owner, is_registered, list_owners, revoke_owner
+from strongroom.kms.receivers import OwnerReceiver
+from strongroom.service import trust
 from strongroom.service.state import TrustService
 
 __all__ = ["Call", "OwnerAPI"]
@@ -76,17 +78,17 @@ class OwnerAPI:
 
     def status(self, call: Call) -> dict[str, object]:
         """Return what this service is, trusts and runs on."""
-        service, trust = self._service, self._service.trusted()
+        service, believed = self._service, self._service.trusted()
         return {
             "version": __version__,
             "locked": service.locked,
             "root_kind": service.root_kind,
             "identity": service.identity_pem,
-            "anchors": [dict(a) for a in trust.anchors],
+            "anchors": [dict(a) for a in believed.anchors],
             "owner": call.owner,
             "admin": call.owner == service.admin,
             "attested": service.attester is not None,
-            "lease_s": trust.lease_s,
+            "lease_s": believed.lease_s,
             "seal_to": jose.jwk(service.unlock_key.public_key()),
             "note": _OUTSIDE if service.attester is None else "it offers evidence: `strongroom service verify`",
         }
@@ -365,7 +367,7 @@ class OwnerAPI:
         """Set the lease of guests that attest from now on."""
         body = _body(call, messages.SetLease)
         with self._service.store.transaction() as tx:
-            self._service.set_lease(tx, body.lease_s)
+            trust.set_lease(tx, body.lease_s)
             self._append(tx, call, "set-lease", f"{body.lease_s} s")
         return {"lease_s": body.lease_s}
 
@@ -378,7 +380,7 @@ class OwnerAPI:
         snp_rules(settings)
         anchor = {"kind": "hardware", "fingerprint": body.fingerprint, **settings}
         with self._service.store.transaction() as tx:
-            self._service.trust(tx, anchor)
+            trust.add_root(tx, anchor)
             self._append(tx, call, "trust-root", body.fingerprint, dict(anchor))
         return {**anchor}
 
@@ -386,7 +388,7 @@ class OwnerAPI:
         """Believe nothing under a root any more; guests that attested under it have to attest again."""
         fingerprint = call.path["fingerprint"]
         with self._service.store.transaction() as tx:
-            self._service.distrust(tx, fingerprint)
+            trust.take_root_back(tx, fingerprint)
             self._append(tx, call, "distrust-root", fingerprint)
         return {"fingerprint": fingerprint}
 

@@ -12,6 +12,7 @@ import ctypes
 import hashlib
 import logging
 import os
+import re
 import signal
 import socket
 import ssl
@@ -36,7 +37,7 @@ from strongroom.service.guest_api import GuestAPI
 from strongroom.service.owner_api import OwnerAPI
 from strongroom.service.state import TrustService
 
-__all__ = ["serve", "serve_alone"]
+__all__ = ["host_and_port", "serve", "serve_alone"]
 
 _log = logging.getLogger(__name__)
 
@@ -195,13 +196,28 @@ def _bind(run: Path, listen: str | None) -> _Sockets:
 
 
 def _listen(listen: str) -> _Sockets:
-    host, _, port = listen.rpartition(":")
-    if not port.isdigit() or not host:
-        raise InputError(f"listen is host:port, got {listen!r}")
+    host, port = host_and_port(listen)
     try:
-        return [_tcp(host, int(port))], [_tcp(host, int(port) + 1)]
-    except (OSError, OverflowError) as exc:
-        raise InputError(f"cannot listen on {listen}: {exc}", hint="choose another port") from exc
+        return [_tcp(host, port)], [_tcp(host, port + 1)]
+    except OSError as exc:
+        why = exc.strerror or exc
+        hint = f"choose another, or end what listens there: ss -ltnp; guests come to port {port + 1}"
+        raise InputError(f"cannot listen on {listen}: {why}", hint=hint) from exc
+
+
+def host_and_port(listen: str) -> tuple[str, int]:
+    """Return where owners are to come; guests come to the next port.
+
+    Raises:
+        InputError: It is not `HOST:PORT`.
+    """
+    host, _, port = listen.rpartition(":")
+    if not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65_535:
+        raise InputError(
+            f"--listen: expected HOST:PORT with a port from 1 to 65534, got {listen!r}",
+            hint="`strongroom service run --listen 127.0.0.1:8700`: owners come to that port, guests to the next",
+        )
+    return host, int(port)
 
 
 def _tcp(host: str, port: int) -> socket.socket:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from strongroom._encoding import b64u
 from strongroom.errors import UnavailableError
-from strongroom.kms.broker import Guest
+from strongroom.kms.receivers import Guest
 
 __all__ = ["Sessions", "Waiting"]
 

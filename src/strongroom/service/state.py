@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -17,26 +16,22 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from strongroom._secret import SecretBytes
 from strongroom._unix import flush_folder, write_whole
 from strongroom.attest.attesters import Attester
-from strongroom.attest.endorsement_snp import AnyEndorsements
-from strongroom.attest.endorsements import TrustAnchor
-from strongroom.attest.verifiers.newest import Mark, newest
 from strongroom.crypto import x509
 from strongroom.crypto.tls import SERVICE_NAME
-from strongroom.errors import EndorsementError, InputError, IntegrityError, StrongroomError, UnavailableError
+from strongroom.errors import InputError, IntegrityError, StrongroomError, UnavailableError
 from strongroom.kms.audit import AuditHead, AuditLog
 from strongroom.kms.broker import Broker
 from strongroom.kms.ca import WorkloadCA
 from strongroom.kms.datasets import DatasetStore
 from strongroom.kms.keys import KeyStore
-from strongroom.kms.messages import MAX_LEASE_S
 from strongroom.kms.owners import add_owner, certificates
 from strongroom.kms.policies import PolicyStore
 from strongroom.kms.roots import RootKey
 from strongroom.kms.roots.registry import RootFolder
-from strongroom.kms.stores.sql import SQLStore, get_meta, meta, set_meta
-from strongroom.service import birth
+from strongroom.kms.stores.sql import SQLStore, get_meta, set_meta
+from strongroom.service import birth, trust
 
-__all__ = ["Trust", "TrustService", "Unlocked"]
+__all__ = ["TrustService", "Unlocked"]
 
 _log = logging.getLogger(__name__)
 
@@ -48,10 +43,6 @@ _STATE_CONTEXT = b"strongroom-state-key-v1"
 _STATE_KEY = "state-key"
 _STATE_KEY_BYTES = 32
 _ROOT_KIND = "root-kind"
-_LEASE = "lease-s"
-_SEEN = "endorsements-seen"
-_CHANGES = "trust-changes"
-_TRUST = sa.select(meta).where(sa.or_(*(meta.c.name == name for name in ("anchors", _CHANGES, _LEASE))))
 _LOCKED_LEAF = "locked-leaf.pem"
 _PEM_END = "-----END PRIVATE KEY-----"
 
@@ -67,21 +58,6 @@ class Unlocked:
     datasets: DatasetStore
     audit: AuditLog
     broker: Broker
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trust:
-    """What the service believes at one moment.
-
-    Attributes:
-        anchors: The roots of evidence, each with its settings.
-        changes: How often trust in a root changed, by fingerprint: so what attested before does not come back with it.
-        lease_s: Of guests that attest now.
-    """
-
-    anchors: Sequence[Mapping[str, str]] = ()
-    changes: Mapping[str, int] = field(default_factory=dict)
-    lease_s: int = MAX_LEASE_S
 
 
 class TrustService:
@@ -151,7 +127,7 @@ class TrustService:
             set_meta(tx, "identity-key", root.wrap(_pem(identity), _IDENTITY_CONTEXT))
             set_meta(tx, "ca-key", root.wrap(_pem(ca), _CA_CONTEXT))
             set_meta(tx, "identity-certificate", x509.certificate_pem(certificate).encode())
-            set_meta(tx, "anchors", json.dumps([dict(a) for a in anchors]).encode())
+            trust.believe(tx, anchors)
             owner = add_owner(tx, owner_name, owner_pem, now=now)
             set_meta(tx, "admin", owner.encode())
             if attester is not None:
@@ -236,49 +212,12 @@ class TrustService:
             broker=Broker(self.store, keys, policies, datasets, audit, WorkloadCA(ca, now=now)),
         )
 
-    def trusted(self) -> Trust:
+    def trusted(self) -> trust.Trust:
         """Return what is believed now, be it changed by another process on this state; nothing while locked."""
         if self.locked:
-            return Trust()
-        with self.store.transaction() as tx:  # each request asks: one statement
-            found = {row.name: row.value for row in tx.execute(_TRUST)}
-        return Trust(
-            anchors=json.loads(found["anchors"]),
-            changes=json.loads(found.get(_CHANGES, b"{}")),
-            lease_s=int(found.get(_LEASE, MAX_LEASE_S)),
-        )
-
-    @staticmethod
-    def set_lease(tx: sa.Connection, lease_s: int) -> None:
-        """Give guests that attest from now on a lease of `lease_s`; leases that run stay as they are."""
-        set_meta(tx, _LEASE, str(lease_s).encode())
-
-    @staticmethod
-    def trust(tx: sa.Connection, anchor: Mapping[str, str]) -> None:
-        """Believe evidence under the hardware root `anchor` from now on, or under other settings than before."""
-        _change_anchor(tx, anchor["fingerprint"], dict(anchor))
-
-    @staticmethod
-    def distrust(tx: sa.Connection, fingerprint: str) -> None:
-        """Believe nothing under a root any more; which of its endorsements were seen is remembered.
-
-        Raises:
-            InputError: It is not trusted.
-        """
-        if not _change_anchor(tx, fingerprint, None):
-            raise InputError(f"the root {fingerprint[:16]} is not trusted")
-
-    def renewed(
-        self, found: Sequence[tuple[TrustAnchor, AnyEndorsements]]
-    ) -> tuple[list[tuple[TrustAnchor, AnyEndorsements]], list[str]]:
-        """Return endorsements that are proven and no older than what was ever seen, and why others are refused."""
+            return trust.Trust()
         with self.store.transaction() as tx:
-            seen: dict[str, Mark] = {k: (v[0], v[1]) for k, v in json.loads(get_meta(tx, _SEEN) or b"{}").items()}
-            before, judged = dict(seen), newest(found, seen)
-            if seen != before:
-                set_meta(tx, _SEEN, json.dumps(seen).encode())
-        good = [(a, one) for (a, _), one in zip(found, judged, strict=True) if not isinstance(one, EndorsementError)]
-        return good, [str(one) for one in judged if isinstance(one, EndorsementError)]
+            return trust.trusted(tx)
 
     def prepare_root(self, kind: str, options: Mapping[str, str]) -> tuple[str, list[str]]:
         """Make a root key for a later `rotate_root`; return its name and what people must keep."""
@@ -401,18 +340,6 @@ class TrustService:
         """Return the certificates of every owner that is not revoked."""
         with self.store.transaction() as tx:
             return certificates(tx)
-
-
-def _change_anchor(tx: sa.Connection, fingerprint: str, anchor: dict[str, str] | None) -> bool:
-    # Changes are counted, so that what attested under a root does not come back when the root does.
-    before = json.loads(_text(tx, "anchors"))
-    others = [a for a in before if a["fingerprint"] != fingerprint]
-    changed = others != before if anchor is None else anchor not in before
-    if changed:
-        changes = json.loads(get_meta(tx, _CHANGES) or b"{}")
-        set_meta(tx, _CHANGES, json.dumps({**changes, fingerprint: changes.get(fingerprint, 0) + 1}).encode())
-        set_meta(tx, "anchors", json.dumps([*others, anchor] if anchor else others).encode())
-    return changed
 
 
 def _new_leaf(identity: ec.EllipticCurvePrivateKey, identity_pem: str, now: datetime) -> tuple[str, bytes]:

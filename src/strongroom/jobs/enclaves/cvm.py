@@ -13,24 +13,21 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import importlib.util
 import json
 import lzma
 import os
 import re
 import shlex
 import stat
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
 from strongroom.attest.binding import config_id, expected_register, init_data_digest
-from strongroom.errors import InputError, UnavailableError
+from strongroom.attest.launch_digest import launch_digest
+from strongroom.errors import InputError
 from strongroom.jobs.differences import keep_build
-from strongroom.jobs.enclaves.libos import link_volumes, write_launch
-from strongroom.jobs.enclaves.sim import SimulatedEnclave
+from strongroom.jobs.enclaves.libos import link_volumes, walk_files, write_launch
 from strongroom.jobs.plan import Bundle, LaunchPlan
 from strongroom.jobs.runtimes import Runtimes
 from strongroom.jobs.spec import Cvm
@@ -63,12 +60,11 @@ class ConfidentialVM:
 
     Args:
         runtimes: Where runtimes come from.
-        cache: Digest cache.
         identity_pem: The trust service's identity certificate; the guest checks it against the measured SPKI id.
     """
 
-    def __init__(self, runtimes: Runtimes, *, cache: Path, identity_pem: str) -> None:
-        self._sandbox = SimulatedEnclave(runtimes, cache=cache, service=Path(), identity_pem=identity_pem)
+    def __init__(self, runtimes: Runtimes, *, identity_pem: str) -> None:
+        self._runtimes = runtimes
         self._identity_pem = identity_pem
 
     def build(self, plan: LaunchPlan, folder: Path) -> Bundle:
@@ -84,7 +80,7 @@ class ConfidentialVM:
             raise InputError("enclave kind cvm: [cvm] names no kernel", hint='kernel = "/boot/vmlinuz-..."')
         target = folder / f"cvm-{plan.job.removeprefix('sha256:')[:16]}"
         target.mkdir(parents=True, exist_ok=True, mode=0o700)
-        places = self._sandbox.places(plan.command.runtimes, spec.venv)
+        places = self._runtimes.places(plan.command.runtimes, spec.venv)
         places |= {f"/strongroom/code/{path.name}": path for path in spec.code}
         texts = {"init": (_INIT, 0o755), "strongroom/job/init-data.toml": (plan.init_data, 0o644)}
         files = _write_initrd(target / "initrd.cpio", places, texts, machine)
@@ -93,7 +89,9 @@ class ConfidentialVM:
         write_launch(target, "https://10.0.2.2:8701", self._identity_pem, spec)  # QEMU's own network calls the host so
         link_volumes(target, spec)
         digest = init_data_digest(plan.init_data)
-        launch_digest, remaining = _launch_digest(target, machine)
+        kernel, initrd = _file_digest(Path(machine.kernel)), _file_digest(target / "initrd.cpio")
+        firmware = _file_digest(Path(machine.firmware)) if machine.firmware else None
+        snp, remaining = _launch_digest(machine, kernel, initrd)
         names = [v.name for v in sorted(spec.volumes, key=lambda v: v.name)]
         modes = {v.name: v.mode for v in spec.volumes}
         for tee, script in _scripts(machine, digest, [(n, modes[n]) for n in names]).items():
@@ -102,11 +100,11 @@ class ConfidentialVM:
         reference = {
             "kind": "cvm",
             "job": plan.job,
-            "kernel": _file_digest(Path(machine.kernel)),
-            "initrd": _file_digest(target / "initrd.cpio"),
-            "firmware": _file_digest(Path(machine.firmware)) if machine.firmware else None,
+            "kernel": kernel,
+            "initrd": initrd,
+            "firmware": firmware,
             "command_line": COMMAND_LINE,
-            "snp": {"snp_measurement": launch_digest or None, "host_data": config_id(digest, 32).hex(), "vmpl": 0},
+            "snp": {"snp_measurement": snp or None, "host_data": config_id(digest, 32).hex(), "vmpl": 0},
             "tdx": {"mrconfigid": config_id(digest, 48).hex(), "rtmr3": bytes(48).hex()},
             "tdx_without_mrconfigid": {"mrconfigid": bytes(48).hex(), "rtmr3": expected_register(digest).hex()},
             "measured": MEASURED,
@@ -115,13 +113,16 @@ class ConfidentialVM:
         (target / "reference.json").write_text(json.dumps(reference, indent=1))
         named = {name: reference[name] for name in ("kernel", "initrd", "firmware", "command_line", *POLICIES)}
         shape = {"vcpus": machine.vcpus, "vcpu_type": machine.vcpu_type, "memory_mb": machine.memory_mb}
-        measured = {"measurement": launch_digest or None, **named, "machine": shape, "files": files}
+        measured = {"measurement": snp or None, **named, "machine": shape, "files": files}
         keep_build(target / "measured.json", json.dumps(measured, indent=1, sort_keys=True))
 
         def measure() -> str:
-            if not launch_digest:
-                raise InputError("the launch digest is not known: " + remaining[0])
-            return launch_digest
+            if not snp:
+                raise InputError(
+                    "the launch digest is not known: " + remaining[0].removeprefix("SEV-SNP: no launch digest: "),
+                    hint="TDX: launch it on a machine that you trust, and repeat with --tdx REGISTER=HEX for each",
+                )
+            return snp
 
         return Bundle(folder=target, job=plan.job, simulated=False, measure=measure, remaining=remaining)
 
@@ -168,8 +169,11 @@ def _write_initrd(
         found[name] = (stat.S_IFDIR | 0o755, b"", 0)
     for name, link in _LINKS.items():
         found[name] = (stat.S_IFLNK | 0o777, link.encode(), 0)
-    for place, source in places.items():
-        found |= _tree(place[1:], source)
+    for name, file in (item for place, source in places.items() for item in walk_files(place[1:], source)):
+        if file.is_symlink() and f"/{name}" not in places:
+            found[name] = (stat.S_IFLNK | 0o777, os.fsencode(os.readlink(file)), 0)
+        elif file.is_file():
+            found[name] = (_mode(file), file, 0)
     for name, (text, mode) in texts.items():
         found[name] = (stat.S_IFREG | mode, text.encode(), 0)
     for number, (name, raw) in enumerate(_modules(machine)):
@@ -182,24 +186,6 @@ def _write_initrd(
         written = write_cpio(out, ((name, *found[name]) for name in sorted(found, key=lambda name: name.split("/"))))
     beside.replace(path)
     return written
-
-
-def _tree(place: str, source: Path) -> dict[str, tuple[int, bytes | Path, int]]:
-    if source.is_file():
-        return {place: (_mode(source), source, 0)}
-    found: dict[str, tuple[int, bytes | Path, int]] = {}
-    for folder, folders, names in os.walk(source):
-        if "__pycache__" in folders:  # byte code differs from one compilation to the next: builds would too
-            folders.remove("__pycache__")
-        inside = os.path.normpath(os.path.join(place, os.path.relpath(folder, source)))
-        found[inside] = (stat.S_IFDIR | 0o755, b"", 0)
-        for name in (*names, *(f for f in folders if os.path.islink(os.path.join(folder, f)))):
-            path = Path(folder) / name
-            if path.is_symlink():
-                found[f"{inside}/{name}"] = (stat.S_IFLNK | 0o777, os.fsencode(os.readlink(path)), 0)
-            elif path.is_file():
-                found[f"{inside}/{name}"] = (_mode(path), path, 0)
-    return found
 
 
 def _mode(path: Path) -> int:
@@ -234,23 +220,22 @@ def _modules(machine: Cvm) -> list[tuple[str, bytes]]:
     return list(ordered.items())
 
 
-def _launch_digest(target: Path, machine: Cvm) -> tuple[str, tuple[str, ...]]:
-    again = f"sev-snp-measure --mode snp --vcpus {machine.vcpus} --vcpu-type {machine.vcpu_type} --ovmf FIRMWARE"
-    kernel, initrd, line = map(shlex.quote, (machine.kernel, str(target / "initrd.cpio"), COMMAND_LINE))
-    again += f" --kernel {kernel} --initrd {initrd} --append {line}"
-    if not machine.firmware:
-        return "", (f"name the firmware in [cvm], or compute the launch digest: {again}",)
-    if importlib.util.find_spec("sevsnpmeasure") is None:
-        return "", (f"pip install sev-snp-measure and build again, or elsewhere: {again}",)
-    words = [sys.executable, "-m", "sevsnpmeasure.cli", *shlex.split(again)[1:]]
-    words[words.index("FIRMWARE")] = machine.firmware
-    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=600)
-    found = done.stdout.strip()
-    if done.returncode or not re.fullmatch(r"[0-9a-f]{96}", found):
-        said = (done.stderr or found).strip().splitlines()
-        reason = said[-1] if said else f"status {done.returncode}"
-        raise UnavailableError(f"sev-snp-measure: {reason}", hint="is [cvm] firmware an OVMF for SEV-SNP?")
-    return found, ()
+def _launch_digest(machine: Cvm, kernel: str, initrd: str) -> tuple[str, tuple[str, ...]]:
+    # Of SEV-SNP, and what remains to be done where it is not known: TDX's firmware may be named in its place.
+    reason = "name [cvm] firmware"
+    if machine.firmware:
+        line = hashlib.sha256(COMMAND_LINE.encode() + b"\0").digest()
+        kernel_hash, initrd_hash = (bytes.fromhex(digest.removeprefix("sha256:")) for digest in (kernel, initrd))
+        hashes = {"kernel": kernel_hash, "initrd": initrd_hash, "command_line": line}
+        try:
+            raw = Path(machine.firmware).read_bytes()
+            return launch_digest(raw, hashes, processors=machine.vcpus, model=machine.vcpu_type).hex(), ()
+        except InputError as exc:
+            reason = str(exc)
+    return "", (
+        f"SEV-SNP: no launch digest: {reason}",
+        "TDX: launch-tdx.sh once, on a machine that you trust; then the values of what ran, as --tdx REGISTER=HEX",
+    )
 
 
 def _scripts(machine: Cvm, digest: bytes, volumes: list[tuple[str, str]]) -> dict[str, str]:

@@ -123,7 +123,7 @@ def _bundle(target: Path, job: str, sgx: Sgx, command: str) -> Bundle:
         folder=target,
         job=job,
         simulated=False,
-        measure=lambda: _measurement(target / SIGNATURE),
+        measure=lambda: _measurement(target / SIGNATURE, sgx),
         remaining=() if done else _remaining(target, sgx, command),
     )
 
@@ -228,7 +228,7 @@ def _measure(folder: Path) -> None:
                 raise InputError(f"{command[0]} fails: {' '.join(said)[:300]}", hint=f"look at {folder / TEMPLATE}")
 
 
-def _measurement(signature: Path) -> str:
+def _measurement(signature: Path, sgx: Sgx) -> str:
     if not signature.exists():
         raise UnavailableError(
             "the measurement of this enclave is not known yet: Gramine's own tools make it",
@@ -236,6 +236,15 @@ def _measurement(signature: Path) -> str:
         )
     found = Sigstruct.from_bytes(signature.read_bytes())
     found.verify()
+    asked = {"debug": False, "product": sgx.product, "svn": sgx.svn}
+    if wrong := [
+        f"{name}: expected {value}, got {getattr(found, name)}"
+        for name, value in asked.items()
+        if getattr(found, name) != value
+    ]:
+        raise InputError(
+            f"{signature} is of another enclave: {'; '.join(wrong)}", hint="measure this bundle's manifest"
+        )
     return found.measurement.hex()
 
 

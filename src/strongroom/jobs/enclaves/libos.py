@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
@@ -39,6 +39,7 @@ __all__ = [
     "place_files",
     "select_files",
     "select_service",
+    "walk_files",
     "write_launch",
 ]
 
@@ -55,12 +56,14 @@ SERVICE_CODE = (
     "from strongroom.service.main import main; sys.exit(main())"
 )
 _JARS = f"{_SITE}/pyspark/jars/"
-_WORKLOADS = Path(__file__).parent.parent / "workloads"
 GLIBC = re.compile(
-    r"(ld-linux-x86-64|libc|libm|libmvec|libdl|libpthread|librt|libutil|libresolv|libanl|libnss_\w+|libcrypt|libthread_db)"
+    r"(ld-linux-x86-64|libc|libm|libmvec|libdl|libpthread|librt|libutil|libresolv|libanl|libnss_\w+|libthread_db)"
     r"\.so\.\d+"
 )
-"""The LibOS brings its own C library; two of them do not go together."""
+"""The LibOS brings its own C library; two of them do not go together. It has no libcrypt, which is another project's.
+
+Source: Gramine, subprojects/packagefiles/glibc-2.40/meson.build.
+"""
 _FORKING = {"multiprocessing", "subprocess", "concurrent", "joblib", "torch.multiprocessing"}
 _TESTING_EXTRA = re.compile(r"(all|test|tests|testing|dev|doc|docs|lint)([_-].*)?")
 
@@ -152,25 +155,10 @@ def select_files(plan: LaunchPlan, runtimes: Runtimes) -> dict[str, Path]:
     Of Python's packages: those that the program imports, what they require, and their extras where installed, by the
     packages' own metadata; all of them if the job brings an environment along. Of the JVM's: the JDK and Spark's jars.
     """
-    spec, wanted = plan.spec, plan.command.runtimes
-    java = "jdk" in wanted
-    base = runtimes.base()
-    places = {"/usr": base / "usr", "/etc": base / "etc", "/opt/python": runtimes.python()}
-    places["/strongroom/guest"] = runtimes.guest()
-    if "library" in wanted:
-        places["/opt/strongroom/python"] = runtimes.library()
-    if java:
-        places["/opt/jdk"] = runtimes.jdk()
-        places["/opt/strongroom/strongroom-spark.jar"] = _WORKLOADS / "strongroom-spark.jar"
-        places["/opt/strongroom/conf"] = _WORKLOADS / "spark-conf"
-    env = runtimes.env(spec.venv)
-    found = _tree({**places, "/opt/env": env})
-    if java:
+    spec, places = plan.spec, runtimes.places(plan.command.runtimes, plan.spec.venv)
+    found, env = _tree(places), places["/opt/env"]
+    if "/opt/jdk" in places:
         keep = {p for p in found if not p.startswith("/opt/env/") or p.startswith(_JARS)}
-        if not any(p.startswith(_JARS) for p in keep):
-            raise InputError(
-                f"environment {env} has no PySpark, whose jars run the job", hint="install pyspark into it"
-            )
         keep -= {p for p in keep if p.startswith("/usr/share/zoneinfo/")}  # the JDK has time zones of its own
     elif spec.venv is not None:
         keep = set(found)
@@ -266,22 +254,26 @@ def link_volumes(folder: Path, spec: JobSpec) -> None:
         place.symlink_to(volume.location)
 
 
+def walk_files(place: str, source: Path) -> Iterator[tuple[str, Path]]:
+    """Yield path inside and outside of `source`, if it is a file, or of every file and link below it."""
+    if source.is_file():
+        yield place, source
+    for folder, folders, names in os.walk(source):
+        if "__pycache__" in folders:  # byte code differs from one compilation to the next: builds would too
+            folders.remove("__pycache__")
+        inside = os.path.normpath(os.path.join(place, os.path.relpath(folder, source)))
+        for name in (*names, *(f for f in folders if os.path.islink(os.path.join(folder, f)))):
+            yield f"{inside}/{name}", Path(folder, name)
+
+
 def _tree(places: Mapping[str, Path]) -> dict[str, Path]:
     files: dict[str, Path] = {}
     links: dict[str, str] = {}
-    for place, source in places.items():
-        if source.is_file():
-            files[place] = source
-        for folder, folders, names in os.walk(source):
-            if "__pycache__" in folders:  # byte code differs from one compilation to the next: builds would too
-                folders.remove("__pycache__")
-            inside = os.path.join(place, os.path.relpath(folder, source)).removesuffix("/.")
-            for name in (*names, *(f for f in folders if os.path.islink(os.path.join(folder, f)))):
-                path = os.path.join(folder, name)
-                if os.path.islink(path):
-                    links[f"{inside}/{name}"] = os.path.normpath(os.path.join(inside, os.readlink(path)))
-                else:
-                    files[f"{inside}/{name}"] = Path(path)
+    for inside, path in (found for place, source in places.items() for found in walk_files(place, source)):
+        if path.is_symlink() and inside not in places:
+            links[inside] = os.path.normpath(os.path.join(os.path.dirname(inside), os.readlink(path)))
+        else:
+            files[inside] = path
     for _ in range(8):  # a link may lead to a link
         for link, target in links.items():
             if target in files:

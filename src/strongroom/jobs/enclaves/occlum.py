@@ -80,7 +80,10 @@ class OcclumEnclave:
         (target / "bom.yaml").write_text(render_bom(digests))
 
         def measure() -> str:
-            raise UnavailableError("the measurement of this enclave is not known yet: Occlum's own tools make it")
+            raise UnavailableError(
+                "the measurement of this enclave is not known to a build: Occlum's own tools make it",
+                hint="take what `occlum print mrenclave` says, and repeat with --measurement HEX",
+            )
 
         remaining = tuple(step.format(folder=target, entry=ENTRY) for step in _REMAINING)
         return Bundle(folder=target, job=plan.job, simulated=False, measure=measure, remaining=remaining)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 from strongroom._encoding import labelled_hash
@@ -21,8 +20,6 @@ from strongroom.jobs.runtimes import Runtimes
 from strongroom.jobs.spec import Location, kbs_addresses
 
 __all__ = ["SimulatedEnclave"]
-
-_WORKLOADS = Path(__file__).parent.parent / "workloads"
 
 
 class SimulatedEnclave:
@@ -41,37 +38,13 @@ class SimulatedEnclave:
         self._service = service
         self._identity_pem = identity_pem
 
-    def places(self, wanted: Sequence[str], venv: Path | None = None) -> dict[str, Path]:
-        """Return place inside -> folder outside for everything measured of the runtimes that a workload wants.
-
-        Args:
-            wanted: Of base, python, guest, env, library, jdk.
-            venv: The environment that the job brings along.
-        """
-        base = self._runtimes.base()
-        places = {"/usr": base / "usr", "/etc": base / "etc", "/strongroom/guest": self._runtimes.guest()}
-        places["/opt/python"] = self._runtimes.python()
-        if "env" in wanted:
-            places["/opt/env"] = self._runtimes.env(venv)
-        if "library" in wanted:
-            places["/opt/strongroom/python"] = self._runtimes.library()
-        if "jdk" in wanted:
-            if not any(places["/opt/env"].glob("lib/python3.*/site-packages/pyspark")):
-                if venv is not None:
-                    raise InputError(f"environment {venv} has no PySpark", hint="install pyspark into it")
-                raise InputError("there is no PySpark beside strongroom", hint="pip install 'strongroom[spark]'")
-            places["/opt/jdk"] = self._runtimes.jdk()
-            places["/opt/strongroom/strongroom-spark.jar"] = _WORKLOADS / "strongroom-spark.jar"
-            places["/opt/strongroom/conf"] = _WORKLOADS / "spark-conf"
-        return places
-
     def build(self, plan: LaunchPlan, folder: Path) -> Bundle:
         """Write the bundle of `plan` below `folder`."""
         spec = plan.spec
         for volume in spec.volumes:
             if isinstance(volume.location, Path) and not volume.location.is_dir():
                 raise InputError(f"volume {volume.name}: {volume.location} is not a folder")
-        places, peers = self.places(plan.command.runtimes, spec.venv), plan.command.worker is not None
+        places, peers = self._runtimes.places(plan.command.runtimes, spec.venv), plan.command.worker is not None
         views = plan.command.staged and os.access(FUSE, os.R_OK | os.W_OK)
         name = plan.job.removeprefix("sha256:")[:16]
         if spec.venv is not None:  # two jobs may differ in it alone, and the job document does not name it

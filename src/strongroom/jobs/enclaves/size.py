@@ -44,7 +44,7 @@ def needs(plan: LaunchPlan, files: Mapping[str, Path]) -> Needs:
     if "jdk" in plan.command.runtimes:
         cores, stack = _option(argv, "-XX:ActiveProcessorCount=", 1), _option(argv, "-Xss", _MIB) // _MIB or 1
         threads = 96 + 8 * cores
-        heap = _option(argv, "-Xmx", 1 << 30)
+        heap = _option(argv, "(?:-Xmx|-XX:MaxHeapSize=)", 1 << 30)
         parts |= {
             "heap": heap // _MIB,
             "collector": heap // 8 // _MIB,
@@ -76,9 +76,9 @@ def loaded_mb(files: Mapping[str, Path]) -> int:
 
 
 def _option(argv: Iterable[str], name: str, default: int) -> int:
-    # The JVM takes the last one; a value that it would refuse is not ours to judge.
+    # `name` is a pattern. The JVM takes the last one; a value that it would refuse is not ours to judge.
     found = default
     for word in argv:
-        if match := re.fullmatch(re.escape(name) + r"(\d+)([kKmMgGtT]?)", word):
+        if match := re.fullmatch(name + r"(\d+)([kKmMgGtT]?)", word):
             found = int(match[1]) << {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}[match[2].lower()]
     return found
