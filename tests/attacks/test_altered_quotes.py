@@ -32,7 +32,7 @@ from strongroom.attest.verifiers.chains import certified
 from strongroom.attest.verifiers.checks import classified, judge
 from strongroom.attest.verifiers.refusals import Judged
 from strongroom.cli.verdicts import failed
-from strongroom.errors import AttestationError, EndorsementError, VerificationError
+from strongroom.errors import AttestationError, EndorsementError, EvidenceError, VerificationError
 
 OTHER = make_pki("two")
 EVIDENCE, ENDORSEMENT, VERIFICATION = "evidence", "endorsement", "verification"
@@ -403,6 +403,13 @@ def test_T399_an_allowed_enclaves_pages_launched_with_other_attributes(name: str
     with pytest.raises(VerificationError, match="attributes: expected") as caught:
         _product(given)
     assert caught.value.details["tcb_status"] == "UpToDate"
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_machine_without_its_certificate_is_told_so(name: str) -> None:
+    with pytest.raises(EvidenceError, match="expected certification data type 5") as caught:
+        _product(case(name).quoted(inner_type=3))
+    assert "/etc/sgx_default_qcnl.conf" in caught.value.hint
 
 
 @pytest.mark.parametrize("name", FORMATS)

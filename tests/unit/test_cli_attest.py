@@ -240,7 +240,9 @@ def test_an_snp_report_has_a_verdict_and_is_explained(tmp_path: Path, monkeypatc
     code, page, _ = _verify(tmp_path, quote, policy, anchor, given, "--minimum-tcb", f"unnamed={maker.tcb}")
     assert code == 0, page
     assert "pass  vmpl: 0" in page
-    assert _verify(tmp_path, quote, policy, anchor, given)[0] == 1  # nobody said which versions will do
+    code, page, value = _verify(tmp_path, quote, policy, anchor, given)  # nobody said which versions will do
+    assert (code, value["checks"][0]["check"], value["checks"][0]["got"]) == (1, "minimum_tcb", "none")
+    assert "hint: --minimum-tcb unnamed=VERSIONS, here or with" in page
     done = CliRunner().invoke(command, ["show", str(tmp_path / "q"), "--json"], standalone_mode=False)
     assert {"chip_id", "report_data", "vmpl"} <= {field["name"] for field in json.loads(done.stdout)["fields"]}
 
@@ -409,6 +411,25 @@ def test_whoever_has_no_endorsements_is_told_what_to_do(tmp_path: Path, monkeypa
         assert (done.exception, done.return_value) == (None, 1)
         assert "root\n          expected one of none" in done.stdout
         assert f"hint: {hint}" in done.stdout
+
+
+def test_a_verdict_warns_of_endorsements_that_end_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("STRONGROOM_WORKSPACE", raising=False)
+    now = datetime.now(UTC)
+    maker = Maker(now=now)
+    monkeypatch.setitem(MAKERS, maker.anchor.fingerprint, "AMD Milan")
+    (tmp_path / "q").write_bytes(maker.report())
+    (tmp_path / "p").write_text(json.dumps(POLICIES["snp"]))
+    words = ["verify", "q", "--policy", "p", "--endorsements", "e", "--minimum-tcb", f"unnamed={maker.tcb}"]
+    for age, warned in ((1, False), (27, True)):
+        given = maker.endorsements(crl=maker.crl(now=now - timedelta(days=age)))
+        write_bundle(tmp_path / "e", maker.anchor, [given])
+        done = CliRunner().invoke(command, words, standalone_mode=False)
+        assert (done.exception, done.return_value) == (None, 0), done.output
+        assert ("WARNING: snp SEV-Milan: crl holds until" in done.stderr) is warned
+        done = CliRunner().invoke(command, [*words, "--at", f"{now:%Y-%m-%dT%H:%M:%SZ}"], standalone_mode=False)
+        assert "WARNING" not in done.stderr
 
 
 def _show(quote: Path, *more: str) -> tuple[int, dict[str, Any], str]:

@@ -13,7 +13,7 @@ Rules:
    on inside a type 6.
 4. A version 5 body has the type of the header's TEE and exactly that type's size.
 5. The PEM chain is canonical: 64 columns, nothing between certificates, at the end at most one newline and one NUL.
-   So no two different quotes carry the same statement.
+   So nothing of a statement has two forms but its signatures (ECDSA: s and n - s); no quote is known by its bytes.
 
 Integers are little-endian. Reserved bytes are under the signature and shown, not judged.
 """
@@ -360,7 +360,10 @@ def _certificates(reader: _Reader) -> tuple[bytes, ...]:
     kind = reader.integer("auth.cert_type", 2, "5: the PCK certificate chain as PEM")
     size = reader.integer("auth.cert_size", 4, "Size of the chain")
     if kind != 5:
-        raise EvidenceError(f"quote: expected certification data type 5 (PCK chain), got {kind}")
+        raise EvidenceError(
+            f"quote: expected certification data type 5 (PCK chain), got {kind}",
+            hint="where it was quoted no PCCS gave the platform's certificate: /etc/sgx_default_qcnl.conf names one",
+        )
     return _pem_chain(reader.take("auth.cert_data", size, "t", "PCK certificate, its CA and the root"))
 
 

@@ -15,7 +15,7 @@ from strongroom.attest.appraisal import AllOf, Measurement, NotDebug, Policy, Tc
 from strongroom.cli import output
 from strongroom.cli.common import epilog, json_option, workspace
 from strongroom.cli.endorsements import snp_settings
-from strongroom.cli.evidence import Choices, read_policy, trusted_choices
+from strongroom.cli.evidence import Choices, bundle_option, read_policy, trusted_choices
 from strongroom.cli.verdicts import Verdict, failed, judged
 from strongroom.errors import AttestationError, InputError
 
@@ -64,9 +64,7 @@ def measure(as_json: bool) -> None:
 )
 @click.option("--measurement", metavar="HEX", help="SGX: the MRENCLAVE of the service that you built or looked at.")
 @click.option("--policy", "policy_file", type=click.Path(path_type=Path), help="What is acceptable instead (JSON).")
-@click.option(
-    "--endorsements", "bundle", type=click.Path(path_type=Path), help="A bundle; default: the trust service's here."
-)
+@bundle_option
 @snp_settings
 @click.option("--unsafe-accept-simulated", is_flag=True, help="Accept the SIMULATED root: no hardware protects it.")
 @click.option(

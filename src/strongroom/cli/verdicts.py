@@ -20,6 +20,7 @@ import click
 from strongroom.attest import ratls
 from strongroom.attest.appraisal import AppraisalContext, Finding, Policy, check_pins_code, findings
 from strongroom.attest.claims import Claims, check_init_data
+from strongroom.attest.endorsement_files import SOON_DAYS, ends
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.findings import shown_flag
 from strongroom.attest.makers import MAKERS
@@ -291,17 +292,21 @@ def verify(
     policy = read_policy(policy_file)
     found, certificate = read_evidence(evidence)
     plan = plan_file(job_file)[1] if job_file else None
+    choices, now = trusted_choices(bundle, settings), datetime.now(UTC) if at is None else _time(at)
     verdict = judged(
         without_padding(found),
         policy,
-        trusted_choices(bundle, settings),
-        now=datetime.now(UTC) if at is None else _time(at),
+        choices,
+        now=now,
         as_of=at is not None,
         init_data=plan.init_data if plan else None,
         job=dict(plan.document) if plan else None,
         certificate=certificate,
     )
     output.data(verdict.to_json(), as_json, verdict.page())
+    for days, text in ends([(verifier.anchor, one) for verifier, one in choices], now) if at is None else ():
+        if 0 <= days < SOON_DAYS:
+            output.say(f"WARNING: {text}")
     return 0 if verdict.accepted else 1
 
 

@@ -119,8 +119,8 @@ class SNPVerifier:
             raise EndorsementError("endorsements: expected AMD's, got Intel's", hint=FETCH)
         if self.rules is None:
             raise VerificationError(
-                "root: AMD's is trusted without a floor of security versions",
-                hint="`strongroom service trust` with --minimum-tcb",
+                "minimum_tcb: expected a floor of security versions under AMD's root, got none",
+                hint=f"--minimum-tcb {report.processor}=VERSIONS, here or with `strongroom service trust`",
             )
         if not hmac.compare_digest(endorsements.ark, self.anchor.certificate_der):
             found = hashlib.sha256(endorsements.ark).hexdigest()
