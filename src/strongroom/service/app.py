@@ -35,10 +35,11 @@ from strongroom.errors import (
 from strongroom.kms import messages
 from strongroom.kms.audit import LINKS, SEEN, AuditHead, AuditLog
 from strongroom.service import guest_messages
+from strongroom.service.calls import Call
 from strongroom.service.guest_api import GuestAPI
 from strongroom.service.guest_messages import CertificateRequest, SignedCommit
 from strongroom.service.openapi import openapi
-from strongroom.service.owner_api import Call, OwnerAPI
+from strongroom.service.owner_api import OwnerAPI
 from strongroom.service.state import TrustService
 
 __all__ = ["PEER", "guest_app", "owner_app"]

@@ -1,131 +1,29 @@
 """The owners' door: one method per route of `kms.messages.ROUTES`, each already authenticated.
 
 Every method works on the caller's own keys, data sets, policies and records; the owner's id comes from the client
-certificate, never from the request.
+certificate, never from the request. What is about the service itself is in `admin_api`.
 """
 
 from __future__ import annotations
 
-import threading
 import time
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import TypeVar
+from datetime import timedelta
 
-import msgspec
-import sqlalchemy as sa
-
-from strongroom import __version__
-from strongroom._encoding import b64u_decode, parse_bounded
-from strongroom.attest import ratls
-from strongroom.attest.makers import MAKERS
-from strongroom.attest.verifiers.choose import snp_rules
-from strongroom.crypto import jose, x509
+from strongroom.crypto import jose
 from strongroom.errors import DeniedError, InputError
 from strongroom.kms import messages
 from strongroom.kms.audit import AuditHead, AuditLog
 from strongroom.kms.job_document import KeyWanted
-from strongroom.kms.owners import add_owner, is_registered, list_owners, revoke_owner
+from strongroom.kms.owners import is_registered
 from strongroom.kms.receivers import OwnerReceiver
-from strongroom.service import trust
-from strongroom.service.state import TrustService
+from strongroom.service.admin_api import AdminAPI
+from strongroom.service.calls import Call, body_of, number, record
 
-__all__ = ["Call", "OwnerAPI"]
-
-_OUTSIDE = (
-    "this trust service runs outside a TEE: whoever owns its machine has its keys, and its owners have to trust them"
-)
-_EVIDENCE_LIFETIME = timedelta(minutes=5)
-_B = TypeVar("_B", bound=messages.Body)
-_T = TypeVar("_T")
+__all__ = ["OwnerAPI"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
-    """One authenticated request.
-
-    Attributes:
-        owner: Fingerprint of the client certificate.
-        path: Path parameters.
-        query: Query parameters.
-        body: Parsed body.
-        now: UTC.
-    """
-
-    owner: str
-    path: dict[str, str]
-    query: dict[str, str]
-    body: messages.Body
-    now: datetime
-
-    @property
-    def actor(self) -> str:
-        """How the audit log calls the caller."""
-        return f"owner {self.owner[:16]}"
-
-    def number(self, name: str) -> int:
-        """Return a whole number from the path."""
-        return _number(name, self.path[name])
-
-
-class OwnerAPI:
+class OwnerAPI(AdminAPI):
     """The operations of the owner API on one trust service."""
-
-    def __init__(self, service: TrustService, reload_tls: object = None) -> None:
-        self._service = service
-        self._reload_tls = reload_tls
-        self._quoting = threading.Lock()  # attesters answer one request at a time
-
-    def status(self, call: Call) -> dict[str, object]:
-        """Return what this service is, trusts and runs on."""
-        service, believed = self._service, self._service.trusted()
-        return {
-            "version": __version__,
-            "locked": service.locked,
-            "root_kind": service.root_kind,
-            "identity": service.identity_pem,
-            "anchors": [dict(a) for a in believed.anchors],
-            "owner": call.owner,
-            "admin": call.owner == service.admin,
-            "attested": service.attester is not None,
-            "lease_s": believed.lease_s,
-            "seal_to": jose.jwk(service.unlock_key.public_key()),
-            "note": _OUTSIDE if service.attester is None else "it offers evidence: `strongroom service verify`",
-        }
-
-    def evidence(self, call: Call) -> dict[str, object]:
-        """Return evidence of the service's TEE for the caller's nonce, in a certificate of its key (`ratls`)."""
-        service, body = self._service, _body(call, messages.AskEvidence)
-        if service.attester is None:
-            raise DeniedError(_OUTSIDE, hint="its administrator: `strongroom service start --enclave KIND`")
-        with self._quoting:
-            locked = service.locked  # one look for key and claims: it may be unlocked meanwhile
-            certificate = ratls.make_certificate(
-                service.unlock_key if locked else service.parts.identity,
-                service.attester,
-                now=call.now,
-                lifetime=_EVIDENCE_LIFETIME,
-                nonce=b64u_decode(body.nonce),
-                root_kind=service.root_kind,
-                admin="" if locked else service.born_for,
-                locked=locked,
-            )
-        return {"certificate": x509.certificate_pem(certificate), "locked": locked}
-
-    def unlock(self, call: Call) -> dict[str, object]:
-        """Unlock the root key."""
-        body = _body(call, messages.Unlock)
-        if body.sealed:
-            body = self._opened(body.sealed, messages.Unlock)
-        if not body.credentials:
-            raise InputError("credentials: expected a passphrase or shares, got none")
-        seen = None if body.seen is None else AuditHead(seq=body.seen.seq, chain=body.seen.chain)
-        self._service.unlock(body.credentials, now=call.now, seen=seen)
-        with self._service.store.transaction() as tx:
-            self._append(tx, call, "unlock", self._service.root_kind)
-        if callable(self._reload_tls):
-            self._reload_tls()
-        return {"locked": False}
 
     # --- keys
 
@@ -137,11 +35,11 @@ class OwnerAPI:
 
     def create_key(self, call: Call) -> dict[str, object]:
         """Create a key."""
-        body = _body(call, messages.CreateKey)
+        body = body_of(call, messages.CreateKey)
         with self._service.store.transaction() as tx:
             keys = self._service.parts.keys
             keys.create(tx, call.owner, body.name, exportable=body.exportable, now=call.now)
-            self._append(tx, call, "create-key", f"key {body.name}", {"exportable": body.exportable})
+            record(self._service, tx, call, "create-key", f"key {body.name}", {"exportable": body.exportable})
             return keys.describe(tx, call.owner, body.name)
 
     def show_key(self, call: Call) -> dict[str, object]:
@@ -154,20 +52,20 @@ class OwnerAPI:
         name = call.path["key"]
         with self._service.store.transaction() as tx:
             version = self._service.parts.keys.rotate(tx, call.owner, name, now=call.now)
-            self._append(tx, call, "rotate-key", f"key {name}", {"version": version})
+            record(self._service, tx, call, "rotate-key", f"key {name}", {"version": version})
             return self._service.parts.keys.describe(tx, call.owner, name)
 
     def set_exportable(self, call: Call) -> dict[str, object]:
         """Grant or take back export."""
-        body, name = _body(call, messages.SetExportable), call.path["key"]
+        body, name = body_of(call, messages.SetExportable), call.path["key"]
         with self._service.store.transaction() as tx:
             self._service.parts.keys.set_exportable(tx, call.owner, name, body.exportable)
-            self._append(tx, call, "permit-export", f"key {name}", {"exportable": body.exportable})
+            record(self._service, tx, call, "permit-export", f"key {name}", {"exportable": body.exportable})
             return self._service.parts.keys.describe(tx, call.owner, name)
 
     def release_key(self, call: Call) -> dict[str, object]:
         """Release the key to its owner, through the gate."""
-        body = _body(call, messages.ReleaseToOwner)
+        body = body_of(call, messages.ReleaseToOwner)
         receiver = OwnerReceiver(
             owner=call.owner, public_key=jose.jwk_public_key(dict(body.public_key)), purpose=body.purpose
         )
@@ -188,18 +86,18 @@ class OwnerAPI:
         with self._service.store.transaction() as tx:
             self._service.parts.keys.set_enabled(tx, call.owner, name, version, enabled)
             action = "enable-version" if enabled else "disable-version"
-            self._append(tx, call, action, f"key {name}", {"version": version})
+            record(self._service, tx, call, action, f"key {name}", {"version": version})
             return self._service.parts.keys.describe(tx, call.owner, name)
 
     def destroy(self, call: Call) -> dict[str, object]:
         """Schedule a version's destruction."""
-        body, name, version = _body(call, messages.DestroyVersion), call.path["key"], call.number("version")
+        body, name, version = body_of(call, messages.DestroyVersion), call.path["key"], call.number("version")
         with self._service.store.transaction() as tx:
             keys = self._service.parts.keys
             wait = timedelta(seconds=body.wait_s)
             when = keys.schedule_destroy(tx, call.owner, name, version, now=call.now, wait=wait)
             details: dict[str, object] = {"version": version, "at": when.isoformat()}
-            self._append(tx, call, "destroy-version", f"key {name}", details)
+            record(self._service, tx, call, "destroy-version", f"key {name}", details)
             self._service.destroy_due(tx, now=call.now)
             return keys.describe(tx, call.owner, name)
 
@@ -213,7 +111,7 @@ class OwnerAPI:
 
     def put_policy(self, call: Call) -> dict[str, object]:
         """Replace the key's policy if it is still the revision the owner saw."""
-        body, name, policies = _body(call, messages.PutPolicy), call.path["key"], self._service.parts.policies
+        body, name, policies = body_of(call, messages.PutPolicy), call.path["key"], self._service.parts.policies
         with self._service.store.transaction() as tx:
             self._service.parts.keys.describe(tx, call.owner, name)
             found = policies.get(tx, call.owner, name)["revision"]
@@ -229,7 +127,7 @@ class OwnerAPI:
             if body.request is not None and policies.request(tx, call.owner, body.request)["key"] == name:
                 policies.close_request(tx, call.owner, body.request, "approved")
             details: dict[str, object] = {"revision": revision, "policy": body.policy}
-            self._append(tx, call, "set-policy", f"key {name}", details)
+            record(self._service, tx, call, "set-policy", f"key {name}", details)
             return policies.get(tx, call.owner, name)
 
     def list_requests(self, call: Call) -> dict[str, object]:
@@ -244,10 +142,10 @@ class OwnerAPI:
 
     def close_request(self, call: Call) -> dict[str, object]:
         """Dismiss a refused job."""
-        body, number = _body(call, messages.CloseRequest), call.number("number")
+        body, number = body_of(call, messages.CloseRequest), call.number("number")
         with self._service.store.transaction() as tx:
             self._service.parts.policies.close_request(tx, call.owner, number, body.state)
-            self._append(tx, call, "dismiss-request", f"request {number}")
+            record(self._service, tx, call, "dismiss-request", f"request {number}")
             return self._service.parts.policies.request(tx, call.owner, number)
 
     # --- data sets
@@ -259,11 +157,11 @@ class OwnerAPI:
 
     def create_dataset(self, call: Call) -> dict[str, object]:
         """Register a data set."""
-        body = _body(call, messages.CreateDataset)
+        body = body_of(call, messages.CreateDataset)
         with self._service.store.transaction() as tx:
             self._service.parts.keys.describe(tx, call.owner, body.key)
             head = self._service.parts.datasets.create(tx, call.owner, body.key, now=call.now)
-            self._append(tx, call, "create-dataset", f"data set {head['dataset']}", {"key": body.key})
+            record(self._service, tx, call, "create-dataset", f"data set {head['dataset']}", {"key": body.key})
             return self._signed(head)
 
     def show_dataset(self, call: Call) -> dict[str, object]:
@@ -273,7 +171,7 @@ class OwnerAPI:
 
     def commit(self, call: Call) -> dict[str, object]:
         """Advance a head."""
-        body, dataset = _body(call, messages.Commit), call.path["dataset"]
+        body, dataset = body_of(call, messages.Commit), call.path["dataset"]
         with self._service.store.transaction() as tx:
             head = self._service.parts.datasets.commit(
                 tx,
@@ -286,7 +184,7 @@ class OwnerAPI:
                 now=call.now,
             )
             details: dict[str, object] = {"epoch": head["epoch"], "manifest": body.new_manifest}
-            self._append(tx, call, "commit", f"data set {dataset}", details)
+            record(self._service, tx, call, "commit", f"data set {dataset}", details)
             return self._signed(head)
 
     def list_outputs(self, call: Call) -> dict[str, object]:
@@ -296,7 +194,7 @@ class OwnerAPI:
 
     def decide_output(self, call: Call) -> dict[str, object]:
         """Commit an output that waits, or forget it."""
-        body, dataset = _body(call, messages.DecideOutput), call.path["dataset"]
+        body, dataset = body_of(call, messages.DecideOutput), call.path["dataset"]
         approve = body.state == "approved"
         with self._service.store.transaction() as tx:
             head = self._service.parts.datasets.decide_held(
@@ -304,18 +202,18 @@ class OwnerAPI:
             )
             details: dict[str, object] = {"epoch": head["epoch"], "manifest": body.manifest}
             action = "approve-output" if approve else "reject-output"
-            self._append(tx, call, action, f"data set {dataset}", details)
+            record(self._service, tx, call, action, f"data set {dataset}", details)
             return self._signed(head)
 
     def accept_epoch(self, call: Call) -> dict[str, object]:
         """Accept a restored manifest."""
-        body, dataset = _body(call, messages.AcceptEpoch), call.path["dataset"]
+        body, dataset = body_of(call, messages.AcceptEpoch), call.path["dataset"]
         with self._service.store.transaction() as tx:
             head = self._service.parts.datasets.accept(
                 tx, call.owner, dataset, manifest=body.manifest, versions=body.versions, now=call.now
             )
             details: dict[str, object] = {"epoch": head["epoch"], "manifest": body.manifest}
-            self._append(tx, call, "accept-epoch", f"data set {dataset}", details)
+            record(self._service, tx, call, "accept-epoch", f"data set {dataset}", details)
             return self._signed(head)
 
     def forget_dataset(self, call: Call) -> dict[str, object]:
@@ -323,115 +221,20 @@ class OwnerAPI:
         dataset = call.path["dataset"]
         with self._service.store.transaction() as tx:
             self._service.parts.datasets.forget(tx, call.owner, dataset)
-            self._append(tx, call, "forget-dataset", f"data set {dataset}")
+            record(self._service, tx, call, "forget-dataset", f"data set {dataset}")
             return {"dataset": dataset}
 
     def _signed(self, head: dict[str, object]) -> dict[str, object]:
         return {"head": head, "signed": self._service.parts.datasets.signed(head)}
 
-    # --- audit, owners, root
+    # --- audit, and who may ask
 
     def list_audit(self, call: Call) -> dict[str, object]:
         """Return audit records: the owner's own in full, of the others the hashes."""
-        after, limit = (_number(n, call.query.get(n, d)) for n, d in (("after", "0"), ("limit", "1000")))
+        after, limit = (number(n, call.query.get(n, d)) for n, d in (("after", "0"), ("limit", "1000")))
         with self._service.store.transaction() as tx:
             records = self._service.parts.audit.export(tx, call.owner, after=after, limit=max(1, min(limit, 1000)))
         return {"records": records}
-
-    def add_owner(self, call: Call) -> dict[str, object]:
-        """Register an owner."""
-        body = _body(call, messages.AddOwner)
-        with self._service.store.transaction() as tx:
-            owner = add_owner(tx, body.name, body.certificate, now=call.now)
-            self._append(tx, call, "add-owner", body.name, {"owner": owner})
-        if callable(self._reload_tls):
-            self._reload_tls()
-        return {"owner": owner, "name": body.name}
-
-    def list_owners(self, call: Call) -> dict[str, object]:
-        """Return the registered owners."""
-        with self._service.store.transaction() as tx:
-            return {"owners": list_owners(tx)}
-
-    def revoke_owner(self, call: Call) -> dict[str, object]:
-        """Let an owner in no more; jobs get no key of theirs from now on."""
-        owner = call.path["owner"]
-        if owner == self._service.admin:
-            raise InputError("the owner who administers this service cannot be revoked")
-        with self._service.store.transaction() as tx:
-            name = revoke_owner(tx, owner)
-            self._append(tx, call, "revoke-owner", name, {"owner": owner})
-        return {"owner": owner, "name": name}
-
-    def set_lease(self, call: Call) -> dict[str, object]:
-        """Set the lease of guests that attest from now on."""
-        body = _body(call, messages.SetLease)
-        with self._service.store.transaction() as tx:
-            trust.set_lease(tx, body.lease_s)
-            self._append(tx, call, "set-lease", f"{body.lease_s} s")
-        return {"lease_s": body.lease_s}
-
-    def trust_root(self, call: Call) -> dict[str, object]:
-        """Believe evidence under a maker's root."""
-        body = _body(call, messages.TrustRoot)
-        if body.own_root == (body.fingerprint in MAKERS):
-            raise InputError(f"root: expected Intel's or AMD's, or own_root, got {body.fingerprint[:16]}")
-        settings: dict[str, str] = {str(name): value for name, value in body.settings.items()}
-        snp_rules(settings)
-        anchor = {"kind": "hardware", "fingerprint": body.fingerprint, **settings}
-        with self._service.store.transaction() as tx:
-            trust.add_root(tx, anchor)
-            self._append(tx, call, "trust-root", body.fingerprint, dict(anchor))
-        return {**anchor}
-
-    def distrust_root(self, call: Call) -> dict[str, object]:
-        """Believe nothing under a root any more; guests that attested under it have to attest again."""
-        fingerprint = call.path["fingerprint"]
-        with self._service.store.transaction() as tx:
-            trust.take_root_back(tx, fingerprint)
-            self._append(tx, call, "distrust-root", fingerprint)
-        return {"fingerprint": fingerprint}
-
-    def rotate_root(self, call: Call) -> dict[str, object]:
-        """Rotate the root key."""
-        body = _body(call, messages.RotateRoot)
-        options = self._opened(body.sealed, dict[str, str]) if body.sealed else body.options
-        if body.kind == "keyfile" and self._service.attester is not None:
-            raise InputError(
-                "root kind keyfile: expected one that people or the TEE keep, as this service runs in one",
-                hint="--kind tee, or shares",
-            )
-        if body.prepare:
-            name, handout = self._service.prepare_root(body.kind, options)
-            return {"prepared": name, "root_kind": self._service.root_kind, "handout": handout}
-        handout = self._service.rotate_root(body.kind, options, actor=call.actor, now=call.now, prepared=body.prepared)
-        return {"root_kind": body.kind, "handout": handout}
-
-    def _opened(self, sealed: dict[str, str], kind: type[_T]) -> _T:
-        try:
-            with jose.jwe_open(sealed, self._service.unlock_key) as raw:
-                return msgspec.convert(parse_bounded(raw, "what was sealed"), kind)
-        except msgspec.ValidationError as exc:
-            raise InputError(f"what was sealed is not as the API defines it: {exc}") from exc
-
-    def _append(
-        self,
-        tx: sa.Connection,
-        call: Call,
-        action: str,
-        subject: str,
-        details: dict[str, object] | None = None,
-    ) -> None:
-        self._service.parts.audit.append(
-            tx,
-            now=call.now,
-            owner=call.owner,
-            actor=call.actor,
-            action=action,
-            subject=subject,
-            allowed=True,
-            details=details,
-        )
 
     def check_owner(self, fingerprint: str, seen: AuditHead | None = None) -> None:
         """Refuse certificates that TLS accepts but that no owner has, and owners who saw a newer state than this.
@@ -456,14 +259,3 @@ class OwnerAPI:
         """
         if call.owner != self._service.admin:
             raise DeniedError("only the owner who set this service up may do that")
-
-
-def _number(name: str, text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= 15):
-        raise InputError(f"{name} is a whole number, got {text[:40]!r}")
-    return int(text)
-
-
-def _body(call: Call, kind: type[_B]) -> _B:
-    assert isinstance(call.body, kind)
-    return call.body
