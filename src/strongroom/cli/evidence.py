@@ -24,7 +24,7 @@ from strongroom.attest.evidence import Evidence
 from strongroom.attest.makers import MAKERS
 from strongroom.attest.verifiers import AnchoredVerifier
 from strongroom.attest.verifiers.choose import verifier_for
-from strongroom.cli.common import owner, workspace
+from strongroom.cli.common import PATH, owner, workspace
 from strongroom.errors import InputError
 
 if TYPE_CHECKING:
@@ -33,9 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Choices", "bundle_option", "read_evidence", "read_policy", "trusted_choices"]
 
 Choices = Sequence[tuple[AnchoredVerifier, AnyEndorsements]]
-bundle_option = click.option(
-    "--endorsements", "bundle", type=click.Path(path_type=Path), help="A bundle; default: the trust service's here."
-)
+bundle_option = click.option("--endorsements", "bundle", type=PATH, help="A bundle; default: the trust service's here.")
 
 
 def read_policy(path: Path) -> Policy:
