@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import resource
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -63,6 +65,28 @@ def passed_on(path: Path) -> None:
 def agent(path: Path) -> None:
     """Start the guest's own, which answers a request that is none by an error."""
     KeyAgent({}, bytes(16), keys=ColumnKeys({})).start(str(path))
+
+
+LEAKS = """
+import threading
+from strongroom.log import say_kinds_only
+say_kinds_only()
+class Leaving:
+    def __del__(self): raise KeyError("secret marker")
+def fail():
+    Leaving()
+    raise ValueError("secret marker")
+thread = threading.Thread(target=fail, name="agent"); thread.start(); thread.join()
+"""
+
+
+def test_a_thread_that_fails_says_no_more_than_how() -> None:
+    # The host reads it, and the text of an error that nobody foresaw could hold data.
+    done = subprocess.run([sys.executable, "-c", LEAKS], capture_output=True, text=True, check=True)
+    assert "secret marker" not in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "thread=agent error=ValueError" in done.stderr
+    assert "error=KeyError" in done.stderr
 
 
 @pytest.mark.parametrize("start", [relay, passed_on, agent])
