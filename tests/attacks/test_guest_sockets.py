@@ -7,6 +7,7 @@ import resource
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -108,3 +109,31 @@ def test_T407_a_connection_that_is_not_accepted_ends_no_other(
     assert clients[2].recv(8).startswith(b"\0\0\0")
     for client in clients:
         client.close()
+
+
+def test_T407_a_connection_without_a_thread_is_closed_and_the_next_is_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, start, left = tmp_path / "agent.sock", threading.Thread.start, [1]
+    agent(path)
+
+    def limited(thread: threading.Thread) -> None:
+        if left:
+            left.pop()
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    for answer in (b"", b"\0\0\0"):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+            client.connect(str(path))
+            client.settimeout(5)
+            assert _asked(client) == answer
+
+
+def _asked(client: socket.socket) -> bytes:
+    try:
+        client.sendall((1).to_bytes(4, "big") + b"?")
+        return client.recv(3)
+    except ConnectionError:
+        return b""
