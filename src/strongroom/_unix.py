@@ -75,11 +75,14 @@ def serve_connections(listener: socket.socket, serve: Callable[[socket.socket], 
 
     def accept() -> None:
         while True:
+            sock = None
             try:
                 sock, _ = listener.accept()
                 threading.Thread(target=serve, args=(sock,), daemon=True).start()
             except (OSError, RuntimeError) as exc:
                 _log.warning("connection not accepted at=%s reason=%s", name, exc)
+                if sock is not None:
+                    sock.close()
                 time.sleep(_ACCEPT_AGAIN_S)
 
     threading.Thread(target=accept, daemon=True, name=name).start()

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
 import time
 
-__all__ = ["configure"]
+__all__ = ["configure", "say_kinds_only"]
+
+_log = logging.getLogger(__name__)
 
 
 class _JSONFormatter(logging.Formatter):
@@ -27,3 +30,14 @@ def configure(*, level: str = "WARNING", as_json: bool = False) -> None:
     plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s")
     handler.setFormatter(_JSONFormatter() if as_json else plain)
     logging.basicConfig(level=level, handlers=[handler], force=True)
+
+
+def say_kinds_only() -> None:
+    """Log what kind of error ended a thread, and nothing of its text: it could hold data, and the host reads it."""
+
+    def failed(error: threading.ExceptHookArgs) -> None:
+        name = error.thread.name if error.thread else "none"
+        _log.error("unexpected in thread=%s error=%s", name, error.exc_type.__name__)
+
+    threading.excepthook = failed
+    sys.unraisablehook = lambda error: _log.error("unexpected error=%s", error.exc_type.__name__)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import resource
 import socket
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -65,6 +68,28 @@ def agent(path: Path) -> None:
     KeyAgent({}, bytes(16), keys=ColumnKeys({})).start(str(path))
 
 
+LEAKS = """
+import threading
+from strongroom.log import say_kinds_only
+say_kinds_only()
+class Leaving:
+    def __del__(self): raise KeyError("secret marker")
+def fail():
+    Leaving()
+    raise ValueError("secret marker")
+thread = threading.Thread(target=fail, name="agent"); thread.start(); thread.join()
+"""
+
+
+def test_a_thread_that_fails_says_no_more_than_how() -> None:
+    # The host reads it, and the text of an error that nobody foresaw could hold data.
+    done = subprocess.run([sys.executable, "-c", LEAKS], capture_output=True, text=True, check=True)
+    assert "secret marker" not in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "thread=agent error=ValueError" in done.stderr
+    assert "error=KeyError" in done.stderr
+
+
 @pytest.mark.parametrize("start", [relay, passed_on, agent])
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 def test_T407_a_connection_that_is_not_accepted_ends_no_other(
@@ -84,3 +109,31 @@ def test_T407_a_connection_that_is_not_accepted_ends_no_other(
     assert clients[2].recv(8).startswith(b"\0\0\0")
     for client in clients:
         client.close()
+
+
+def test_T407_a_connection_without_a_thread_is_closed_and_the_next_is_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, start, left = tmp_path / "agent.sock", threading.Thread.start, [1]
+    agent(path)
+
+    def limited(thread: threading.Thread) -> None:
+        if left:
+            left.pop()
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    for answer in (b"", b"\0\0\0"):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+            client.connect(str(path))
+            client.settimeout(5)
+            assert _asked(client) == answer
+
+
+def _asked(client: socket.socket) -> bytes:
+    try:
+        client.sendall((1).to_bytes(4, "big") + b"?")
+        return client.recv(3)
+    except ConnectionError:
+        return b""

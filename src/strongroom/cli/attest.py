@@ -18,7 +18,7 @@ from strongroom.attest.verifiers import verify_any
 from strongroom.attest.verifiers.chains import platform
 from strongroom.attest.verifiers.choose import asking_nothing
 from strongroom.cli import output
-from strongroom.cli.common import epilog, json_option, workspace
+from strongroom.cli.common import PATH, epilog, json_option, workspace
 from strongroom.cli.endorsements import command as endorsements
 from strongroom.cli.evidence import bundle_option, read_evidence, trusted_choices
 from strongroom.cli.verdicts import bound, limits, verify
@@ -37,8 +37,8 @@ command.add_command(verify)
 
 
 @command.command("quote", epilog=epilog("strongroom attest quote job.toml quote.bin"))
-@click.argument("job_file", type=click.Path(path_type=Path))
-@click.argument("target", type=click.Path(path_type=Path))
+@click.argument("job_file", type=PATH)
+@click.argument("target", type=PATH)
 def quote(job_file: Path, target: Path) -> None:
     """Write the quote that JOB_FILE's enclave would show, for a look at it. SIMULATED; no key is released for it."""
     from strongroom.attest.binding import config_id, init_data_digest
@@ -67,7 +67,7 @@ def quote(job_file: Path, target: Path) -> None:
 @command.command(
     "show", epilog=epilog("strongroom attest show quote.bin", "strongroom attest show quote.bin --endorsements b.json")
 )
-@click.argument("evidence", type=click.Path(path_type=Path))
+@click.argument("evidence", type=PATH)
 @bundle_option
 @json_option
 def show(evidence: Path, bundle: Path | None, as_json: bool) -> int:

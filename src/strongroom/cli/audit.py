@@ -11,7 +11,7 @@ import click
 from strongroom._encoding import parse_json
 from strongroom._unix import read_text, write_whole
 from strongroom.cli import output
-from strongroom.cli.common import epilog, json_option, owner, workspace
+from strongroom.cli.common import PATH, epilog, json_option, owner, workspace
 from strongroom.client.owner import verify_exported
 from strongroom.errors import InputError
 
@@ -72,7 +72,7 @@ def _short(text: str, size: int) -> str:
 
 
 @command.command("export", epilog=epilog("strongroom audit export audit.jsonl"))
-@click.argument("target", type=click.Path(path_type=Path))
+@click.argument("target", type=PATH)
 def export(target: Path) -> None:
     """Write the log, once it is verified, as JSON lines, for a check elsewhere or another system."""
     records = owner().verified_audit()[1]
@@ -81,7 +81,7 @@ def export(target: Path) -> None:
 
 
 @command.command("verify", epilog=epilog("strongroom audit verify", "strongroom audit verify audit.jsonl"))
-@click.argument("exported", required=False, type=click.Path(path_type=Path))
+@click.argument("exported", required=False, type=PATH)
 @json_option
 def verify(exported: Path | None, as_json: bool) -> None:
     """Check hashes, chain and signatures of every record, against the newest head this owner saw.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from strongroom.cli import output
-from strongroom.cli.common import epilog, json_option, settings, workspace
+from strongroom.cli.common import PATH, epilog, json_option, settings, workspace
 from strongroom.client.cluster import Cluster, read_hosts
 from strongroom.errors import InputError, StrongroomError, UnavailableError
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
-_HOSTS = click.option("--hosts", type=click.Path(path_type=Path), help="One `[user@]host` a line.")
+_HOSTS = click.option("--hosts", type=PATH, help="One `[user@]host` a line.")
 
 
 @click.group("cluster")
@@ -42,7 +42,7 @@ def command() -> None:
         "strongroom cluster deploy --hosts hosts.txt --venv env",
     ),
 )
-@click.option("--hosts", type=click.Path(path_type=Path), required=True, help="One `[user@]host` a line.")
+@click.option("--hosts", type=PATH, required=True, help="One `[user@]host` a line.")
 @click.option("--root", default="/var/lib/strongroom-cluster", show_default=True, help="Our folder on each machine.")
 @click.option("--ssh-config", type=click.Path(path_type=Path, exists=True), help="An SSH configuration file.")
 @click.option("--python", default="python3", show_default=True, help="The interpreter on each machine.")

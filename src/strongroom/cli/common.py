@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from strongroom.client.workspace import Workspace
 
 __all__ = [
+    "PATH",
     "SWAP",
     "check_simulated",
     "epilog",
@@ -35,6 +36,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 SWAP = "SIMULATED enclave memory may be written to this machine's swap: swapoff -a"
 
+PATH = click.Path(path_type=Path)
 json_option: Callable[[_F], _F] = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 root_option: Callable[[_F], _F] = click.option(

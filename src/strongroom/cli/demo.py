@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from strongroom.cli import output
-from strongroom.cli.common import epilog
+from strongroom.cli.common import PATH, epilog
 from strongroom.errors import InputError, StrongroomError, UnavailableError
 
 __all__ = ["command"]
@@ -34,10 +34,10 @@ _SPARK = ("--master", "local[2]", "--conf", "spark.log.level=WARN", "--conf", "s
     ),
 )
 @click.option("--scale", type=float, default=0.02, show_default=True, help="TPC-H scale factor (1 is a gigabyte).")
-@click.option("--data", "data_path", type=click.Path(path_type=Path), help="Your own csv or Parquet, instead of TPC-H.")
+@click.option("--data", "data_path", type=PATH, help="Your own csv or Parquet, instead of TPC-H.")
 @click.option(
     "--folder",
-    type=click.Path(path_type=Path),
+    type=PATH,
     default=Path("demo"),
     show_default=True,
     help="Where everything goes; an earlier demo there is replaced.",

@@ -15,7 +15,7 @@ from strongroom._encoding import parse_json
 from strongroom._unix import read_text
 from strongroom.attest.endorsement_files import SOON_DAYS, end_of, ends, read_folder
 from strongroom.cli import output
-from strongroom.cli.common import epilog, json_option, workspace
+from strongroom.cli.common import PATH, epilog, json_option, workspace
 from strongroom.errors import EndorsementError, InputError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["anchor_option", "command", "read_anchor", "snp_settings", "state"]
 
 anchor_option = click.option(
-    "--anchor", "anchor_file", type=click.Path(path_type=Path), help="Certificate of a root beside Intel's and AMD's."
+    "--anchor", "anchor_file", type=PATH, help="Certificate of a root beside Intel's and AMD's."
 )
 
 
@@ -71,9 +71,9 @@ def command() -> None:
         "strongroom attest endorsements fetch quote.bin --from https://pccs.example:8081 --ca-file pccs.pem",
     ),
 )
-@click.argument("evidence", type=click.Path(path_type=Path))
+@click.argument("evidence", type=PATH)
 @click.option("--from", "source", metavar="URL", help="A PCCS, or a cache of AMD's KDS; without it the maker itself.")
-@click.option("--ca-file", type=click.Path(path_type=Path), help="What that service's TLS certificate is under.")
+@click.option("--ca-file", type=PATH, help="What that service's TLS certificate is under.")
 @click.option("--product", type=click.Choice(["Milan", "Genoa", "Turin"]), help="SNP, for reports of version 2.")
 @click.option(
     "--update",
@@ -84,7 +84,7 @@ def command() -> None:
 )
 @click.option("--edition", type=int, help="Intel's tcbEvaluationDataNumber, instead of --update.")
 @click.option("--renew", is_flag=True, help="Even if those at hand hold for more than a week.")
-@click.option("--out", type=click.Path(path_type=Path), help="Write a bundle to carry to another machine instead.")
+@click.option("--out", type=PATH, help="Write a bundle to carry to another machine instead.")
 @anchor_option
 def fetch(
     evidence: Path,
@@ -180,7 +180,7 @@ def _plan_intel(raw: bytes, update: str, edition: int | None) -> _Plan:
 
 
 @command.command("import", epilog=epilog("strongroom attest endorsements import bundle.json"))
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=PATH)
 @anchor_option
 def import_(bundle: Path, anchor_file: Path | None) -> None:
     """Take the endorsements in BUNDLE, fetched elsewhere, into this workspace's trust service."""
@@ -203,7 +203,7 @@ def import_(bundle: Path, anchor_file: Path | None) -> None:
 @command.command(
     "show", epilog=epilog("strongroom attest endorsements show", "strongroom attest endorsements show bundle.json")
 )
-@click.argument("bundle", required=False, type=click.Path(path_type=Path))
+@click.argument("bundle", required=False, type=PATH)
 @json_option
 def show(bundle: Path | None, as_json: bool) -> int:
     """Show what BUNDLE holds, or this workspace's trust service, and until when; exit 1 if any of it does not count."""

@@ -8,7 +8,7 @@ import click
 
 from strongroom._unix import read_text, write_whole
 from strongroom.cli import output
-from strongroom.cli.common import epilog, json_option, settings
+from strongroom.cli.common import PATH, epilog, json_option, settings
 from strongroom.errors import InputError
 from strongroom.jobs.environments import Environment
 from strongroom.jobs.environments import build as build_environment
@@ -28,8 +28,8 @@ def command() -> None:
     epilog=epilog("strongroom env lock pandas 'scikit-learn>=1.5'", "strongroom env lock -r wanted.txt -o locked.txt"),
 )
 @click.argument("requirements", nargs=-1)
-@click.option("-r", "--requirement", "files", multiple=True, type=click.Path(path_type=Path), help="A file of them.")
-@click.option("-o", "--out", "target", type=click.Path(path_type=Path), help="Write there, not to standard output.")
+@click.option("-r", "--requirement", "files", multiple=True, type=PATH, help="A file of them.")
+@click.option("-o", "--out", "target", type=PATH, help="Write there, not to standard output.")
 def lock(requirements: tuple[str, ...], files: tuple[Path, ...], target: Path | None) -> None:
     """Print REQUIREMENTS with everything they need, each in one version, with its hash."""
     if not requirements and not files:
@@ -53,8 +53,8 @@ def _wanted(file: Path) -> list[str]:
 @command.command(
     "build", epilog=epilog("strongroom env build locked.txt env", "strongroom run --venv env -- python app.py")
 )
-@click.argument("requirements", type=click.Path(path_type=Path))
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("requirements", type=PATH)
+@click.argument("folder", type=PATH)
 @json_option
 def build(requirements: Path, folder: Path, as_json: bool) -> None:
     """Install what REQUIREMENTS lists, with hashes, into the new FOLDER; the same file gives the same digest."""
@@ -63,7 +63,7 @@ def build(requirements: Path, folder: Path, as_json: bool) -> None:
 
 
 @command.command("show", epilog=epilog("strongroom env show env", "strongroom env show env --json"))
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=PATH)
 @json_option
 def show(folder: Path, as_json: bool) -> None:
     """Say what the built environment FOLDER holds, and its digest."""

@@ -26,7 +26,7 @@ from strongroom.attest.makers import MAKERS
 from strongroom.attest.stock_evidence import read_message
 from strongroom.attest.verifiers import AnchoredVerifier
 from strongroom.attest.verifiers.choose import verifier_for
-from strongroom.cli.common import owner, workspace
+from strongroom.cli.common import PATH, owner, workspace
 from strongroom.errors import InputError
 
 if TYPE_CHECKING:
@@ -38,9 +38,7 @@ _LEAST_BYTES, _MAX_BYTES = 48, 1 << 20
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]+)-----END CERTIFICATE-----")
 
 Choices = Sequence[tuple[AnchoredVerifier, AnyEndorsements]]
-bundle_option = click.option(
-    "--endorsements", "bundle", type=click.Path(path_type=Path), help="A bundle; default: the trust service's here."
-)
+bundle_option = click.option("--endorsements", "bundle", type=PATH, help="A bundle; default: the trust service's here.")
 
 
 def read_policy(path: Path) -> Policy:

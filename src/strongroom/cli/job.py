@@ -12,7 +12,7 @@ import click
 
 from strongroom._unix import write_whole
 from strongroom.cli import output
-from strongroom.cli.common import SWAP, check_simulated, epilog, has_swap, json_option, settings, workspace
+from strongroom.cli.common import PATH, SWAP, check_simulated, epilog, has_swap, json_option, settings, workspace
 from strongroom.cli.measured import measured_options, measured_values
 from strongroom.client.job_files import parse_venv, read_job_file
 from strongroom.client.jobs import JobRunner
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from strongroom.client.owner import OwnerClient
     from strongroom.storage.dataset import DatasetInfo
 
-__all__ = ["command", "execute", "job_options", "plan_file", "spec_with_options"]
+__all__ = ["command", "execute", "job_options", "plan_file", "submit"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _RUN_OPTIONS = (
@@ -57,7 +57,7 @@ _OPTIONS = (
         "--file",
         "files",
         multiple=True,
-        type=click.Path(path_type=Path),
+        type=PATH,
         help="A further measured file beside the program.",
     ),
     click.option(
@@ -99,8 +99,8 @@ def _with(options: Sequence[Callable[[_F], _F]], function: _F) -> _F:
     return function
 
 
-def spec_with_options(spec: JobSpec, options: dict[str, Any]) -> tuple[JobSpec, list[VolumeRequest]]:
-    """Return the job with the shared options applied, and its volumes."""
+def submit(spec: JobSpec, options: dict[str, Any]) -> int:
+    """Run a job with the shared options applied; return the exit status."""
     environment = {}
     for item in options["environment"]:
         name, equals, value = item.partition("=")
@@ -117,7 +117,7 @@ def spec_with_options(spec: JobSpec, options: dict[str, Any]) -> tuple[JobSpec, 
         publish_on_failure=options["publish_on_failure"],
         checkpoint_s=options["checkpoint_every"],
     )
-    return changed, [parse_volume(v) for v in options["volumes"]]
+    return execute(changed, [parse_volume(v) for v in options["volumes"]], options)
 
 
 def execute(spec: JobSpec, volumes: Sequence[VolumeRequest], options: dict[str, Any]) -> int:
@@ -261,7 +261,7 @@ def plan_file(
     return _plan(client.workspace if client else workspace(), spec, volumes, dry=dry)
 
 
-_JOB_FILE = click.argument("job_file", type=click.Path(path_type=Path))
+_JOB_FILE = click.argument("job_file", type=PATH)
 
 
 @command.command(
@@ -288,7 +288,7 @@ def build(job_file: Path, enclave: str | None, as_json: bool) -> None:
 
 @command.command("sign", epilog=epilog("strongroom job sign job.toml", "strongroom job sign job.toml --out ref.json"))
 @_JOB_FILE
-@click.option("--out", type=click.Path(path_type=Path), help="Default: JOB_FILE's name with .reference.json.")
+@click.option("--out", type=PATH, help="Default: JOB_FILE's name with .reference.json.")
 @measured_options
 @json_option
 def sign(job_file: Path, out: Path | None, named: dict[str, str], as_json: bool) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from strongroom.cli import output
-from strongroom.cli.common import epilog, json_option, owner
+from strongroom.cli.common import PATH, epilog, json_option, owner
 from strongroom.cli.datasets import owned, seal_into, show_result
 from strongroom.client.provenance import Provenance, check_attested, command_of, provenance, tables_in
 from strongroom.crypto.keys import KeyRing
@@ -98,7 +98,7 @@ class _Model:
         "strongroom model seal old.pt sealed/old --key models --unsafe-pickle",
     ),
 )
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source", type=PATH)
 @click.argument("target")
 @click.option("--key", "key_name", required=True, help="The named key.")
 @_UNSAFE

@@ -9,7 +9,7 @@ import click
 
 from strongroom._unix import read_text
 from strongroom.cli import output
-from strongroom.cli.common import epilog, json_option, owner, workspace
+from strongroom.cli.common import PATH, epilog, json_option, owner, workspace
 from strongroom.client.petnames import Petnames
 from strongroom.errors import InputError
 
@@ -29,10 +29,10 @@ def command() -> None:
         "strongroom owner request --name shop --service shop.example:8700 --first",
     ),
 )
-@click.argument("folder", default=".", type=click.Path(path_type=Path))
+@click.argument("folder", default=".", type=PATH)
 @click.option("--name", required=True, help="What you are called.")
 @click.option("--service", required=True, help="The service's workspace on this machine, or HOST:PORT.")
-@click.option("--identity", type=click.Path(path_type=Path), help="The service's identity.pem, from its administrator.")
+@click.option("--identity", type=PATH, help="The service's identity.pem, from its administrator.")
 @click.option("--first", is_flag=True, help="There is no service yet: it is made in its TEE, and administered by you.")
 @json_option
 def request(folder: Path, name: str, service: str, identity: Path | None, first: bool, as_json: bool) -> None:
@@ -63,7 +63,7 @@ def request(folder: Path, name: str, service: str, identity: Path | None, first:
 
 @command.command("admit", epilog=epilog("strongroom owner admit bank ../bank/bank.pem"))
 @click.argument("name")
-@click.argument("request_file", metavar="REQUEST", type=click.Path(path_type=Path))
+@click.argument("request_file", metavar="REQUEST", type=PATH)
 @json_option
 def admit(name: str, request_file: Path, as_json: bool) -> None:
     """Admit the owner who made REQUEST to your trust service, and call them NAME.

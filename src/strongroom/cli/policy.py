@@ -12,7 +12,16 @@ import click
 from strongroom._unix import read_text
 from strongroom.attest.appraisal import FreeArgument, Rego, TcbStatus
 from strongroom.cli import output
-from strongroom.cli.common import check_simulated, epilog, json_option, key_argument, owner, root_option, unsafe_option
+from strongroom.cli.common import (
+    PATH,
+    check_simulated,
+    epilog,
+    json_option,
+    key_argument,
+    owner,
+    root_option,
+    unsafe_option,
+)
 from strongroom.cli.measured import measured_options, measured_values
 from strongroom.cli.requests import approve, dismiss, request, requests, signed_values, tcb_options
 from strongroom.client.policies import allow_job, clear_policy
@@ -41,7 +50,7 @@ for one in (requests, request, approve, dismiss):
     ),
 )
 @key_argument("key")
-@click.option("--allow", "job_file", required=True, type=click.Path(path_type=Path), help="The job file to allow.")
+@click.option("--allow", "job_file", required=True, type=PATH, help="The job file to allow.")
 @click.option(
     "--use", "uses", multiple=True, type=click.Choice(["read", "write"]), help="Default: all the job declares."
 )
@@ -52,9 +61,7 @@ for one in (requests, request, approve, dismiss):
     metavar="N=PATTERN",
     help="Argument N (from 0) may be any text that fully matches PATTERN.",
 )
-@click.option(
-    "--rego", "rego_file", type=click.Path(path_type=Path), help="A Rego module that has to accept the job as well."
-)
+@click.option("--rego", "rego_file", type=PATH, help="A Rego module that has to accept the job as well.")
 @measured_options
 @root_option
 @tcb_options
@@ -107,13 +114,13 @@ def set_(
     ),
 )
 @key_argument("key")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=PATH)
 @click.option(
     "--signer",
     "signers",
     multiple=True,
     required=True,
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Certificate of whoever built it, whom you trust to build what was reviewed.",
 )
 @unsafe_option

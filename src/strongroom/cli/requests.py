@@ -14,7 +14,7 @@ import click
 from strongroom._unix import read_text
 from strongroom.attest.policies import TCB_STATUSES, TDX_REGISTERS, TcbStatus
 from strongroom.cli import output
-from strongroom.cli.common import check_simulated, epilog, json_option, owner, root_option, unsafe_option
+from strongroom.cli.common import PATH, check_simulated, epilog, json_option, owner, root_option, unsafe_option
 from strongroom.cli.measured import measured_options
 from strongroom.client.petnames import Petnames
 from strongroom.client.policies import allow_job, measured
@@ -135,12 +135,8 @@ def _job(document: dict[str, Any], names: Petnames) -> list[str]:
     ),
 )
 @click.argument("number", type=int)
-@click.option(
-    "--reference", type=click.Path(path_type=Path), help="Signed reference values of the job, in place of the values."
-)
-@click.option(
-    "--signer", "signers", multiple=True, type=click.Path(path_type=Path), help="Certificate of who signed --reference."
-)
+@click.option("--reference", type=PATH, help="Signed reference values of the job, in place of the values.")
+@click.option("--signer", "signers", multiple=True, type=PATH, help="Certificate of who signed --reference.")
 @measured_options
 @root_option
 @tcb_options

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from strongroom.cli.common import epilog
-from strongroom.cli.job import execute, job_options, spec_with_options
+from strongroom.cli.job import job_options, submit
 from strongroom.errors import InputError
 from strongroom.jobs.spec import JobSpec
 
@@ -27,9 +27,7 @@ __all__ = ["command"]
 @click.argument("program", nargs=-1, required=True, type=click.UNPROCESSED)
 def command(program: tuple[str, ...], **options: Any) -> int:
     """Run a Python program in an enclave, as it is: everything after `--` is its command line."""
-    spec = _spec(program)
-    changed, volumes = spec_with_options(spec, options)
-    return execute(changed, volumes, options)
+    return submit(_spec(program), options)
 
 
 def _spec(words: tuple[str, ...]) -> JobSpec:

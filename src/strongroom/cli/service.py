@@ -13,7 +13,7 @@ from typing import cast
 import click
 
 from strongroom.cli import output
-from strongroom.cli.common import epilog, json_option, owner, passphrase, workspace
+from strongroom.cli.common import PATH, epilog, json_option, owner, passphrase, workspace
 from strongroom.cli.endorsements import anchor_option, read_anchor, snp_settings, state
 from strongroom.cli.service_verify import build, measure, verify
 from strongroom.client.tees import TEES
@@ -81,7 +81,7 @@ def start(enclave: str | None) -> None:
 @_enclave_option
 @click.option(
     "--admin",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Make the service here, in its TEE, if there is none yet: for the owner of this `owner request --first`.",
 )
 def run(listen: str, enclave: str | None, admin: Path | None) -> None:
@@ -233,7 +233,7 @@ def lease(seconds: int) -> None:
         "strongroom service trust snp-sev-milan.json --minimum-tcb 19-01-1=4.0.23.213",
     ),
 )
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=PATH)
 @snp_settings
 @anchor_option
 def trust(bundle: Path, settings: dict[str, str], anchor_file: Path | None) -> None:

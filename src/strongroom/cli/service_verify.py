@@ -13,7 +13,7 @@ import click
 from strongroom._unix import write_whole
 from strongroom.attest.appraisal import AllOf, Measurement, NotDebug, Policy, TcbStatus, UnsafeAcceptSimulated
 from strongroom.cli import output
-from strongroom.cli.common import epilog, json_option, workspace
+from strongroom.cli.common import PATH, epilog, json_option, workspace
 from strongroom.cli.endorsements import snp_settings
 from strongroom.cli.evidence import Choices, bundle_option, read_policy, trusted_choices
 from strongroom.cli.verdicts import Verdict, failed, judged
@@ -63,18 +63,18 @@ def measure(as_json: bool) -> None:
     ),
 )
 @click.option("--measurement", metavar="HEX", help="SGX: the MRENCLAVE of the service that you built or looked at.")
-@click.option("--policy", "policy_file", type=click.Path(path_type=Path), help="What is acceptable instead (JSON).")
+@click.option("--policy", "policy_file", type=PATH, help="What is acceptable instead (JSON).")
 @bundle_option
 @snp_settings
 @click.option("--unsafe-accept-simulated", is_flag=True, help="Accept the SIMULATED root: no hardware protects it.")
 @click.option(
     "--identity",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="At first: identity.pem of the service that was made for you (`owner request --first`).",
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Write its evidence here, accepted or not: `attest endorsements fetch` takes it.",
 )
 @click.option("--pin", is_flag=True, help="If accepted: expect it at every connection of this workspace from now on.")
@@ -156,7 +156,7 @@ def _policy(measurement: str | None, file: Path | None, simulated: bool) -> Poli
 
 
 @click.command("build", epilog=epilog("strongroom service build service-bundle"))
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=PATH)
 @json_option
 def build(folder: Path, as_json: bool) -> None:
     """Build the trust service into FOLDER, for SGX under Gramine; print its measurement, or what remains to have it.

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from strongroom.cli import output
-from strongroom.cli.common import epilog, json_option, passphrase
+from strongroom.cli.common import PATH, epilog, json_option, passphrase
 from strongroom.errors import InputError
 
 __all__ = ["command"]
@@ -21,7 +21,7 @@ __all__ = ["command"]
         "strongroom init --root shares --threshold 3 --shares 5",
     ),
 )
-@click.argument("folder", default=".", type=click.Path(path_type=Path))
+@click.argument("folder", default=".", type=PATH)
 @click.option("--owner", "owner_name", default="owner", show_default=True, help="The first owner's name.")
 @click.option(
     "--root",

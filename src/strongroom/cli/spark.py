@@ -10,7 +10,7 @@ import click
 
 from strongroom._unix import read_text
 from strongroom.cli.common import epilog
-from strongroom.cli.job import execute, job_options, spec_with_options
+from strongroom.cli.job import job_options, submit
 from strongroom.client.job_files import parse_column_key
 from strongroom.errors import InputError
 from strongroom.jobs.spec import JobSpec
@@ -96,8 +96,7 @@ def command(ctx: click.Context, /, program: tuple[str, ...], **options: Any) -> 
         files=tuple(files),
         keys=tuple(parse_column_key(k) for k in options["column_keys"]),
     )
-    changed, volumes = spec_with_options(spec, options)
-    return execute(changed, volumes, options)
+    return submit(spec, options)
 
 
 def _split(args: list[str], alone: set[str], valued: set[str]) -> tuple[list[str], dict[str, str], list[str]]:

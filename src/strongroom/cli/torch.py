@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from strongroom.cli.common import epilog
-from strongroom.cli.job import execute, job_options, spec_with_options
+from strongroom.cli.common import PATH, epilog
+from strongroom.cli.job import job_options, submit
 from strongroom.jobs.spec import JobSpec
 
 __all__ = ["command"]
@@ -26,7 +26,7 @@ __all__ = ["command"]
 @click.option("--nproc-per-node", type=int, default=1, show_default=True, help="Processes in each.")
 @click.option("--cluster", is_flag=True, help="All but the first on this workspace's cluster, instead of this machine.")
 @job_options
-@click.argument("program", type=click.Path(path_type=Path))
+@click.argument("program", type=PATH)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def command(program: Path, arguments: tuple[str, ...], **options: Any) -> int:
     """Run a PyTorch training script in several enclaves, as it is; they share one private network over mutual TLS.
@@ -41,5 +41,4 @@ def command(program: Path, arguments: tuple[str, ...], **options: Any) -> int:
         engine={"nnodes": str(options["nnodes"]), "nproc-per-node": str(options["nproc_per_node"])},
         target="cluster" if options["cluster"] else "local",
     )
-    changed, volumes = spec_with_options(spec, options)
-    return execute(changed, volumes, options)
+    return submit(spec, options)

@@ -28,7 +28,7 @@ from strongroom.attest.policies import PLATFORM_FLAGS
 from strongroom.attest.stock_evidence import without_padding
 from strongroom.attest.verifiers import verify_any
 from strongroom.cli import output
-from strongroom.cli.common import epilog, json_option
+from strongroom.cli.common import PATH, epilog, json_option
 from strongroom.cli.endorsements import snp_settings
 from strongroom.cli.evidence import Choices, bundle_option, read_evidence, read_policy, trusted_choices
 from strongroom.errors import AttestationError, InputError
@@ -268,12 +268,10 @@ def _names_code(policy: Policy) -> Finding:
         "strongroom attest verify report.bin --policy policy.json --minimum-tcb 19-01-1=4.0.23.213 --vlek Provider",
     ),
 )
-@click.argument("evidence", type=click.Path(path_type=Path))
-@click.option(
-    "--policy", "policy_file", required=True, type=click.Path(path_type=Path), help="What is acceptable (JSON)."
-)
+@click.argument("evidence", type=PATH)
+@click.option("--policy", "policy_file", required=True, type=PATH, help="What is acceptable (JSON).")
 @bundle_option
-@click.option("--job", "job_file", type=click.Path(path_type=Path), help="The job file that the evidence should bind.")
+@click.option("--job", "job_file", type=PATH, help="The job file that the evidence should bind.")
 @click.option("--at", metavar="TIME", help="Verify as of this time (ISO 8601, UTC unless it says), not now.")
 @snp_settings
 @json_option

@@ -28,6 +28,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
+from strongroom import log
 from strongroom._encoding import parse_json
 from strongroom._unix import listen_unix, receive_exactly, serve_connections
 from strongroom.attest.attesters import Attester
@@ -66,6 +67,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def main() -> NoReturn:
     """Run the job and power off; whatever happens, nothing else runs here."""
+    log.say_kinds_only()
     ended: dict[str, object] = {"status": "failed"}
     try:
         ended = _run()

@@ -56,6 +56,7 @@ def main() -> NoReturn:
     The first evidence is left beside it, as quote.bin.
     """
     log.configure()
+    log.say_kinds_only()
     report = Report()
     occlum = DEVICE.exists()  # in the file system of the LibOS, where the host puts nothing
     attester = LeftEvidence(OcclumAttester() if occlum else GramineAttester(), LAUNCH / "quote.bin")

@@ -55,6 +55,7 @@ def main(tee: str = "sgx") -> NoReturn:
         signal.signal(number, _stop_early)
     os.set_inheritable(PLATFORM_FD, False)
     log.configure()
+    log.say_kinds_only()
     platform = socket.socket(fileno=PLATFORM_FD)
     report = Report()
     attempt(report, lambda: _run(platform, tee, report, started))
