@@ -40,8 +40,16 @@ def steps(page: str) -> list[Step]:
     return found
 
 
+PAGES = ["cluster", "deep-learning", "getting-started", "multi-party", "python"]
+
+
+def test_every_guide_is_run() -> None:
+    elsewhere = {"spark", "hardware", "confidential-vm"}  # test_spark_guide.py; hardware that no machine of ours has
+    assert {page.stem for page in GUIDES.glob("*.md")} == {*PAGES, *elsewhere}
+
+
 @pytest.mark.e2e
-@pytest.mark.parametrize("page", ["cluster", "deep-learning", "getting-started", "multi-party", "python"])
+@pytest.mark.parametrize("page", PAGES)
 def test_guide_runs_as_written(page: str, tmp_path: Path) -> None:
     todo = steps((GUIDES / f"{page}.md").read_text())
     assert len(todo) >= 5
@@ -61,7 +69,7 @@ def test_guide_runs_as_written(page: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.e2e
-def test_demo_tells_its_story_in_forty_lines(tmp_path: Path) -> None:
+def test_demo_tells_its_story_in_forty_lines_and_the_readme_goes_on(tmp_path: Path) -> None:
     strongroom = str(Path(sys.executable).parent / "strongroom")
     words = [strongroom, "demo", "--scale", "0.01", "--folder", str(tmp_path / "demo")]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
@@ -70,6 +78,18 @@ def test_demo_tells_its_story_in_forty_lines(tmp_path: Path) -> None:
     assert len(told) <= 40
     assert any("REFUSED, no key was released" in line for line in told)
     assert any("SIMULATED" in line for line in told)
+
+    readme = (GUIDES.parents[1] / "README.md").read_text()
+    first, decide, after = re.findall(r"```\n(.*?)```", readme.split("## Use it")[1], flags=re.S)
+    begin, submit, rest = first.partition("strongroom spark-submit")
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    script = f"set -ex\n{begin}if {submit}{rest}then false; fi\n{decide}{submit}{rest}{after}cat opened/report/part-*"
+    try:
+        done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    finally:
+        stop_service(Workspace.find(tmp_path / "try"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1-URGENT" in done.stdout
 
 
 @pytest.mark.e2e

@@ -16,6 +16,7 @@ from strongroom.errors import InputError
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = [
+    DOCS.parent / "README.md",
     DOCS / "hardware-untested.md",
     *sorted((DOCS / "guides").glob("*.md")),
     *sorted(DOCS.parent.glob("examples/*/README.md")),
@@ -90,6 +91,16 @@ def test_commands_are_there(page: Path) -> None:
             wrong.append(f"{line}: {type(exc).__name__} {exc}")
     assert not wrong, "\n".join(wrong)
     assert found, "a page without a command, or a reader that sees none"
+
+
+@pytest.mark.parametrize("page", ["ARCHITECTURE.md", "README.md", "CONTRIBUTING.md"])
+def test_paths_are_there(page: str) -> None:
+    # A short name follows a path whose folder it shares.
+    root = DOCS.parent
+    named = set(re.findall(r"`([\w./-]+(?:/|\.(?:py|md|toml|sh)))`", (root / page).read_text()))
+    short = {path.name for folder in ("src", "tests", "docs", "benchmarks") for path in (root / folder).rglob("*")}
+    missing = {n for n in named if not any((root / at / n).exists() for at in ("", "src/strongroom", "tests"))}
+    assert not {n for n in missing if "/" in n.rstrip("/") or n.rstrip("/") not in short}
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,8 @@ def command() -> None:
 def seal(source: str, target: str, key_name: str, workers: int | None, as_json: bool) -> None:
     """Seal every file of SOURCE into the data set TARGET.
 
-    Run again after an interruption, it goes on where it stopped.
+    Run again after an interruption, it goes on where it stopped. Files that TARGET has and SOURCE has no more stay: to
+    leave some out, seal into a new folder.
     """
     client = owner()
     result = seal_into(client, source, target, key_name, workers=workers)

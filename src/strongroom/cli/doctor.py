@@ -107,7 +107,7 @@ def _workspace() -> list[_Row]:
         return [("workspace", "none", str(exc))]
     rows = [("workspace", "ok", str(here.folder))]
     if here.embedded:
-        rows.append(("ports", "none", "Unix sockets only; `strongroom service run --listen HOST:PORT` opens two"))
+        rows.append(("ports", "none", "Unix sockets, unless `strongroom service run --listen HOST:PORT` started it"))
         rows.append(("trust service", "running" if here.is_running() else "stopped", "starts by itself when needed"))
         if (found := state(here.service_folder / "endorsements", datetime.now(UTC))) is not None:
             rows.append(("endorsements", *found))

@@ -50,19 +50,13 @@ def main() -> int:
             run,
             listen=sys.argv[2] or None,
             admin=admin,
-            on_start=lambda: _started(run, sys.argv[2]),
+            on_start=lambda: (run / "service.pid").write_text(str(os.getpid())),
             tee=lambda: _tee(enclave, folder / "simulated" / "seed"),
         )
     except StrongroomError as exc:
         sys.stderr.write(f"error: {exc}\n" + (f"\nhint: {exc.hint}\n" if exc.hint else ""))
         return ALREADY_RUNNING if isinstance(exc, UnavailableError) else exc.exit_status
     return 0
-
-
-def _started(run: Path, listen: str) -> None:
-    (run / "service.pid").write_text(str(os.getpid()))
-    also = f", {listen} (owners) and the port after it (guests)" if listen else ""
-    sys.stderr.write(f"the trust service runs, at Unix sockets in {run}{also}\n")
 
 
 def _request(path: Path) -> str:

@@ -322,9 +322,17 @@ async def _run(service: TrustService, sockets: _Sockets) -> None:
     owners.after_shutdown = guests.after_shutdown = lambda: (
         service.store.close() if owners.is_down and guests.is_down else None
     )
+    guests.after_startup = lambda: _say_where(*sockets)
     housekeeping = asyncio.create_task(_housekeeping(service, guest_api.endorsements, reload_tls))
     await asyncio.gather(owners.serve(sockets[0]), guests.serve(sockets[1]))
     housekeeping.cancel()
+
+
+def _say_where(owners: list[socket.socket], guests: list[socket.socket]) -> None:
+    ports = [s.getsockname() for s in (*owners, *guests) if s.family != socket.AF_UNIX]
+    where = [f"{address[0]}, port {address[1]}" for address in ports]
+    also = f": owners come to {where[0]}, guests to {where[1]}" if where else ""
+    sys.stderr.write(f"the trust service runs{also}\n")
 
 
 async def _housekeeping(service: TrustService, endorsements: EndorsementFolder, reload_tls: Callable[[], None]) -> None:
@@ -351,10 +359,16 @@ def _tidy(service: TrustService, endorsements: EndorsementFolder) -> None:
 
 
 class _Server(uvicorn.Server):
-    """A server that says when it is down: uvicorn ends the process by the signal it got, so nothing runs after it."""
+    """A server that says when it is up, and down: uvicorn ends the process by the signal it got, nothing runs after."""
 
     is_down = False
+    after_startup: Callable[[], None] | None = None
     after_shutdown: Callable[[], None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.after_startup is not None:
+            self.after_startup()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
