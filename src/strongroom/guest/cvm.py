@@ -163,7 +163,7 @@ def _user(owners: Mapping[str, int]) -> int:
         if not 0 < owner < 1 << 31:
             raise InputError(
                 f"volume {name}: owner of its folder: expected a user, got {owner}: the guest writes as its owner",
-                hint="chown it on the host",
+                hint="chown -R it on the host",
             )
     return next(iter(owners.values()), _USER)
 
