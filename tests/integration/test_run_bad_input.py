@@ -75,6 +75,7 @@ CASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "spark conf form": (("spark-submit", "--conf", "x", "app.py"), ("NAME=VALUE",)),
     "spark without a program": (("spark-submit",), ("no program",)),
     "spark properties": (("spark-submit", "--properties-file", "missing", "app.py"), ("missing",)),
+    "lease": (("service", "lease", "5"), ("120<=x<=3600",)),
     "missing evidence": (("attest", "show", "missing"), ("missing",)),
     "request": (("policy", "request", "99"), ("99",)),
     "free": (("policy", "set", "sales", "--allow", "x.toml", "--free", "x"), ("N=PATTERN",)),
@@ -113,6 +114,7 @@ def test_wrong_job_files(shell: Enclave, text: str, word: str) -> None:
 HINTS: dict[tuple[str, ...], str] = {
     ("key", "destroy", "sales", "9"): "strongroom key destroy --help",
     ("run", "--env", "A", "--", "python", "app.py"): "strongroom run --help",
+    ("attest", "show", "app.py"): "strongroom attest show --help",
     ("attest", "endorsements", "fetch", "plain/x"): "strongroom attest endorsements fetch --help",
     ("spark-submit", "--sgx-enabled", "true", "app.py"): "--driver-memory",
     ("run", "--", "python", "-c", "open('plain/y')", "plain"): "plain is a folder of this machine",

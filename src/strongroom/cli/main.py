@@ -13,7 +13,7 @@ import click
 
 from strongroom import __version__, log
 from strongroom.config import Settings
-from strongroom.errors import InputError, StrongroomError, UnavailableError
+from strongroom.errors import EvidenceError, InputError, StrongroomError, UnavailableError
 
 __all__ = ["cli", "main"]
 
@@ -92,7 +92,7 @@ def _run() -> int:  # noqa: PLR0911  # one ending each
         output.say("stopped")
         return 130
     except StrongroomError as exc:
-        if isinstance(exc, InputError) and not exc.hint:
+        if isinstance(exc, InputError | EvidenceError) and not exc.hint:
             exc.hint = f"examples: {' '.join(_typed(sys.argv[1:]))} --help"
         output.fail(exc)
         return exc.exit_status

@@ -215,7 +215,7 @@ def rotate_root(kind: str | None, threshold: int, shares: int, yes: bool, as_jso
 
 
 @command.command("lease", epilog=epilog("strongroom service lease 120"))
-@click.argument("seconds", type=int)
+@click.argument("seconds", type=click.IntRange(120, 3600))
 def lease(seconds: int) -> None:
     """Set after how many SECONDS (120 to 3600) a running job has to attest again.
 
