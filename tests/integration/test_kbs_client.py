@@ -30,7 +30,7 @@ from tests.fakes.stock_evidence import RELEASES, attestation_report
 
 from strongroom.attest.endorsement_files import write_bundle
 from strongroom.crypto import tls
-from strongroom.service import server
+from strongroom.service import transport
 from strongroom.service.guest_messages import AttestRequest
 
 AMD = Maker(now=datetime.now(UTC))
@@ -174,9 +174,9 @@ class Wire:
 def test_a_stock_client_fetches_a_key_over_tls(house: House) -> None:
     job, _ = house.ready()
     chain, key = house.service.leaf(now=datetime.now(UTC))
-    served = server._server(house.guests, tls.server_context(chain, key, client_pems=None))
+    served = transport.make_server(house.guests, tls.server_context(chain, key, client_pems=None))
     sock = socket.create_server(("127.0.0.1", 0))
-    port, loop = sock.getsockname()[1], server._Loop()
+    port, loop = sock.getsockname()[1], transport.Loop()
     thread = threading.Thread(target=lambda: loop.run_until_complete(served.serve([sock])), daemon=True)
     thread.start()
     try:

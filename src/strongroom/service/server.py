@@ -9,104 +9,40 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import hashlib
 import logging
 import os
 import re
 import signal
 import socket
-import ssl
 import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import sqlalchemy as sa
-import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from strongroom.attest.attesters import Attester
 from strongroom.crypto import tls, x509
 from strongroom.errors import DeniedError, InputError, StrongroomError, UnavailableError
-from strongroom.service.app import PEER, guest_app, owner_app
+from strongroom.service.app import guest_app, owner_app
 from strongroom.service.endorsements import EndorsementFolder
 from strongroom.service.guest_api import GuestAPI
 from strongroom.service.owner_api import OwnerAPI
 from strongroom.service.state import TrustService
+from strongroom.service.transport import Loop, make_server
 
 __all__ = ["host_and_port", "serve", "serve_alone"]
 
 _log = logging.getLogger(__name__)
 
-REQUEST_HEAD_S = 10.0
-MAX_HEAD_BYTES = 64 << 10
-MAX_REST_BYTES = 32 << 20
 LEAF_RENEWAL_S = 86_400.0
 HOUSEKEEPING_S = 60.0
 _PR_SET_PDEATHSIG = 1
 _Sockets = tuple[list[socket.socket], list[socket.socket]]
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
-
-
-class _Protocol(HttpToolsProtocol):
-    """uvicorn's protocol, which also says who the TLS client is and drops clients that send nothing."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
-        super().connection_made(transport)
-        tls_object = transport.get_extra_info("ssl_object")
-        der = tls_object.getpeercert(binary_form=True) if tls_object is not None else None
-        inner, peer = self.app, hashlib.sha256(der).hexdigest() if der else None
-
-        async def app(scope, receive, send):  # type: ignore[no-untyped-def]
-            await inner({**scope, PEER: peer}, receive, send)
-
-        self.app = app
-        self._unread_bytes = 0
-        self._limit: asyncio.TimerHandle | None = None
-        self._watch(0)
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        self._watch(len(data))
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        if self._limit is not None:
-            self._limit.cancel()
-
-    def _watch(self, size_bytes: int) -> None:
-        # Between requests, only the head of the next one may arrive: soon, and it is small.
-        if not self._is_between_requests():
-            if self._limit is not None:
-                self._limit.cancel()
-            self._limit, self._unread_bytes = None, 0
-            return
-        if self._limit is None:
-            self._limit = self.loop.call_later(REQUEST_HEAD_S, self._drop)
-        self._unread_bytes += size_bytes
-        # After an early refusal the rest of its body still arrives.
-        if self._unread_bytes > (MAX_HEAD_BYTES if self.cycle is None else MAX_REST_BYTES):
-            self.transport.abort()
-
-    def _is_between_requests(self) -> bool:
-        return self.cycle is None or self.cycle.response_complete
-
-    def _drop(self) -> None:
-        self._limit = None
-        if self._is_between_requests():
-            self.transport.abort()
-
-
-class _Loop(asyncio.SelectorEventLoop):
-    """An event loop whose servers drop clients that do not finish the TLS handshake; uvicorn has no setting for it."""
-
-    async def create_server(self, *args: Any, **options: Any) -> asyncio.Server:
-        if options.get("ssl") is not None:
-            options |= {"ssl_handshake_timeout": REQUEST_HEAD_S, "ssl_shutdown_timeout": 2.0}
-        return await super().create_server(*args, **options)
 
 
 def serve(
@@ -269,7 +205,7 @@ def _serve_until_stopped(
             service.unlock([], now=datetime.now(UTC))
         except DeniedError as exc:  # it stays locked until people unlock it
             _log.warning("locked reason=%s", exc)
-        with asyncio.Runner(loop_factory=_Loop) as runner:
+        with asyncio.Runner(loop_factory=Loop) as runner:
             runner.run(_run(service, sockets()))
     except StrongroomError as exc:
         sys.stderr.write(f"{exc}\n" + (f"\nhint: {exc.hint}\n" if exc.hint else ""))
@@ -315,9 +251,9 @@ async def _run(service: TrustService, sockets: _Sockets) -> None:
 
         asyncio.run_coroutine_threadsafe(renew(), loop).result(30)
 
-    owners = _server(owner_app(service, OwnerAPI(service, reload_tls)), owner_tls)
+    owners = make_server(owner_app(service, OwnerAPI(service, reload_tls)), owner_tls)
     guest_api = GuestAPI(service)
-    guests = _server(guest_app(service, guest_api), guest_tls)
+    guests = make_server(guest_app(service, guest_api), guest_tls)
     # After the last one, so that a stopped service's `state.db` is its whole state.
     owners.after_shutdown = guests.after_shutdown = lambda: (
         service.store.close() if owners.is_down and guests.is_down else None
@@ -356,40 +292,3 @@ def _tidy(service: TrustService, endorsements: EndorsementFolder) -> None:
     endorsements.current(service.trusted().anchors, now)
     with service.store.transaction() as tx:
         service.destroy_due(tx, now=now)
-
-
-class _Server(uvicorn.Server):
-    """A server that says when it is up, and down: uvicorn ends the process by the signal it got, nothing runs after."""
-
-    is_down = False
-    after_startup: Callable[[], None] | None = None
-    after_shutdown: Callable[[], None] | None = None
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.after_startup is not None:
-            self.after_startup()
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().shutdown(sockets)
-        self.is_down = True
-        if self.after_shutdown is not None:
-            self.after_shutdown()
-
-
-def _server(app: object, context: ssl.SSLContext) -> _Server:
-    config = uvicorn.Config(
-        app,  # type: ignore[arg-type]
-        http=_Protocol,
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=30,
-        timeout_graceful_shutdown=5,
-        limit_concurrency=2048,
-        backlog=512,
-        ssl_context_factory=lambda _config, _default: context,
-    )
-    return _Server(config)
