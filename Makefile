@@ -25,8 +25,9 @@ demo: setup      ## The main job on real data: seal, attest, release, run, open,
 test: setup      ## Unit, conformance, vector, integration and attack tests (under ten minutes)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not e2e and not example and not long"
 
-check: setup     ## Lint, types, import contracts, the jar against its sources
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check -q src && $(BIN)/mypy && $(BIN)/lint-imports --no-logo
+check: setup     ## Lint, types, import contracts, generated pages and the jar against their sources
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check -q src && $(BIN)/mypy && $(BIN)/lint-imports --no-logo \
+	  && COLUMNS=100 $(BIN)/python scripts/reference.py --check
 	@if command -v javac >/dev/null; then java/build.sh --check $$($(BIN)/python -c 'import pathlib, pyspark; \
 	  print(pathlib.Path(pyspark.__file__).parent / "jars")') src/strongroom/jobs/workloads/strongroom-spark.jar; \
 	  else echo "no javac here: the committed jar was not compared with its sources (apt-get install openjdk-17-jdk-headless)"; fi

@@ -208,6 +208,8 @@ def test_commands(makers: Makers, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     bundle.write_text("{}")
     with pytest.raises(EndorsementError, match="are not readable"):
         run("show", str(bundle))
+    bundle.write_text(json.dumps({"anchor": maker.anchor.to_json(), "endorsements": []}))
+    assert run("show", str(bundle))[0] == 1, "nothing counts"
     stored.with_name("a.json").write_text("{}")  # one file stands in no other's way
     status, text = run("show")
     assert (status, "a.json" in text, "DOES NOT COUNT: the endorsements in" in text, "snp SEV-Milan" in text) == (

@@ -259,3 +259,14 @@ def test_a_job_that_is_stopped_while_its_enclave_starts_ends(shell: Enclave, num
     while _enclave_starts(shell.folder):
         assert time.monotonic() < until, "the enclave runs on"
         time.sleep(0.05)
+
+
+def test_a_passphrase_from_a_pipe_is_the_same_at_every_command(tmp_path: Path) -> None:
+    shell, said = Shell(folder=tmp_path), "  twelve or more  \n"
+    shell.run("init", "--root", "passphrase", said=said)
+    shell.run("service", "stop", check=False)
+    shell.run("service", "start")
+    try:
+        assert "unlocked" in shell.run("service", "unlock", said=said).stderr
+    finally:
+        shell.run("service", "stop")

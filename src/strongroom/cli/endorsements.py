@@ -214,7 +214,10 @@ def show(bundle: Path | None, as_json: bool) -> int:
     for path in [bundle] if bundle else sorted(cast(Path, _folder()).glob("*.json")):
         try:
             anchor, found = read_bundle(path)
-            values += [{"file": path.name, **_held(anchor, one)} for one in found]
+            if not found:
+                values.append({"file": path.name, "wrong": "it has no endorsements"})
+            for one in found:
+                values.append({"file": path.name, **_held(anchor, one)})  # those before a broken one stay
         except AttestationError as exc:  # one stands in no other's way
             if bundle:
                 raise

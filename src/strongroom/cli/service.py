@@ -165,10 +165,10 @@ def unlock() -> None:
             "WARNING: no pin here, so what you type goes to whoever has the TLS key on that machine's disk: "
             "`strongroom service verify --pin` first"
         )
-    if sys.stdin.isatty() and found["root_kind"] == "passphrase":
+    if found["root_kind"] == "passphrase":
         credentials = [passphrase()]
     else:
-        output.say("reading one passphrase or share a line until the end of input")
+        output.say("reading one share a line until the end of input")
         credentials = [line.strip() for line in sys.stdin if line.strip()]
     client.unlock(credentials)
     output.say("the trust service is unlocked")

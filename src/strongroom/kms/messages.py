@@ -14,7 +14,8 @@ __all__ = ["MAX_LEASE_S", "ROUTES", "Route"]
 MAX_LEASE_S = 3600
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
-Digest = Annotated[str, msgspec.Meta(pattern="^sha256:[0-9a-f]{64}$")]
+Digest = Annotated[str, msgspec.Meta(pattern="^sha256:[0-9a-f]{64}$", max_length=71)]
+"""Patterns alone would let a line end follow."""
 JSONObject = dict[str, object]
 
 
@@ -56,7 +57,7 @@ class Approved(Body):
     """A job that the owner allows, kept so that a later refusal can say what differs."""
 
     job: Digest
-    measurement: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64,128}$")]
+    measurement: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64,128}$(?!\n)")]
     document: JSONObject
     claims: JSONObject = {}
 
@@ -116,7 +117,7 @@ class SeenHead(Body):
     """The newest record of the audit log that the caller saw."""
 
     seq: Annotated[int, msgspec.Meta(ge=1)]
-    chain: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+    chain: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$", max_length=64)]
 
 
 class Unlock(Body):
@@ -133,7 +134,7 @@ class Unlock(Body):
 class AskEvidence(Body):
     """Evidence of the TEE that the service runs in, for the caller's own nonce: 32 bytes, base64url."""
 
-    nonce: Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9_-]{43}$")]
+    nonce: Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9_-]{43}$", max_length=43)]
 
 
 class TrustRoot(Body):
@@ -142,7 +143,7 @@ class TrustRoot(Body):
     `own_root` says that the owner means a root that is no known maker's.
     """
 
-    fingerprint: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+    fingerprint: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$", max_length=64)]
     own_root: bool = False
     settings: dict[
         Literal["minimum_tcb", "minimum_abi", "smt", "cxl", "vlek"], Annotated[str, msgspec.Meta(max_length=400)]

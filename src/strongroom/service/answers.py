@@ -14,8 +14,8 @@ from strongroom.kms.messages import MAX_LEASE_S, Digest, JSONObject, Name
 
 __all__ = ["ANSWERS", "Answer", "Head"]
 
-_Hex = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
-_DatasetId = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
+_Hex = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$", max_length=64)]
+_DatasetId = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$", max_length=32)]
 _Count = Annotated[int, msgspec.Meta(ge=0)]
 
 

@@ -81,7 +81,7 @@ class Loop(asyncio.SelectorEventLoop):
 
 
 class Server(uvicorn.Server):
-    """A server that says when it is up, and down: uvicorn ends the process by the signal it got, so nothing runs after it."""
+    """A server that says when it is up and when down: uvicorn ends the process by its signal, nothing runs after it."""
 
     is_down = False
     after_startup: Callable[[], None] | None = None
