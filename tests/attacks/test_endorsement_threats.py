@@ -1,7 +1,10 @@
-"""One test per threat to what a trust service believes of hardware (docs/threat-model.md, T261 to T264, T375)."""
+"""One test per threat to what a trust service believes of hardware (docs/threat-model.md, T261 to T264, T375, T403)."""
 
 from __future__ import annotations
 
+import asyncio
+import os
+import threading
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,6 +30,7 @@ from strongroom.client.workspace import Workspace
 from strongroom.errors import EndorsementError, InputError, UnavailableError
 from strongroom.service import server, trust
 from strongroom.service.endorsements import EndorsementFolder
+from strongroom.service.guest_api import GuestAPI
 
 
 @pytest.fixture
@@ -267,7 +271,7 @@ def test_T375_endorsements_do_not_end_unannounced(
         status = CliRunner().invoke(service_commands.command, ["status"], standalone_mode=False)
         assert status.exception is None, status.exception
         caplog.clear()
-        server._tidy(house.service, EndorsementFolder(house.service))  # at the start, and each minute: no guest came
+        server._look(house.service, EndorsementFolder(house.service))  # at the start, and each minute: no guest came
         logged = [r.getMessage() for r in caplog.records if "endorsements end" in r.getMessage()]
         return row, status.stdout, logged  # type: ignore[return-value]
 
@@ -290,3 +294,39 @@ def test_T375_endorsements_do_not_end_unannounced(
     row, _, logged = said()
     assert row is not None
     assert (row[0], logged) == ("ok", [])
+
+
+@pytest.mark.parametrize("what", ["pipe", "error"])
+def test_T403_a_file_among_the_endorsements_holds_up_no_destruction(
+    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, what: str
+) -> None:
+    """Housekeeping goes on, whatever the host puts where endorsements lie."""
+    job, _ = house.ready()
+    house.guest(job).attested()  # so that these endorsements are known
+    folder, api = house.folder / "service" / "endorsements", GuestAPI(house.service)
+    os.mkfifo(folder / "pipe.json")
+    if what == "error":
+        monkeypatch.setattr("strongroom.service.endorsements.read_folder", lambda _: 1 / 0)
+    done: list[str] = []
+    monkeypatch.setattr(house.service, "destroy_due", lambda *_, **__: done.append("destroyed"))
+    monkeypatch.setattr(server, "HOUSEKEEPING_S", 0.0)
+    monkeypatch.setattr(server, "LEAF_RENEWAL_S", -1.0)
+
+    async def run() -> None:
+        task = asyncio.create_task(server._housekeeping(house.service, api.endorsements, lambda: done.append("TLS")))
+        async with asyncio.timeout(20):
+            while len(done) < 4:
+                await asyncio.sleep(0.01)
+        task.cancel()
+
+    thread = threading.Thread(target=asyncio.run, args=(run(),), daemon=True)
+    thread.start()
+    thread.join(30)
+    os.close(os.open(folder / "pipe.json", os.O_RDWR))  # whoever waits for it is let go
+    assert not thread.is_alive()
+    assert done[:4] == ["destroyed", "TLS"] * 2
+    if what == "pipe":
+        assert any("expected a regular file" in r.getMessage() for r in caplog.records)
+        assert house.guest(job).attest().status == 200, "it stops no other"
+    else:
+        assert any("ZeroDivisionError" in (r.exc_text or "") for r in caplog.records)

@@ -14,7 +14,16 @@ import pytest
 import sqlalchemy as sa
 from cryptography.x509 import UnrecognizedExtension
 from tests.fakes.attest_parts import MEASUREMENT, Platform, make_pki
-from tests.fakes.service_parts import Answer, Client, House, document, make_house, new_manifest, ratls_extension
+from tests.fakes.service_parts import (
+    Answer,
+    Client,
+    FakeGuest,
+    House,
+    document,
+    make_house,
+    new_manifest,
+    ratls_extension,
+)
 
 from strongroom._encoding import b64u_decode
 from strongroom.attest import ratls
@@ -122,6 +131,8 @@ def test_T400_whoever_is_shown_a_token_gets_nothing_by_it(house: House) -> None:
     shown.nonce = guest.nonce
     for answer in (shown.certificate(), shown.commit(head), shown.send(guest.request(guest.nonce))):
         assert answer.status == 401, "these are the session's alone"
+    with jose.jwe_open(guest.resource(house.owner, kind="ear").json, guest.key) as raw:
+        result = bytes(raw).decode()  # what a guest is told to show to others
     head, _, signature = token.rpartition(".")
     payload = json.loads(b64u_decode(token.split(".")[1]))
     later = {**payload, "exp": payload["exp"] + 3600}
@@ -129,6 +140,7 @@ def test_T400_whoever_is_shown_a_token_gets_nothing_by_it(house: House) -> None:
     for wrong in (
         "",
         "x",
+        result,
         f"{head}.{signature[:-4]}AAAA",
         jose.sign_jws(payload, x509.new_key(), **signed),
         jose.sign_jws({**payload, "exp": payload["iat"] - 1}, identity, **signed),
@@ -148,6 +160,70 @@ def test_T400_whoever_is_shown_a_token_gets_nothing_by_it(house: House) -> None:
     assert shown.resource(house.owner).status == 401
     shown.client.app = house.reopened().guests
     assert shown.resource(house.owner).status == 401, "sessions end with the process"
+
+
+# --- T402: a token shown without end
+
+
+def _by_token(house: House, guest: FakeGuest) -> FakeGuest:
+    shown = house.guest(guest.job, key=guest.key)
+    shown.client.more["authorization"] = f"Bearer {guest.attest().json['token']}"
+    return shown
+
+
+def test_T402_a_token_alone_changes_no_request_and_is_told_no_reason(house: House) -> None:
+    job, _ = house.ready()
+    guest = house.guest({**job, "name": "other"})
+    shown = _by_token(house, guest)
+
+    def asked() -> list[tuple[object, object]]:
+        return [(r["state"], r["seen"]) for r in house.as_owner()("GET", "/v1/requests").json["requests"]]
+
+    answer = shown.resource(house.owner)
+    assert (answer.status, answer.code, answer.json["detail"]) == (403, "appraisal", "refused: appraisal")
+    assert not {"reasons", "request", "difference"} & set(answer.json)
+    assert "read:" not in answer.raw.decode()
+    assert house.decisions()[-1]["details"]["by_token"] is True
+    assert asked() == [("pending", 1)], "a stock client has no cookie: its owner sees the job all the same"
+    number = house.as_owner()("GET", "/v1/requests").json["requests"][0]["id"]
+    assert house.as_owner()("POST", f"/v1/requests/{number}", {"state": "dismissed"}).status == 200
+    assert shown.resource(house.owner).status == 403
+    assert asked() == [("dismissed", 1)]
+    refused = guest.resource(house.owner)
+    assert refused.json["reasons"]
+    assert asked() == [("pending", 2)], "the guest itself asks again"
+    assert "by_token" not in house.decisions()[-1]["details"], "a token's refusals stand in for none of the guest's"
+
+
+def test_T402_a_token_has_an_end(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("strongroom.service.sessions.MAX_BY_TOKEN", 3)
+    job, _ = house.ready()
+    guest = house.guest(job)
+    shown = _by_token(house, guest)
+    codes = [shown.resource(house.owner, kind=kind).code for kind in ("key", "ear", "key")]
+    assert codes == ["ok"] * 3
+    before = len(house.records())
+    for _ in range(5):
+        assert shown.resource(house.owner).code == "unavailable"
+    assert len(house.records()) == before
+    assert guest.resource(house.owner).status == 200, "its session goes on"
+    assert _by_token(house, guest).resource(house.owner).status == 200, "as does whoever attests again"
+
+
+def test_T402_strangers_do_not_shut_out_who_has_a_token(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    from strongroom.service import app
+
+    monkeypatch.setattr(app, "GUEST_RATE_PER_S", 5.0)
+    job, _ = house.ready()
+    house.guests = app.guest_app(house.service, house.guest_api)
+    shown = _by_token(house, house.guest(job))
+    stranger = house.guest(job)
+    codes = set()
+    for number in range(30):
+        stranger.client.more["authorization"] = f"Bearer {number}"
+        codes.add(stranger.resource(house.owner).code)
+    assert codes == {"denied", "unavailable"}
+    assert shown.resource(house.owner).status == 200
 
 
 # --- T164 and T165: little input, much work

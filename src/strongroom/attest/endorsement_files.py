@@ -7,7 +7,9 @@ the roots that are trusted, and the verifier proves the rest.
 from __future__ import annotations
 
 import json
+import os
 import re
+import stat
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -48,7 +50,11 @@ def read_bundle(path: Path) -> tuple[TrustAnchor, list[AnyEndorsements]]:
         EndorsementError: Not readable, or another form.
     """
     try:
-        document = parse_json(path.read_bytes(), str(path), max_bytes=_MAX_BYTES)
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # of a pipe nobody may ever write the end
+                raise InputError("expected a regular file")
+            raw = file.read(_MAX_BYTES + 1)
+        document = parse_json(raw, str(path), max_bytes=_MAX_BYTES)
         if not isinstance(document, dict) or set(document) != {"anchor", "endorsements"}:
             raise InputError("expected anchor and endorsements")
         values = document["endorsements"]

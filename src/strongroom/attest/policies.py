@@ -348,7 +348,7 @@ class Rego:
 
         claims = replace(context.claims, report_data=b"")
         digest = None if context.job is None else job_digest(context.job)
-        cpu = result.submodule(claims, "verification-only", digest, appraised=False)
+        cpu = result.submodule(claims, result.NOT_APPRAISED, digest, appraised=False)
         got = rego.ask(self.module, {"submods": {"cpu0": cpu}, "job": context.job})
         return [*scope.findings(claims), Finding(f"rego {self.digest}", rego.ALLOWED, got, got == rego.ALLOWED)]
 

@@ -25,9 +25,11 @@ from strongroom.crypto.jose import ReceiverKey, jwk, sign_jws, verify_jws
 from strongroom.crypto.x509 import spki_id
 from strongroom.errors import InputError, VerificationError
 
-__all__ = ["EAT_PROFILE", "issue_ear", "submodule", "verify_ear"]
+__all__ = ["EAT_PROFILE", "NOT_APPRAISED", "issue_ear", "submodule", "verify_ear"]
 
 EAT_PROFILE = "tag:github.com,2023:veraison/ear"
+NOT_APPRAISED = "verification-only"
+"""In place of a policy's id: nobody has asked one."""
 _TYP = "eat+jwt"
 _DEVELOPER = "Strongroom"
 _MAX_LIFETIME = timedelta(days=1)

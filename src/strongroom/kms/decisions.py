@@ -89,6 +89,7 @@ class Decisions:
         receiver, about = decision.receiver, dict(details)
         if isinstance(receiver, Guest):
             about |= {"job": receiver.job, "claims": receiver.claims.to_json()}
+            about |= {"by_token": True} if receiver.by_token else {}
         self._audit.append(
             tx,
             now=decision.now,
@@ -111,7 +112,8 @@ class Decisions:
         kind = None
         if isinstance(receiver, Guest):
             measurement = receiver.claims.measurement.hex()
-            kind = (wanted.owner, wanted.name[:64], receiver.job, measurement, decision.action, type(refusal).__name__)
+            asked = (wanted.owner, wanted.name[:64], receiver.job, measurement, receiver.by_token)
+            kind = (*asked, decision.action, type(refusal).__name__)
         with self._store.transaction() as tx:
             if tx.execute(sa.select(owners.c.id).where(owners.c.id == wanted.owner)).first() is None:
                 _log.warning("refused about an unknown owner actor=%s reason=%.200r", receiver.actor, reasons[:1])
@@ -155,7 +157,14 @@ class Decisions:
         }
         measurement = guest.claims.measurement.hex()
         number = self._policies.record_refusal(
-            tx, wanted.owner, wanted.name, job=guest.job, measurement=measurement, document=document, now=now
+            tx,
+            wanted.owner,
+            wanted.name,
+            job=guest.job,
+            measurement=measurement,
+            document=document,
+            now=now,
+            again=not guest.by_token,
         )
         return {"request": number, "difference": changes}
 

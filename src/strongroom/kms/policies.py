@@ -115,9 +115,21 @@ class PolicyStore:
         return revision + 1
 
     def record_refusal(
-        self, tx: sa.Connection, owner: str, key: str, *, job: str, measurement: str, document: object, now: datetime
+        self,
+        tx: sa.Connection,
+        owner: str,
+        key: str,
+        *,
+        job: str,
+        measurement: str,
+        document: object,
+        now: datetime,
+        again: bool = True,
     ) -> int:
-        """Keep a refused job for the owner to look at; return the request's number (the same for the same job)."""
+        """Keep a refused job for the owner to look at; return the request's number (the same for the same job).
+
+        One that is known is counted and pending again, unless `again` is false: then it stays as it is.
+        """
         mine = sa.and_(
             requests.c.owner == owner,
             requests.c.key == key,
@@ -126,6 +138,8 @@ class PolicyStore:
         )
         row = tx.execute(sa.select(requests).where(mine)).first()
         text = canonical_json(document).decode()
+        if row is not None and not again:
+            return int(row.id)
         if row is not None:
             tx.execute(
                 sa.update(requests)

@@ -31,6 +31,7 @@ class Guest:
         tls_spki: SPKI id of the guest's TLS key, bound alike; "" if it has none.
         run_id: Of this session, 16 bytes in hex.
         expires_at: End of the lease, in seconds of CLOCK_BOOTTIME.
+        by_token: This request showed the session's token alone: it may be from whoever was shown that.
     """
 
     claims: Claims
@@ -41,6 +42,7 @@ class Guest:
     tls_spki: str
     run_id: str
     expires_at: float
+    by_token: bool = False
 
     @property
     def actor(self) -> str:

@@ -89,7 +89,7 @@ def owner_app(service: TrustService, api: OwnerAPI) -> Starlette:
 
         return handle
 
-    routes = [Route(r.path, _guarded(handler(r), tell_all=True), methods=[r.method]) for r in messages.ROUTES]
+    routes = [Route(r.path, _guarded(handler(r), tells=lambda _: True), methods=[r.method]) for r in messages.ROUTES]
 
     async def describe(_request: Request) -> Response:
         return JSONResponse(openapi())
@@ -101,19 +101,14 @@ def guest_app(service: TrustService, api: GuestAPI) -> Starlette:
     """Return the guests' application: RCAR."""
     strangers, guests = _TokenBucket(GUEST_RATE_PER_S), _TokenBucket(GUEST_RATE_PER_S)
 
-    async def known(request: Request) -> str:
+    def known(request: Request, token: str = "") -> str:
         # Before a byte of the body is read: who never began a session costs a look-up and a turn of the strangers.
-        session = _session(request)
+        session = api.sessions.by_token(token) if token else _session(request)
         (guests if api.sessions.knows(session) else strangers).take()
         return session
 
-    async def attested(request: Request, *, bearer: bool = False) -> tuple[str, str]:
-        token = _bearer(request) if bearer and not _session(request) else ""
-        if token:
-            strangers.take()
-        session = await (
-            run_in_threadpool(lambda: api.session_of(token, now=datetime.now(UTC))) if token else known(request)
-        )
+    async def attested(request: Request, token: str = "") -> tuple[str, str]:
+        session = known(request, token)
         guest = await run_in_threadpool(lambda: api.guest(session, now=datetime.now(UTC)))
         return session, x509.spki_id(guest.public_key)
 
@@ -125,15 +120,18 @@ def guest_app(service: TrustService, api: GuestAPI) -> Starlette:
         return answer
 
     async def attest(request: Request) -> Response:
-        session = await known(request)
+        session = known(request)
         await run_in_threadpool(lambda: api.check_begun(session, now=datetime.now(UTC)))
         body = await _json(request)
         return JSONResponse(await run_in_threadpool(lambda: api.attest(session, body, now=datetime.now(UTC))))
 
     async def resource(request: Request) -> Response:
-        (session, to), path = await attested(request, bearer=True), request.path_params
-        names = (path["repository"], path["type"], path["tag"])
-        answer = await run_in_threadpool(lambda: api.resource(session, *names, now=datetime.now(UTC)))
+        token, path = _token(request), request.path_params
+        session, to = await attested(request, token)
+        names, by_token = (path["repository"], path["type"], path["tag"]), bool(token)
+        answer = await run_in_threadpool(
+            lambda: api.resource(session, *names, now=datetime.now(UTC), by_token=by_token)
+        )
         return _proven(service, request, JSONResponse(answer), to)
 
     async def certificate(request: Request) -> Response:
@@ -153,18 +151,21 @@ def guest_app(service: TrustService, api: GuestAPI) -> Starlette:
     to_strangers = {"kbs_auth": auth, "kbs_attest": attest, "jwks": jwks}
     to_guests = {"kbs_resource": resource, "kbs_certificate": certificate, "kbs_commit": commit}
     handlers = {name: _guarded(handle) for name, handle in to_strangers.items()}
-    handlers |= {name: _guarded(handle, tell_all=True) for name, handle in to_guests.items()}
+    # Who shows a token need not be the guest.
+    handlers |= {
+        name: _guarded(handle, tells=lambda request: not _token(request)) for name, handle in to_guests.items()
+    }
     routes = [Route(r.path, handlers[r.name], methods=[r.method]) for r in guest_messages.ROUTES]
     return Starlette(routes=routes, exception_handlers=_NOT_HERE)
 
 
-def _guarded(handle: _Handler, *, tell_all: bool = False) -> _Handler:
+def _guarded(handle: _Handler, *, tells: Callable[[Request], bool] = lambda _: False) -> _Handler:
     async def guarded(request: Request) -> Response:
         try:
             return await handle(request)
         except StrongroomError as exc:
             _log.info("refused path=%r code=%s reason=%.1000r", request.url.path, exc.code, str(exc))
-            return _problem(exc, tell_all=tell_all)
+            return _problem(exc, tell_all=tells(request))
         except Exception:
             _log.exception("unexpected path=%s", request.url.path)
             return _problem(StrongroomError("unexpected error"), tell_all=False)
@@ -192,7 +193,7 @@ def _problem(exc: StrongroomError, *, tell_all: bool) -> Response:
     else:
         body |= {
             "detail": f"refused: {exc.code}",
-            "hint": "the trust service's log and its administrator's audit log say why",
+            "hint": "the trust service's log and the audit log of its administrator, or of the key's owner, say why",
         }
     return JSONResponse(body, status_code=exc.http_status, media_type="application/problem+json")
 
@@ -201,9 +202,10 @@ def _session(request: Request) -> str:
     return request.cookies.get(SESSION_COOKIE, "")
 
 
-def _bearer(request: Request) -> str:
+def _token(request: Request) -> str:
+    # A cookie counts before a token.
     kind, _, token = request.headers.get("authorization", "").partition(" ")
-    return token.strip() if kind.lower() == "bearer" else ""
+    return token.strip() if kind.lower() == "bearer" and not _session(request) else ""
 
 
 async def _json(request: Request) -> object:

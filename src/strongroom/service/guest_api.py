@@ -22,7 +22,7 @@ from strongroom.attest import ratls
 from strongroom.attest.binding import JOB_FILE, MAX_JOB_BYTES, init_data_digest
 from strongroom.attest.claims import check_init_data, check_report_data
 from strongroom.attest.handshake import COMMIT_TYPE, AttestRequest, AuthRequest, Challenge
-from strongroom.attest.result import issue_ear, verify_ear
+from strongroom.attest.result import NOT_APPRAISED, issue_ear
 from strongroom.attest.verifiers import verify_any
 from strongroom.crypto import jose, x509
 from strongroom.errors import (
@@ -75,14 +75,6 @@ class GuestAPI:
         self._service.parts  # noqa: B018  # a locked service says so before it hands out a nonce
         session, nonce = self.sessions.begin(request.tee)
         return session, Challenge(nonce=nonce).to_json()
-
-    def session_of(self, token: str, *, now: datetime) -> str:
-        """Return the session that an attestation result of this service is about, "" if it is no such result."""
-        try:
-            result = verify_ear(token, [self._service.parts.identity.public_key()], now)
-        except VerificationError:
-            return ""
-        return self.sessions.named(str(result.get("eat_nonce")))
 
     def check_begun(self, session: str, *, now: datetime) -> None:
         """Return only if `session` has a challenge to answer.
@@ -150,12 +142,11 @@ class GuestAPI:
             expires_at=self._uptime() + trust.lease_s,
         )
         changes = trust.changes.get(claims.root_fingerprint, 0)
-        self.sessions.add(session, guest, changes=changes, held_chars=len(request.init_data))
-        return {"token": self._result(guest, now, trust.lease_s)}
+        token = self._result(guest, now, trust.lease_s)
+        self.sessions.add(session, guest, changes=changes, held_chars=len(request.init_data), token=token)
+        return {"token": token}
 
-    def _result(
-        self, guest: Guest, now: datetime, lease_s: int, policy_id: str = "verification-only", **found: bool
-    ) -> str:
+    def _result(self, guest: Guest, now: datetime, lease_s: int, policy_id: str = NOT_APPRAISED, **found: bool) -> str:
         # What a key's policy says is decided per key, so until a guest asks for one nobody has appraised anything.
         return issue_ear(
             guest.claims,
@@ -212,12 +203,15 @@ class GuestAPI:
         except StrongroomError as exc:  # it is refused all the same
             _log.error("a refused stranger is not in the audit log reason=%s", exc)
 
-    def resource(self, session: str, owner: str, kind: str, tag: str, *, now: datetime) -> dict[str, str]:
+    def resource(
+        self, session: str, owner: str, kind: str, tag: str, *, now: datetime, by_token: bool = False
+    ) -> dict[str, str]:
         """Return a resource as a flattened JWE.
 
         It is `<owner>/key/<name>`, or `<owner>/ear/<name>`, the attestation result of the same decision about that key.
+        `by_token`: the request shows the session's token, as whoever has seen that can.
         """
-        guest = self.guest(session, now=now)
+        guest = replace(self.guest(session, now=now), by_token=by_token)
         if kind not in ("key", "ear"):
             raise InputError(
                 f"there are no resources of type {kind!r}", hint="expected <owner>/key/<name> or <owner>/ear/<name>"

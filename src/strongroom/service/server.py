@@ -272,23 +272,30 @@ def _say_where(owners: list[socket.socket], guests: list[socket.socket]) -> None
 
 
 async def _housekeeping(service: TrustService, endorsements: EndorsementFolder, reload_tls: Callable[[], None]) -> None:
-    # Certificates are renewed long before they expire, keys whose waiting time is over are destroyed, and the log says
-    # which endorsements end soon, also where no guest comes.
+    # Keys whose waiting time is over are destroyed, certificates are renewed long before they expire, and the log says
+    # which endorsements end soon, also where no guest comes. These are the host's files, so they come last.
     renewed = time.monotonic()
+
+    def renew() -> None:
+        nonlocal renewed
+        if time.monotonic() - renewed > LEAF_RENEWAL_S:
+            reload_tls()
+            renewed = time.monotonic()
+
     while True:
-        try:
-            if not service.locked:
-                await asyncio.to_thread(_tidy, service, endorsements)
-            if not service.locked and time.monotonic() - renewed > LEAF_RENEWAL_S:
-                await asyncio.to_thread(reload_tls)
-                renewed = time.monotonic()
-        except Exception:  # a full disk now must not stop the renewal of tomorrow
-            _log.exception("housekeeping failed")
+        for step in (lambda: _destroy_due(service), renew, lambda: _look(service, endorsements)):
+            try:
+                if not service.locked:
+                    await asyncio.to_thread(step)
+            except Exception:  # stops no other, and a full disk now not the renewal of tomorrow
+                _log.exception("housekeeping failed")
         await asyncio.sleep(HOUSEKEEPING_S)
 
 
-def _tidy(service: TrustService, endorsements: EndorsementFolder) -> None:
-    now = datetime.now(UTC)
-    endorsements.current(service.trusted().anchors, now)
+def _destroy_due(service: TrustService) -> None:
     with service.store.transaction() as tx:
-        service.destroy_due(tx, now=now)
+        service.destroy_due(tx, now=datetime.now(UTC))
+
+
+def _look(service: TrustService, endorsements: EndorsementFolder) -> None:
+    endorsements.current(service.trusted().anchors, datetime.now(UTC))

@@ -5,14 +5,15 @@ What strangers can put in here is bounded, and what one guest holds pushes out i
 
 from __future__ import annotations
 
-import hmac
+import heapq
+import itertools
 import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import sha256
 
-from strongroom._encoding import b64u
 from strongroom.errors import UnavailableError
 from strongroom.kms.receivers import Guest
 
@@ -24,6 +25,8 @@ MAX_WAITING = 32_768
 MAX_SESSIONS = 65_536
 MAX_HELD_CHARS = 16 << 20
 """Of init data, over all sessions: what is parsed from it takes some twenty times as much memory."""
+MAX_BY_TOKEN = 500
+"""Requests of one session, which lives for an hour at most, that show its token alone: each may be an audit record."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +43,13 @@ class _Attested:
     guest: Guest
     changes: int
     held_chars: int
+    token: bytes
+
+
+@dataclass(slots=True)
+class _Shown:
+    session: str
+    times: int = 0
 
 
 class Sessions:
@@ -52,9 +62,12 @@ class Sessions:
     def __init__(self, uptime: Callable[[], float]) -> None:
         self._uptime = uptime
         self._lock = threading.Lock()
-        self._naming = secrets.token_bytes(32)
         self._waiting: OrderedDict[str, Waiting] = OrderedDict()
         self._attested: OrderedDict[str, _Attested] = OrderedDict()
+        self._tokens: dict[bytes, _Shown] = {}  # by digest, of those
+        self._held = 0  # characters, by those
+        self._order = itertools.count()
+        self._largest: list[tuple[int, int, str]] = []  # a heap of those, and of some that have gone
 
     def begin(self, tee: str) -> tuple[str, str]:
         """Return a new session's name and nonce.
@@ -62,8 +75,7 @@ class Sessions:
         Raises:
             UnavailableError: Too many wait.
         """
-        nonce = secrets.token_urlsafe(32)
-        session = self.named(nonce)
+        session, nonce = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
         with self._lock:
             self._forget_old()
             if len(self._waiting) >= MAX_WAITING:
@@ -71,9 +83,20 @@ class Sessions:
             self._waiting[session] = Waiting(nonce=nonce, tee=tee, until=self._uptime() + NONCE_LIFETIME_S)
         return session, nonce
 
-    def named(self, nonce: str) -> str:
-        """Return the name of the session with `nonce`: a token tells others the nonce, and not the name."""
-        return b64u(hmac.digest(self._naming, nonce.encode(), "sha256"))
+    def by_token(self, token: str) -> str:
+        """Return the session that was given `token` when it attested, "" if there is none.
+
+        Raises:
+            UnavailableError: It was shown too often.
+        """
+        with self._lock:
+            shown = self._tokens.get(_digest(token))
+            if shown is None:
+                return ""
+            if shown.times >= MAX_BY_TOKEN:
+                raise UnavailableError(f"this token was shown {MAX_BY_TOKEN} times", hint="attest again")
+            shown.times += 1
+            return shown.session
 
     def knows(self, session: str) -> bool:
         """Return whether `session` has begun or attested."""
@@ -91,7 +114,7 @@ class Sessions:
             waiting = self._waiting.pop(session, None)
         return None if waiting is None or waiting.until < self._uptime() else waiting
 
-    def add(self, session: str, guest: Guest, *, changes: int, held_chars: int) -> None:
+    def add(self, session: str, guest: Guest, *, changes: int, held_chars: int, token: str) -> None:
         """Keep an attested guest.
 
         Args:
@@ -99,14 +122,21 @@ class Sessions:
             guest: Who attested.
             changes: How often trust in its root had changed when its evidence was judged.
             held_chars: Of its init data.
+            token: What it is told that it attested by; it may be shown in place of the name.
         """
         with self._lock:
-            self._attested[session] = _Attested(guest=guest, changes=changes, held_chars=held_chars)
+            one = _Attested(guest=guest, changes=changes, held_chars=held_chars, token=_digest(token))
+            self._attested[session], self._tokens[one.token] = one, _Shown(session)
+            self._held += held_chars
+            heapq.heappush(self._largest, (-held_chars, next(self._order), session))
             while len(self._attested) > MAX_SESSIONS:
-                self._attested.popitem(last=False)
+                self._drop(next(iter(self._attested)))
             # The largest goes first: a flood of large documents pushes out itself, and no honest job.
-            while sum(one.held_chars for one in self._attested.values()) > MAX_HELD_CHARS:
-                del self._attested[max(self._attested, key=lambda name: self._attested[name].held_chars)]
+            while self._held > MAX_HELD_CHARS:
+                self._drop(heapq.heappop(self._largest)[2])
+            if len(self._largest) > 2 * len(self._attested):
+                self._largest = [entry for entry in self._largest if entry[2] in self._attested]
+                heapq.heapify(self._largest)
 
     def guest(self, session: str, changes: Callable[[str], int]) -> Guest | None:
         """Return the guest of a session, None if it has not attested.
@@ -123,12 +153,21 @@ class Sessions:
         if changes(found.guest.claims.root_fingerprint) == found.changes:
             return found.guest
         with self._lock:
-            self._attested.pop(session, None)
+            self._drop(session)
         return None
+
+    def _drop(self, session: str) -> None:
+        if one := self._attested.pop(session, None):
+            self._held -= one.held_chars
+            del self._tokens[one.token]
 
     def _forget_old(self) -> None:
         uptime = self._uptime()
         while self._waiting and next(iter(self._waiting.values())).until < uptime:
             self._waiting.popitem(last=False)
         while self._attested and next(iter(self._attested.values())).guest.expires_at < uptime:
-            self._attested.popitem(last=False)
+            self._drop(next(iter(self._attested)))
+
+
+def _digest(token: str) -> bytes:
+    return sha256(token.encode()).digest()
