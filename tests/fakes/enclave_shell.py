@@ -82,13 +82,16 @@ def served(folder: Path) -> Iterator[Enclave]:
         port = probe.getsockname()[1]
     command = [STRONGROOM, "service", "run", "--listen", f"127.0.0.1:{port}"]
     server = subprocess.Popen(command, cwd=folder, env=dict(os.environ))
-    limit = time.monotonic() + 30
-    while not made.workspace.is_running() and time.monotonic() < limit:
-        time.sleep(0.05)
-    made.environment["PORT"] = str(port + 1)
-    yield made
-    stop_service(made.workspace)
-    server.wait(30)
+    try:
+        limit = time.monotonic() + 30
+        while not made.workspace.is_running():
+            assert time.monotonic() < limit, "the service does not come up"
+            time.sleep(0.05)
+        made.environment["PORT"] = str(port + 1)
+        yield made
+    finally:
+        stop_service(made.workspace)
+        server.wait(30)
 
 
 def error(outcome: Mapping[str, object]) -> Mapping[str, object]:

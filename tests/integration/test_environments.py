@@ -185,9 +185,13 @@ def test_what_cannot_be_part_of_an_environment(shell: Enclave, kind: str) -> Non
 
 def test_a_spark_job_needs_pyspark_in_its_environment(shell: Enclave, built: Path) -> None:
     (shell.folder / "app.py").write_text("")
-    done = shell.run("spark-submit", "--venv", str(built), "app.py", check=False)
-    assert done.returncode == 1
-    assert "has no PySpark" in done.stderr
+    packages = f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
+    (shell.folder / "client" / packages / "pyspark").mkdir(parents=True)  # as pyspark-client has it: no engine
+    (shell.folder / "client" / packages / "pyspark/__init__.py").touch()
+    for venv in (built, shell.folder / "client"):
+        done = shell.run("spark-submit", "--venv", str(venv), "app.py", check=False)
+        assert done.returncode == 1
+        assert "has no PySpark" in done.stderr
 
 
 @pytest.mark.parametrize(("name", "said"), [("nowhere", "is not a folder"), ("older", "is for python3.4")])

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.conftest import stop_service
+from tests.conftest import Shell, stop_service
 from tests.fakes.enclave_shell import Enclave, make_enclave
 
 

@@ -68,7 +68,7 @@ def test_another_receiver_does_not_open_it() -> None:
 def test_an_altered_letter_of_any_part_is_refused(data: st.DataObject, name: str) -> None:
     message = jwe_seal(b"secret text", MINE.public_key())
     at = data.draw(st.integers(0, len(message[name]) - 1))
-    letter = data.draw(st.sampled_from(B64).filter(lambda c: c != message[name][at]))
+    letter = B64[(B64.index(message[name][at]) + data.draw(st.integers(1, len(B64) - 1))) % len(B64)]
     message[name] = message[name][:at] + letter + message[name][at + 1 :]
     with pytest.raises(VerificationError):
         jwe_open(message, MINE)

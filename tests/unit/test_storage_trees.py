@@ -18,6 +18,7 @@ from strongroom.errors import DeniedError, InputError, IntegrityError, Strongroo
 from strongroom.storage import pool, tree_write
 from strongroom.storage.dataset import DatasetInfo, Head, load_manifest
 from strongroom.storage.places import LocalPlace
+from strongroom.storage.tree_run import refuse
 from strongroom.storage.trees import Progress, open_tree, reseal_tree, seal_tree, verify_tree
 from strongroom.storage.worker import Task
 
@@ -347,3 +348,20 @@ def test_worker_process_error_keeps_its_class(tmp_path: Path) -> None:
             open_tree(tmp_path / "s", tmp_path / "out", V1, heads.head, workers=workers)
         assert caught.value.details["class"] == "chunk"
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
+
+
+def test_only_what_was_altered_is_put_back() -> None:
+    altered = IntegrityError("a: chunk 1 was altered", details={"path": "a"})
+    unread = InputError("b may not be read", hint="check the permissions")
+    for problems, hint in (
+        ([altered], "put the files back"),
+        ([altered, altered], "put the files back"),
+        ([unread], "check the permissions"),
+        ([unread, altered], "check the permissions"),
+        ([UnavailableError("a worker process ended early")], ""),
+    ):
+        altered.hint = ""
+        with pytest.raises(StrongroomError) as caught:
+            refuse(problems)
+        assert caught.value.hint.startswith(hint)
+        assert ("accept-epoch" in caught.value.hint) is hint.startswith("put")

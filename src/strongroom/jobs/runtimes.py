@@ -107,9 +107,9 @@ class Runtimes:
         if "library" in wanted:
             places["/opt/strongroom/python"] = self.library()
         if "jdk" in wanted:
-            if not any(places["/opt/env"].glob("lib/python3.*/site-packages/pyspark")):
+            if not any(places["/opt/env"].glob("lib/python3.*/site-packages/pyspark/jars/*.jar")):
                 if venv is not None:
-                    raise InputError(f"environment {venv} has no PySpark", hint="install pyspark into it")
+                    raise InputError(f"environment {venv} has no PySpark with its jars", hint="install pyspark into it")
                 raise InputError("there is no PySpark beside strongroom", hint="pip install 'strongroom[spark]'")
             places["/opt/jdk"] = self.jdk()
             places["/opt/strongroom/strongroom-spark.jar"] = _WORKLOADS / "strongroom-spark.jar"

@@ -155,16 +155,19 @@ def refuse(problems: Sequence[StrongroomError]) -> None:
     """Raise the one problem, or one error that names them all."""
     if not problems:
         return
+    # A file that cannot be read is no reason to go back to an older state.
+    altered = all(isinstance(problem, IntegrityError) for problem in problems)
+    hint = _PUT_BACK if altered else next((p.hint for p in problems if p.hint), "")
     found = [
         {"path": str(p.details.get("path", "")), "class": str(p.details.get("class", p.code)), "message": str(p)}
         for p in sorted(problems, key=str)
     ]
     if len(problems) == 1:
         problems[0].details["problems"] = found
-        problems[0].hint = problems[0].hint or _PUT_BACK
+        problems[0].hint = problems[0].hint or hint
         raise problems[0]
     said = f"{len(problems)} problems: {listed([str(p) for p in problems])}"
-    raise IntegrityError(said, hint=_PUT_BACK, details={"problems": found})
+    raise IntegrityError(said, hint=hint, details={"problems": found})
 
 
 def reading_tasks(kind: Kind, manifest: Manifest) -> list[Task]:
