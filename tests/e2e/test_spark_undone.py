@@ -80,6 +80,7 @@ def test_a_stream_killed_between_batches_goes_on_and_counts_every_row_once(shell
     assert done.returncode == 0, done.stderr[-4000:]
     assert f"rows {len(lines)}" in done.stdout
     assert "did not end" in done.stderr
+    assert "is gone" not in done.stderr
     shell.run("data", "open", "table", "opened")
     opened = pyarrow.parquet.read_table(shell.folder / "opened/t").to_pylist()
     assert sorted((r["at"], r["value"]) for r in opened) == sorted(
@@ -93,6 +94,7 @@ def test_partitioned_output_needs_a_job_that_may_show_values(shell: Enclave) -> 
         "spark = SparkSession.builder.getOrCreate()\n"
         "frame = spark.createDataFrame([(1, 'secret-land'), (2, 'other')], 'n int, country string')\n"
         "frame.write.partitionBy('country').parquet('/work/out/t')\n"
+        "open('/work/out/plain', 'w').write('w')\n"
     )
     environment = {**os.environ, **shell.environment}
     for mode, code in (("rw", 1), ("rw:names", 0)):
@@ -102,6 +104,7 @@ def test_partitioned_output_needs_a_job_that_may_show_values(shell: Enclave) -> 
         )  # fmt: skip
         assert done.returncode == code, done.stderr[-4000:]
         assert ("folder names are visible to the host" in done.stderr) == bool(code)
+        assert ("what the program wrote to /work without Spark is gone" in done.stderr) == (not code)
         assert any("secret-land" in str(p) for p in (shell.folder / "out").rglob("*")) == (not code)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
@@ -326,3 +327,24 @@ def test_nothing_of_a_service_is_open_to_other_users(tmp_path: Path) -> None:
             assert path.stat().st_mode & 0o077 == 0
     finally:
         os.umask(before)
+
+
+def test_T418_shares_that_are_typed_are_not_shown() -> None:
+    ask = "from strongroom.cli.common import read_shares; print(read_shares())"
+    terminal, theirs = os.openpty()
+    command, pipe = [sys.executable, "-c", ask], subprocess.PIPE
+    with subprocess.Popen(command, stdin=theirs, stdout=pipe, stderr=pipe, start_new_session=True) as asking:
+        assert asking.stdout
+        assert asking.stderr
+        for line in ("first share\n", " second share \n", "\n"):
+            while asking.stderr.read(1) != b":" or asking.stderr.read(1) != b" ":  # after which echo is off
+                pass
+            os.write(terminal, line.encode())
+        assert asking.stdout.read() == b"['first share', 'second share']\n"
+    os.set_blocking(terminal, False)
+    with pytest.raises(BlockingIOError):
+        os.read(terminal, 1000)
+    os.close(terminal)
+    os.close(theirs)
+    piped = subprocess.run(command, input=b"first share\n\nsecond\n", capture_output=True, check=True)
+    assert piped.stdout == b"['first share', 'second']\n"

@@ -108,6 +108,25 @@ def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(
         apart.send_files(tmp_path, ["out"], io.BytesIO())
 
 
+@pytest.mark.parametrize(("code", "status"), [("", 0), ("; exit(5)", 5)])
+def test_T416_a_program_whose_outputs_cannot_be_read_keeps_its_exit_code(
+    tmp_path: Path, code: str, status: int
+) -> None:
+    away = "import os; os.remove('out/old'); os.rmdir('out')"
+    with pytest.raises(ValueError, match=r"^out cannot be read: No such file or directory$"):
+        ran(tmp_path, ["-c", away + code], always=True)
+    found = subprocess.run(
+        [sys.executable, apart.__file__, "0", "2", "[]", '["out"]', "true", "python", "-c", away + code],
+        cwd=tmp_path / "given", input=END, capture_output=True, check=False,
+    )  # fmt: skip
+    assert (found.returncode, found.stderr) == (status, line(error="out cannot be read: No such file or directory"))
+
+
+def test_T416_what_a_process_says_of_its_error_is_short_and_plain() -> None:
+    with pytest.raises(ValueError, match=r"^\\x1b\[2J\\nx{191}$"):
+        apart.receive_files(Path("/nowhere"), [], io.BytesIO(line(error="\x1b[2J\n" + "x" * 1000)))
+
+
 def line(**fields: object) -> bytes:
     return json.dumps(fields).encode() + b"\n"
 

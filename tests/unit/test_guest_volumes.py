@@ -451,6 +451,16 @@ def test_T365_what_a_process_with_files_of_its_own_left_out(
     assert staged.volume.left_out.keys() == {"a", "d", "z"}
 
 
+def test_T417_what_a_process_left_out_that_is_refused_leaves_nothing_sealed(
+    staged: StagedVolume, committed: tuple[Session, Path]
+) -> None:
+    (staged.place / "new").write_bytes(b"new")
+    before = sorted(path.name for path in committed[1].rglob("*"))
+    with pytest.raises(DeniedError, match="folder names are visible"):
+        staged.seal_changes(["day=monday/link"])
+    assert sorted(path.name for path in committed[1].rglob("*")) == before
+
+
 def test_a_folder_that_left_the_volume_behind_a_link_loses_nothing(
     staged: StagedVolume, committed: tuple[Session, Path], tmp_path: Path
 ) -> None:

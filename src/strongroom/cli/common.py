@@ -26,6 +26,7 @@ __all__ = [
     "key_argument",
     "owner",
     "passphrase",
+    "read_shares",
     "root_option",
     "settings",
     "unsafe_option",
@@ -86,6 +87,16 @@ def passphrase(*, new: bool = False) -> str:
     if not given:
         raise InputError("passphrase: expected one on a terminal or in the first line of standard input, got nothing")
     return given
+
+
+def read_shares() -> list[str]:
+    """Return what is typed unseen until an empty line; without a terminal, the lines of standard input."""
+    if not sys.stdin.isatty():
+        return [line.strip() for line in sys.stdin if line.strip()]
+    asked, found = "share, or an empty line after the last", []
+    while share := str(click.prompt(asked, default="", show_default=False, hide_input=True, err=True)).strip():
+        found.append(share)
+    return found
 
 
 def key_argument(name: str) -> Callable[[_F], _F]:

@@ -212,13 +212,17 @@ def report(outcome: Outcome, plan: LaunchPlan, bundle: Bundle, as_json: bool) ->
         if 0 < (outcome.exit_code or 0) < 128 and not outcome.error and (hint := _why(plan)):
             output.hint(hint)
         if outcome.exit_code == 0 and outcome.details.get("gone") is True:
-            output.say("strongroom: what the program wrote to /work outside its volumes is gone")
-            output.hint(
-                "--volume NAME=PATH:KEY:rw keeps what is written to PATH, where an argument names it, or /work/NAME"
-            )
+            staged = plan.document.get("staged") is True
+            output.say(f"strongroom: what the program wrote to /work {_OUTSIDE if staged else _NOT_SPARK} is gone")
+            output.hint(_KEEP if staged else _KEEP_SPARK)
     if outcome.status == "completed" and outcome.exit_code is not None:
         return outcome.exit_code
     return 1
+
+
+_OUTSIDE, _NOT_SPARK = "outside its volumes", "without Spark"
+_KEEP = "--volume NAME=PATH:KEY:rw keeps what is written to PATH, where an argument names it, or /work/NAME"
+_KEEP_SPARK = "/work/NAME keeps what Spark or strongroom.models writes; under `strongroom run` also what open() does"
 
 
 def _why(plan: LaunchPlan) -> str:

@@ -13,7 +13,7 @@ from typing import cast
 import click
 
 from strongroom.cli import output
-from strongroom.cli.common import PATH, epilog, json_option, owner, passphrase, workspace
+from strongroom.cli.common import PATH, epilog, json_option, owner, passphrase, read_shares, workspace
 from strongroom.cli.endorsements import anchor_option, read_anchor, snp_settings, state
 from strongroom.cli.service_verify import build, measure, verify
 from strongroom.client.tees import TEES
@@ -165,12 +165,7 @@ def unlock() -> None:
             "WARNING: no pin here, so what you type goes to whoever has the TLS key on that machine's disk: "
             "`strongroom service verify --pin` first"
         )
-    if found["root_kind"] == "passphrase":
-        credentials = [passphrase()]
-    else:
-        output.say("reading one share a line until the end of input")
-        credentials = [line.strip() for line in sys.stdin if line.strip()]
-    client.unlock(credentials)
+    client.unlock([passphrase()] if found["root_kind"] == "passphrase" else read_shares())
     output.say("the trust service is unlocked")
 
 

@@ -5,12 +5,14 @@ back after it has ended well. No key comes here. Started by path, not imported, 
 standard library only, and nothing of the package is imported, for the program may import another part of it.
 
 Stream: per file or folder a line of JSON `{"path", "size"}` and that many bytes (a folder has size -1, anything else
-that is no file -2), then `{"end": true}`. A link to a file of its volume is that file.
+that is no file -2), then `{"end": true}`, or `{"error"}` where the rest could not be read. A link to a file of its
+volume is that file.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import runpy
@@ -25,6 +27,7 @@ __all__ = ["main", "receive_files", "send_files"]
 
 _BLOCK = 1 << 20
 _MAX_LINE = 1 << 16
+_MAX_ERROR = 200
 
 
 def send_files(root: Path, names: list[str], stream: BinaryIO) -> None:
@@ -54,7 +57,7 @@ def receive_files(root: Path, names: list[str], stream: BinaryIO) -> list[str]:
     """Make `root`/`names` hold what the stream says and nothing else; return the paths of what is no file there.
 
     Raises:
-        ValueError: The stream is not whole, leads elsewhere, or has a path twice.
+        ValueError: The stream is not whole, leads elsewhere, or has a path twice; or what kept its other side from it.
     """
     for name in names:
         shutil.rmtree(root / name, ignore_errors=True)
@@ -66,6 +69,8 @@ def receive_files(root: Path, names: list[str], stream: BinaryIO) -> list[str]:
             if any(os.path.lexists(root / path) for path in left):
                 raise ValueError("the stream has a path twice")
             return left
+        if isinstance(item, dict) and isinstance(item.get("error"), str):
+            raise ValueError(ascii(item["error"])[1:-1][:_MAX_ERROR])  # the program's word, in the host's report
         if not isinstance(item, dict) or not isinstance(item.get("path"), str) or type(item.get("size")) is not int:
             raise ValueError("the stream is not whole")
         path, size = str(item["path"]), int(item["size"])
@@ -112,9 +117,18 @@ def main(words: list[str]) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     if code == 0 or always == "true":
-        with open(int(back), "wb") as out:
-            send_files(root, json.loads(written), out)
+        with contextlib.suppress(OSError), open(int(back), "wb") as out:  # OSError: nobody reads any more
+            _send_back(root, json.loads(written), out)
     os._exit(code)
+
+
+def _send_back(root: Path, names: list[str], out: BinaryIO) -> None:
+    try:
+        send_files(root, names, out)
+    except (OSError, ValueError, RecursionError) as exc:
+        at = getattr(exc, "filename", None)
+        what = os.path.relpath(at, root)[:100] if isinstance(at, (str, Path)) else "a file or folder"
+        _line(out, {"error": f"{what} cannot be read: {getattr(exc, 'strerror', None) or exc}"})
 
 
 def _run(command: list[str]) -> int:

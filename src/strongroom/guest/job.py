@@ -6,6 +6,7 @@ What a sandbox has beside (views, checkpoints, peers) is in `run.py`; what a Lib
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 from collections.abc import Collection, Container, Iterable, Mapping, Sequence
@@ -41,6 +42,7 @@ __all__ = [
 SEALED_FOLDER, WORK = Path("/sealed"), Path("/work")
 BUSY_PATIENCE_S = 10.0  # a job that writes while it runs may take hours: whoever comes second is told
 AGENT_SOCKET = "/run/strongroom/agent.sock"
+MAX_LOOKED_AT = 1000  # files and folders beside the volumes
 
 Grants = Mapping[tuple[str, str], Grant]
 """By owner and key name."""
@@ -66,6 +68,8 @@ class Job:
 
     hides = False
     """Whether the program cannot reach the sealed folders of staged volumes, which the guest keeps open."""
+    shares_work = True
+    """Whether the guest's /work is the program's too."""
 
     def __init__(self, document: dict[str, object], session: ServiceSession, grants: Grants, report: Report) -> None:
         self.document = document
@@ -154,6 +158,9 @@ class Job:
             if exit_code == 0 or self.document.get("publish_on_failure") is True:
                 self._publish(plain, held)
         self.report.status = "completed"
+        if self.shares_work:
+            with contextlib.suppress(Exception):  # the program made these folders, and the job is committed
+                self.report.details["gone"] = _wrote_beside(self.volumes if self.staged else ())
 
     def check(self) -> None:
         """Raise if the job has failed by now: nothing is committed any more."""
@@ -202,14 +209,23 @@ class Job:
         details["committed"] = {n: {"dataset": h.dataset, "epoch": h.epoch} for n, h in heads.items() if h}
         details["held"] = [v.name for v in self.volumes.values() if v.held]
         details["left_out"] = {v.name: v.left_out for v in self.volumes.values() if v.left_out}
-        details["gone"] = _wrote_beside(self.volumes)
 
 
 def _wrote_beside(volumes: Container[str]) -> bool:
-    # Names stay in the enclave. Hidden ones are caches; Spark's own database of tables is no output.
+    # Names stay in the enclave. Hidden ones are caches; Spark's own database of tables is no output. The program chose
+    # how many there are, and how deep.
     with os.scandir(WORK) as found:
-        beside = [e for e in found if e.name not in volumes and not e.name.startswith((".", "derby.", "metastore_db"))]
-    return any(not e.is_dir(follow_symlinks=False) or any(files for *_, files in os.walk(e)) for e in beside)
+        beside = [e for e in itertools.islice(found, MAX_LOOKED_AT) if e.name not in volumes and _may_be_output(e.name)]
+    for entry in beside:  # which grows
+        if not entry.is_dir(follow_symlinks=False):
+            return True
+        with os.scandir(entry) as found:
+            beside += itertools.islice(found, MAX_LOOKED_AT - len(beside))
+    return False
+
+
+def _may_be_output(name: str) -> bool:
+    return not name.startswith((".", "derby.", "metastore_db"))
 
 
 def make_places(volumes: Iterable[str]) -> None:

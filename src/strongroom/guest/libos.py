@@ -130,6 +130,7 @@ class LibosJob(Job):
 class GramineJob(LibosJob):
     """A job whose program has an enclave, and so memory file systems, of its own: it is handed its files."""
 
+    shares_work = False
     _pipes: _Pipes | None = None
 
     def make_workload(self) -> Workload:

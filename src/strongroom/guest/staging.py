@@ -227,13 +227,15 @@ class StagedVolume:
             left_out: Paths of such, where the program's process has files of its own.
 
         Raises:
+            DeniedError: A name shows more than the job may.
             InputError: The program left a file whose name no data set may hold, or that cannot be read.
             UnavailableError: The disk is full.
         """
         if self.volume.mode == "rw":
+            for path in left_out:  # first, as it may be refused
+                self.volume.leave_out(path, "neither a file, nor a folder, nor a link to a file of the volume")
             sealed, found = self._seal_new(running=False)
             for path in left_out:
-                self.volume.leave_out(path, "neither a file, nor a folder, nor a link to a file of the volume")
                 found |= {old for old in self._seen if old == path or old.startswith(f"{path}/")}
             self._replace(sealed, sorted(self._seen.keys() - found))
 
