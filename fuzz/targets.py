@@ -248,11 +248,9 @@ def evidence_file(raw: bytes) -> None:
         path.write_bytes(raw)
         with contextlib.suppress(errors.InputError):
             read_policy(path)
-        tee, quote, certificate = read_evidence(path)
-        assert tee in TEES
-        assert certificate in (b"", raw) or raw.startswith(b"-----BEGIN CERTIFICATE")
-        with contextlib.suppress(errors.EvidenceError):
-            assert Evidence(tee=tee, quote=quote).quote == quote
+        found, certificate = read_evidence(path)
+        assert found.tee in TEES
+        assert not certificate or certificate[:2] == b"\x30\x82"
 
 
 def _edited(genuine: bytes, edits: bytes) -> bytes:
