@@ -9,9 +9,6 @@ import pytest
 from tests.e2e.spark_examples import LIST, Laboratory, compare, load, programs, versions
 from tests.e2e.spark_examples_page import page
 
-pytestmark = pytest.mark.e2e
-
-
 @pytest.fixture(scope="module")
 def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]:
     made = Laboratory(tmp_path_factory.mktemp("examples"))
@@ -19,6 +16,7 @@ def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]
     made.close()
 
 
+@pytest.mark.e2e
 def test_list_covers_every_program() -> None:
     found = json.loads(LIST.read_text())
     if found["versions"]["pyspark"] != versions()["pyspark"]:
@@ -28,6 +26,7 @@ def test_list_covers_every_program() -> None:
     assert len(free) > 130
 
 
+@pytest.mark.e2e
 def test_every_program_that_needs_no_network_ends_alike() -> None:
     records = json.loads(LIST.read_text())["programs"].values()
     free = [r for r in records if not r["note"].startswith("needs")]
@@ -36,11 +35,15 @@ def test_every_program_that_needs_no_network_ends_alike() -> None:
     assert [r["program"] for r in free if r["output"] == "differs"] == []
 
 
+@pytest.mark.e2e
 def test_page_shows_the_list() -> None:
     assert LIST.with_suffix(".md").read_text() == page(json.loads(LIST.read_text()))
 
 
-@pytest.mark.parametrize("program", ["pi.py", "sql/udtf.py"])
+@pytest.mark.parametrize(
+    "program",
+    [pytest.param("pi.py", marks=pytest.mark.e2e), pytest.param("sql/udtf.py", marks=pytest.mark.example)],
+)
 def test_program_again(laboratory: Laboratory, program: str) -> None:
     listed = load()[program]
     again = compare(laboratory, program)
