@@ -9,6 +9,7 @@ import pytest
 from tests.e2e.spark_examples import LIST, Laboratory, compare, load, programs, versions
 from tests.e2e.spark_examples_page import page
 
+
 @pytest.fixture(scope="module")
 def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]:
     made = Laboratory(tmp_path_factory.mktemp("examples"))
