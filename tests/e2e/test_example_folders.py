@@ -152,7 +152,7 @@ def test_word_count_of_licences(shell: Shell, plain: Path) -> None:
     assert sorted(trusted.split("\n")[:-1]) == sorted(f"{word}: {count}" for word, count in expected.items())
 
 
-@pytest.mark.e2e
+@pytest.mark.example
 def test_sql_on_people(shell: Shell, plain: Path) -> None:
     shutil.copytree(RESOURCES, plain / "examples")
     (shell.folder / "examples").symlink_to(RESOURCES)
@@ -167,7 +167,7 @@ def test_sql_on_people(shell: Shell, plain: Path) -> None:
     assert lines.count("Name:Justin") == 1
 
 
-@pytest.mark.e2e
+@pytest.mark.example
 def test_taxi_frames_of_pandas_on_spark(shell: Shell, plain: Path) -> None:
     if not TAXI.exists():
         pytest.skip(f"{TAXI} is absent: no package ships it (see its README)")
