@@ -325,8 +325,10 @@ def attributes(quote: Quote) -> list[AttestationError]:
         if quote.debug:
             return [VerificationError("debug: expected a production enclave, got a debug enclave")]
         wrong = ", ".join(what for bit, one, what in _SGX_ATTRIBUTES if bool(flags & bit) != one)
+        if not wrong:
+            return []
         wanted = f"attributes: expected those of an enclave as it was built, got {quote['body.attributes'].hex()}"
-        return [VerificationError(f"{wanted}: {wrong}")] if wrong else []
+        return [VerificationError(f"{wanted}: {wrong}")]
     flags = quote.number("body.td_attributes")
     found = [(check, got) for bits, check, got in _TD_ATTRIBUTES if flags & bits]
     if not flags & _SEPT_VE_DISABLE:
