@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.conftest import stop_service
+from tests.conftest import host_mounts, stop_service
 from tests.fakes.enclave_shell import make_enclave
 
 PROBE = r"""
@@ -139,14 +139,15 @@ def probed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]
                 return
 
     threading.Thread(target=accept, daemon=True).start()
-    mounts = Path("/proc/self/mounts").read_text()
     try:
         words = ("--volume", "in=in", "--volume", "out=out:sales:rw", "--", "python", "probe.py")
-        outcome = shell.outcome(*words, "127.0.0.1", str(server.getsockname()[1]), str(shell.workspace.folder))
+        with host_mounts() as mounts:
+            outcome = shell.outcome(*words, "127.0.0.1", str(server.getsockname()[1]), str(shell.workspace.folder))
+            after = Path("/proc/self/mounts").read_text()
         assert outcome["outcome"] == "completed", outcome
         assert outcome["exit_code"] == 0, outcome["said"]
         found = json.loads(shell.open("out")["found.json"])
-        found["host mounts"] = (mounts, Path("/proc/self/mounts").read_text())
+        found["host mounts"] = (mounts, after)
         found["connections"] = connections
         sockets = shell.workspace.guest_socket_folder
         found["sockets"] = os.listdir(sockets)

@@ -1,6 +1,5 @@
 """The host against a sealed data set: it owns folder, disk and processes. T20-T29 of docs/threat-model.md."""
 
-import contextlib
 import os
 import shutil
 import signal
@@ -11,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.conftest import tiny_disk
 
 from strongroom._secret import SecretBytes
 from strongroom.crypto.keys import StaticKeyRing
@@ -224,20 +224,6 @@ def test_T28_killed_run_leaves_no_half_file_and_the_next_finishes(tmp_path: Path
     shutil.rmtree(tmp_path / "out", ignore_errors=True)
     open_tree(tmp_path / "s", tmp_path / "out", RING, heads.head)
     assert all((tmp_path / "out" / p.name).read_bytes() == p.read_bytes() for p in source.iterdir())
-
-
-@contextlib.contextmanager
-def tiny_disk(folder: Path):  # type: ignore[no-untyped-def]
-    folder.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True, check=False
-    )
-    if made.returncode:
-        pytest.skip("mount is not permitted here")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_T28_full_disk_leaves_no_half_file_and_the_next_run_finishes(tmp_path: Path, heads: Heads) -> None:

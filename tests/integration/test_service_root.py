@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from tests.conftest import Shell, stop_service
+from tests.conftest import Shell, stop_service, tiny_disk
 from tests.fakes.service_parts import House, key_bytes, make_house
 
 from strongroom._encoding import parse_json
@@ -228,14 +228,7 @@ def test_a_full_database_is_unavailable_and_loses_nothing(house: House) -> None:
 
 
 def test_a_full_disk_is_unavailable_and_loses_nothing(tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(disk)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("no permission to mount a tmpfs")
-    try:
+    with tiny_disk(tmp_path / "disk") as disk:
         house = make_house(disk)
         house.dataset()
         secrets = _secrets(house)
@@ -253,8 +246,7 @@ def test_a_full_disk_is_unavailable_and_loses_nothing(tmp_path: Path) -> None:
         assert {k["name"] for k in again.as_owner()("GET", "/v1/keys").json["keys"]} == {"sales", *acknowledged}
         assert again.as_owner()("POST", "/v1/keys", {"name": "after"}).status == 200
         again.service.store.close()
-    finally:
-        subprocess.run(["umount", "-l", str(disk)], check=True)
+        house.service.store.close()
 
 
 def _damaged(shell: Shell) -> str:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.conftest import stop_service
+from tests.conftest import stop_service, tiny_disk
 from tests.fakes.enclave_shell import Enclave, error, make_enclave
 
 from strongroom.storage.places import TEMPORARY
@@ -69,13 +68,7 @@ def test_who_wrote_beside_the_volumes_is_told_that_it_is_gone(shell: Enclave, pr
 
 def test_a_disk_that_is_full_at_the_end_keeps_the_version_before(shell: Enclave) -> None:
     """On a file system of 1 MB: the run fails and says at which file, the next one is as if it had not been."""
-    folder = shell.folder / "small"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", folder]
-    mounted = subprocess.run(mount, capture_output=True, check=False)
-    if mounted.returncode:
-        pytest.skip("this user may not mount")
-    try:
+    with tiny_disk(shell.folder / "small", megabytes=1) as folder:
         writes = ("--volume", "small=small:sales:rw", "--", "python", "-c")
         first = shell.outcome(*writes, "open('/work/small/a', 'w').write('old')")
         assert first["exit_code"] == 0, first
@@ -90,8 +83,6 @@ def test_a_disk_that_is_full_at_the_end_keeps_the_version_before(shell: Enclave)
         assert "free disk space" in str(error(done)["hint"])
         assert on_disk(folder) == before
         assert shell.open("small") == {"a": "old"}
-    finally:
-        subprocess.run(["umount", folder], check=True)
 
 
 def on_disk(folder: Path) -> dict[str, bytes]:
