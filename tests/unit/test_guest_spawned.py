@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -14,6 +15,7 @@ import pytest
 
 from strongroom.errors import InputError
 from strongroom.guest.spawned import SpawnedWorkload
+from strongroom.guest.workload import Started
 
 SHOW = """
 import os, sys
@@ -70,3 +72,19 @@ def test_a_program_that_is_not_there(work: Path) -> None:
 @pytest.mark.parametrize(("program", "code"), [("exit 0", 0), ("exit 7", 7), ("kill -PIPE $$", 128 + 13)])
 def test_its_end_is_the_jobs(work: Path, program: str, code: int) -> None:
     assert SpawnedWorkload(document("/bin/sh", "-c", program)).run() == code  # SIGPIPE ends it, though not the guest
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_a_signal_that_comes_as_the_program_starts_reaches_it(
+    work: Path, monkeypatch: pytest.MonkeyPatch, started: bool
+) -> None:
+    handlers: dict[int, Callable[[int, object], None]] = {}
+    monkeypatch.setattr("strongroom.guest.workload.signal.signal", handlers.__setitem__)
+
+    class Stopped(SpawnedWorkload):
+        def _start(self, confined: Callable[[], None]) -> Started:
+            found = super()._start(confined) if started else None
+            handlers[signal.SIGTERM](signal.SIGTERM, None)
+            return found or super()._start(confined)
+
+    assert Stopped(document("/bin/sleep", "60")).run() == 128 + signal.SIGTERM

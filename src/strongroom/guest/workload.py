@@ -54,6 +54,7 @@ class Workload:
         self._max_runtime_s = limit if isinstance(limit, int) else 86_400
         self._writable = confine.WRITABLE if staged else (*confine.WRITABLE, _SEALED)
         self._process: Started | None = None
+        self._asked = 0
         self.stopped = ""
 
     def run(self, listen: Callable[[int], None] | None = None) -> int:
@@ -65,6 +66,9 @@ class Workload:
         Raises:
             InputError: It cannot be started, or was stopped before.
         """
+        # From before it starts: a program may print, and be stopped for it, before its start has returned here.
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._forward)
         if self.stopped:
             raise InputError(self.stopped)
         pair = () if listen is None else socket.socketpair()
@@ -87,8 +91,6 @@ class Workload:
                 end.close()
         if self._printing is not None:
             self._printing.start()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, self._forward)
         timer = threading.Timer(
             min(self._max_runtime_s, threading.TIMEOUT_MAX),
             self.stop,
@@ -96,8 +98,8 @@ class Workload:
         )
         timer.daemon = True
         timer.start()
-        if self.stopped:  # between the check above and the start, nobody was there to be stopped
-            self._forward(signal.SIGKILL, None)
+        if self._asked:  # nobody was there to be stopped
+            self._forward(self._asked, None)
         memory = MemoryWatch()
         memory.start()
         code = self._wait(self._process.pid)
@@ -139,6 +141,7 @@ class Workload:
             os._exit(1)
 
     def _forward(self, number: int, _frame: object) -> None:
+        self._asked = number
         if self._process is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._process.pid, number)
