@@ -59,7 +59,7 @@ from strongroom.guest.kbs import outward
 from strongroom.guest.session import ServiceSession
 from strongroom.jobs.differences import known_to_both, read_build
 from strongroom.keyagent import protocol
-from strongroom.kms import audit, messages
+from strongroom.kms import audit_chain, messages
 from strongroom.kms.job_document import max_runtime_s, needed, uses
 from strongroom.kms.policies import OutputRule, difference
 from strongroom.kms.roots import AESRootKey, passphrase
@@ -319,7 +319,7 @@ def token(raw: bytes) -> None:
         return
     text = raw.decode("utf-8", "replace")
     with contextlib.suppress(errors.VerificationError):
-        assert audit.read_head(text, [KEY.public_key()]).seq == 7
+        assert audit_chain.read_head(text, [KEY.public_key()]).seq == 7
     with contextlib.suppress(errors.VerificationError):
         assert jose.verify_jws(text, [KEY.public_key()], typ="strongroom-head+jwt")["epoch"] == 3
     assert result.verify_ear(text, [KEY.public_key()], NOW)["eat_nonce"] == "nonce"
@@ -342,7 +342,7 @@ def audit_log(raw: bytes) -> None:
     records = parse_json(raw, "the audit log")
     if not isinstance(records, list) or not all(isinstance(r, dict) for r in records):
         raise errors.InputError("not a list of records")
-    head = audit.verify_records(records, [KEY.public_key()], owner="a" * 64, newest=None)
+    head = audit_chain.verify_records(records, [KEY.public_key()], owner="a" * 64, newest=None)
     assert head.seq == len(records) <= 3, "records that nobody wrote"
 
 

@@ -52,7 +52,8 @@ def test_T293_an_output_that_waits_stops_no_reader(house: House) -> None:
     renewed = reader.attested()  # as at its next lease
     signed = renewed.open(renewed.resource(house.owner))["heads"][head["dataset"]]
     identity = x509.certificate_from_pem(house.service.identity_pem).public_key()
-    assert guest_session.jose.verify_jws(signed, [identity], typ=guest_session.HEAD_TYPE)["manifest"] == MANIFEST  # type: ignore[list-item]
+    head_type = guest_session.DATASET_HEAD_TYPE
+    assert guest_session.jose.verify_jws(signed, [identity], typ=head_type)["manifest"] == MANIFEST  # type: ignore[list-item]
     house.allow(writing)
     assert house.guest(writing).attested().resource(house.owner).code == "denied"  # it would undo what waits
 

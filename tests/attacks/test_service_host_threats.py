@@ -68,7 +68,7 @@ def test_T152_dropped_audit_record(shell: Shell) -> None:
 
 
 def test_T153_audit_chain_recomputed_without_the_key(shell: Shell) -> None:
-    from strongroom.kms.audit import START, _chain, _owner_tag, _record_hash
+    from strongroom.kms.audit_chain import START, extend_chain, hash_record, tag_owner
 
     _audited(shell)
     stop_service(shell.workspace)
@@ -76,8 +76,8 @@ def test_T153_audit_chain_recomputed_without_the_key(shell: Shell) -> None:
         db.execute("UPDATE audit SET record = replace(record, 'key two', 'key owt')")
         chain = START
         for seq, record, owner in db.execute("SELECT seq, record, owner FROM audit ORDER BY seq").fetchall():
-            digest = _record_hash(record.encode())
-            chain = _chain(chain, _owner_tag(owner, seq), digest)
+            digest = hash_record(record.encode())
+            chain = extend_chain(chain, tag_owner(owner, seq), digest)
             db.execute("UPDATE audit SET record_hash = ?, chain = ? WHERE seq = ?", (digest, chain, seq))
     db.close()
     _verify_fails(shell, "the audit log does not end with record 4")  # exported: tests/unit/test_kms_audit.py

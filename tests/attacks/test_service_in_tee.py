@@ -28,7 +28,7 @@ from strongroom.client.workspace import Workspace
 from strongroom.crypto import x509
 from strongroom.errors import DeniedError, InputError, IntegrityError
 from strongroom.jobs.enclaves.gramine import build_service
-from strongroom.kms.audit import AuditHead
+from strongroom.kms.audit_chain import AuditHead
 from strongroom.kms.roots.registry import RootFolder
 from strongroom.kms.stores.sql import get_meta, set_meta
 from strongroom.service.state import TrustService

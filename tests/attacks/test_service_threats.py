@@ -20,9 +20,9 @@ from strongroom.attest.attesters import Attester
 from strongroom.attest.binding import job_init_data, rcar_report_data
 from strongroom.attest.handshake import tee_pubkey
 from strongroom.crypto import jose, x509
+from strongroom.crypto.proof import DATASET_HEAD_TYPE
 from strongroom.errors import DeniedError, InputError, StrongroomError, VerificationError
 from strongroom.guest.session import ServiceSession
-from strongroom.kms.datasets import HEAD_TYPE
 from strongroom.kms.stores.sql import owners as owners_table
 
 
@@ -453,13 +453,13 @@ def test_T56_forged_head(house: House) -> None:
     job, head = house.ready()
     guest = house.guest(job).attested()
     token = guest.open(guest.resource(house.owner))["heads"][head["dataset"]]
-    assert jose.verify_jws(token, [_public(house)], typ=HEAD_TYPE) == head
+    assert jose.verify_jws(token, [_public(house)], typ=DATASET_HEAD_TYPE) == head
     first, _, last = token.split(".")
     rolled = f"{first}.{b64u(json.dumps({**head, 'epoch': 7}).encode())}.{last}"
     audit = house.as_owner()("GET", "/v1/status").headers["strongroom-audit-head"]
-    for bad in (rolled, audit, jose.sign_jws(head, x509.new_key(), typ=HEAD_TYPE)):
+    for bad in (rolled, audit, jose.sign_jws(head, x509.new_key(), typ=DATASET_HEAD_TYPE)):
         with pytest.raises(VerificationError):
-            jose.verify_jws(bad, [_public(house)], typ=HEAD_TYPE)
+            jose.verify_jws(bad, [_public(house)], typ=DATASET_HEAD_TYPE)
 
 
 def test_T57_another_trust_service_at_the_guests_address(house: House) -> None:

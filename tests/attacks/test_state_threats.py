@@ -15,7 +15,8 @@ from tests.fakes.attest_parts import FakeAttester, Platform, make_pki
 from tests.fakes.service_parts import Answer, Client, House, document, make_house
 
 from strongroom.errors import DeniedError, InputError, IntegrityError, StrongroomError
-from strongroom.kms.audit import AuditHead, AuditLog, verify_records
+from strongroom.kms.audit import AuditLog
+from strongroom.kms.audit_chain import AuditHead, verify_records
 from strongroom.kms.stores import sql
 from strongroom.kms.stores.sql import SQLStore, get_meta
 from strongroom.service.state import TrustService

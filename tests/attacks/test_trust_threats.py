@@ -65,7 +65,8 @@ from strongroom.errors import (
     VerificationError,
 )
 from strongroom.guest.session import ServiceSession
-from strongroom.kms.audit import AuditHead, AuditLog
+from strongroom.kms.audit import AuditLog
+from strongroom.kms.audit_chain import AuditHead
 from strongroom.kms.policies import OutputRule
 from strongroom.service import guest_api, trust
 
@@ -582,7 +583,7 @@ def test_T280_a_pinned_workspace_gives_nothing_to_anything_else(
     pin.check(locked, own, _identity(house))
     assert locked.key != other.service.unlock_key.public_key()
     # Or pass a genuine, locked service's on, beside one that is unlocked outside of its TEE.
-    monkeypatch.setattr("strongroom.client.owner.ask", lambda _: locked)
+    monkeypatch.setattr("strongroom.client.evidence.ask", lambda _: locked)
     wire.seen.clear()
     with pytest.raises(UnavailableError, match="is locked"):
         client().call("POST", "/v1/keys", {"name": "sales"})
@@ -659,7 +660,7 @@ def _answer(house: House, shown: Shown) -> bytes:
 def test_T319_an_older_state_whose_log_has_grown_since(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grown: int
 ) -> None:
-    monkeypatch.setattr("strongroom.kms.audit.MAX_LINKS", 4)
+    monkeypatch.setattr("strongroom.kms.audit._MAX_LINKS", 4)
     house = make_house(tmp_path)
     wire = _Wire(house, monkeypatch)
     client = _owner_client(house, tmp_path, monkeypatch)
@@ -776,7 +777,7 @@ def test_T356_what_a_service_showed_counts_for_that_connection(tmp_path: Path, m
     # Ended between the look at it and the request: nothing goes out.
     client._connection.close()
     wire.seen.clear()
-    monkeypatch.setattr("strongroom.client.owner.ask", lambda _: SimpleNamespace(locked=False))
+    monkeypatch.setattr("strongroom.client.evidence.ask", lambda _: SimpleNamespace(locked=False))
     monkeypatch.setattr(Pin, "check", lambda *_: None)
     with pytest.raises(UnavailableError, match="ended the connection"):
         client.call("POST", "/v1/keys", {"name": "more"})

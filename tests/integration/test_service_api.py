@@ -18,8 +18,8 @@ from tests.fakes.service_parts import MANIFEST, Client, House, document, key_byt
 from strongroom._encoding import parse_json
 from strongroom.attest.result import verify_ear
 from strongroom.crypto import jose, x509
+from strongroom.crypto.proof import DATASET_HEAD_TYPE
 from strongroom.kms import messages
-from strongroom.kms.datasets import HEAD_TYPE
 from strongroom.service import guest_messages
 from strongroom.service.answers import ANSWERS
 from strongroom.service.openapi import openapi
@@ -270,11 +270,11 @@ def test_the_whole_exchange(house: House) -> None:
     released = guest.open(guest.resource(house.owner))
     assert (released["name"], released["owner"], released["current"]) == ("sales", house.owner, 1)
     assert released["lease_s"] == 3600
-    signed = jose.verify_jws(released["heads"][head["dataset"]], [identity], typ=HEAD_TYPE)  # type: ignore[list-item]
+    signed = jose.verify_jws(released["heads"][head["dataset"]], [identity], typ=DATASET_HEAD_TYPE)  # type: ignore[list-item]
     assert signed == head
     committed = guest.commit(head)
     assert committed.json["head"] == {**head, "epoch": 1, "manifest": MANIFEST}
-    assert jose.verify_jws(committed.json["signed"], [identity], typ=HEAD_TYPE) == committed.json["head"]  # type: ignore[list-item]
+    assert jose.verify_jws(committed.json["signed"], [identity], typ=DATASET_HEAD_TYPE) == committed.json["head"]  # type: ignore[list-item]
     assert guest.commit(head).code == "integrity"
     certificate = cx.load_pem_x509_certificate(guest.certificate().json["certificate"].encode())
     assert certificate.public_key() == guest.tls_key.public_key()
@@ -381,7 +381,7 @@ def test_the_openapi_document_is_served(house: House) -> None:
 
 
 def test_audit_pages_and_verifies_for_each_owner(house: House) -> None:
-    from strongroom.kms.audit import verify_records
+    from strongroom.kms.audit_chain import verify_records
 
     other = house.add_owner("second")
     for number in range(5):

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from tests.fakes.stores import open_store
 
 from strongroom.errors import IntegrityError, VerificationError
-from strongroom.kms.audit import AuditHead, AuditLog, read_head, verify_records
+from strongroom.kms.audit import AuditLog
+from strongroom.kms.audit_chain import AuditHead, read_head, verify_records
 from strongroom.kms.stores.sql import SQLStore, audit
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)

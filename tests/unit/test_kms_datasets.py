@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from tests.fakes.stores import open_store
 
 from strongroom.crypto import jose
+from strongroom.crypto.proof import DATASET_HEAD_TYPE
 from strongroom.errors import InputError, IntegrityError, VerificationError
-from strongroom.kms.datasets import HEAD_TYPE, DatasetStore
+from strongroom.kms.datasets import DatasetStore
 from strongroom.kms.stores.sql import key_versions, owners
 from strongroom.kms.stores.sql import keys as keys_table
 
@@ -109,10 +110,10 @@ def test_another_owner_has_none_of_it(tx: sa.Connection) -> None:
 def test_a_signed_head_is_of_its_type_and_key_only(tx: sa.Connection) -> None:
     head = STORE.create(tx, "a", "sales", now=NOW)
     token = STORE.signed(head)
-    assert jose.verify_jws(token, [SIGNER.public_key()], typ=HEAD_TYPE) == head
+    assert jose.verify_jws(token, [SIGNER.public_key()], typ=DATASET_HEAD_TYPE) == head
     for keys, typ in (
         ([SIGNER.public_key()], "eat+jwt"),
-        ([ec.generate_private_key(ec.SECP256R1()).public_key()], HEAD_TYPE),
+        ([ec.generate_private_key(ec.SECP256R1()).public_key()], DATASET_HEAD_TYPE),
     ):
         with pytest.raises(VerificationError):
             jose.verify_jws(token, keys, typ=typ)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from strongroom.client.seen import Seen
 from strongroom.errors import IntegrityError
-from strongroom.kms.audit import AuditHead
+from strongroom.kms.audit_chain import AuditHead
 
 
 def _head(seq: int, chain: str = "") -> AuditHead:

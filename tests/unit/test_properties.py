@@ -28,11 +28,12 @@ from strongroom.attest.verifiers import verify_any
 from strongroom.crypto import column_keys, jose, x509
 from strongroom.crypto.header import FileHeader
 from strongroom.crypto.keys import StaticKeyRing, new_prefix
+from strongroom.crypto.proof import DATASET_HEAD_TYPE
 from strongroom.crypto.stream import Writer
 from strongroom.errors import InputError, StrongroomError
 from strongroom.keyagent import protocol
-from strongroom.kms.audit import AuditLog, verify_records
-from strongroom.kms.datasets import HEAD_TYPE
+from strongroom.kms.audit import AuditLog
+from strongroom.kms.audit_chain import verify_records
 from strongroom.kms.stores.sql import audit
 from strongroom.storage.dataset import Manifest, ManifestEntry
 from strongroom.storage.files import Expected, open_sealed
@@ -195,7 +196,7 @@ SIGNED: dict[str, tuple[bytes, Callable[[bytes], object]]] = {
         json.dumps(jose.jwe_seal(b"the key", KEY.public_key()), separators=(",", ":")).encode(),
         lambda raw: jose.jwe_open(parse_json(raw, "a JWE"), KEY),
     ),
-    "signed head": (jose.sign_jws(HEAD, KEY, typ=HEAD_TYPE).encode(), _jws(HEAD_TYPE)),
+    "signed head": (jose.sign_jws(HEAD, KEY, typ=DATASET_HEAD_TYPE).encode(), _jws(DATASET_HEAD_TYPE)),
     "EAR": (EAR.encode(), lambda raw: result.verify_ear(raw.decode("latin-1"), [KEY.public_key()], NOW)),
     "audit log": (_audit_log(), _verify_log),
 }

@@ -32,12 +32,12 @@ from strongroom.attest.evidence import Evidence
 from strongroom.attest.verifiers import AnchoredVerifier, verify_any
 from strongroom.attest.verifiers.choose import verifier_for
 from strongroom.attest.verifiers.newest import Mark, newest
+from strongroom.client.workspace import PIN_FILE
 from strongroom.crypto import x509
 from strongroom.errors import AppraisalError, EndorsementError, InputError, VerificationError
 
-__all__ = ["PIN_FILE", "Pin", "Shown", "ask"]
+__all__ = ["Pin", "Shown", "ask"]
 
-PIN_FILE = "service-pin.json"
 _ROOTS = ("passphrase", "shares", "tee")
 
 

@@ -5,23 +5,25 @@ from __future__ import annotations
 import hmac
 import time
 from collections.abc import Sequence
-from typing import Literal, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from strongroom._encoding import b64u_decode, canonical_json, parse_json
 from strongroom._secret import SecretBytes
-from strongroom.client.evidence import Pin, ask
 from strongroom.client.seen import Seen
-from strongroom.client.workspace import Workspace
+from strongroom.client.workspace import PIN_FILE, Workspace
 from strongroom.crypto import jose, tls, x509
 from strongroom.crypto.https import HTTPSConnection, Reply
 from strongroom.crypto.keys import StaticKeyRing
-from strongroom.crypto.proof import HEAD, PROOF
+from strongroom.crypto.proof import DATASET_HEAD_TYPE, HEAD, PROOF
 from strongroom.errors import InputError, IntegrityError, UnavailableError, VerificationError
-from strongroom.kms.audit import LINKS, SEEN, AuditHead, follow_links, read_head, verify_records
-from strongroom.kms.datasets import HEAD_TYPE
+from strongroom.kms.audit_chain import LINKS, SEEN, AuditHead, follow_links, read_head, verify_records
 from strongroom.storage.dataset import Head
+
+if TYPE_CHECKING:
+    from strongroom.client.evidence import Pin, Shown
 
 __all__ = ["OwnerClient", "pinned_identity", "verify_exported"]
 
@@ -87,12 +89,10 @@ class OwnerClient:
                 pins what the service is, and it is something else.
             IntegrityError: The service shows an older state than this owner saw.
         """
-        pin = None if path in _BEFORE else Pin.load(self.workspace.folder)
+        pin = None if path in _BEFORE else _pin(self.workspace.folder)
         if pin and not (self._connection.is_known() and time.monotonic() < self._proven_until):
-            shown = ask(self.send)
-            if shown.locked:  # its evidence names no identity: what is unlocked elsewhere could show it
+            if self._accepted(pin).locked:  # its evidence names no identity: what is unlocked elsewhere could show it
                 raise UnavailableError("the trust service is locked", hint="unlock it: `strongroom service unlock`")
-            pin.check(shown, self.workspace.folder, self.workspace.identity)
             self._proven_until = time.monotonic() + _PROVEN_S
         return self.send(method, path, body, known=pin is not None)
 
@@ -117,10 +117,8 @@ class OwnerClient:
         """
         seen = self.seen.head and {"seq": self.seen.head.seq, "chain": self.seen.head.chain}
         body: dict[str, object] = {"credentials": list(credentials), "seen": seen}
-        if pin := Pin.load(self.workspace.folder):
-            shown = ask(self.send)
-            pin.check(shown, self.workspace.folder, self.workspace.identity)
-            body = {"sealed": jose.jwe_seal(canonical_json(body), shown.key)}
+        if pin := _pin(self.workspace.folder):
+            body = {"sealed": jose.jwe_seal(canonical_json(body), self._accepted(pin).key)}
         self.send("POST", "/v1/unlock", body)
 
     def send(self, method: str, path: str, body: object = None, *, known: bool = False) -> dict[str, object]:
@@ -141,6 +139,13 @@ class OwnerClient:
                 "audit head: expected the newest beside the answer, got none: it may be an older state"
             )
         return reply.json()
+
+    def _accepted(self, pin: Pin) -> Shown:
+        from strongroom.client.evidence import ask  # noqa: PLC0415  # slow, and few services run in a TEE
+
+        shown = ask(self.send)
+        pin.check(shown, self.workspace.folder, self.workspace.identity)
+        return shown
 
     def _see(self, head: AuditHead, reply: Reply) -> None:
         # A log that is longer than the one seen may be another that has grown: it has to lead there.
@@ -203,7 +208,7 @@ class OwnerClient:
         return self._head(self.call("POST", f"/v1/datasets/{dataset}/accept-epoch", body))
 
     def _head(self, answer: dict[str, object]) -> Head:
-        found = jose.verify_jws(str(answer.get("signed")), [self._identity], typ=HEAD_TYPE)
+        found = jose.verify_jws(str(answer.get("signed")), [self._identity], typ=DATASET_HEAD_TYPE)
         try:
             head = Head(**found)  # type: ignore[arg-type]
         except TypeError as exc:
@@ -239,6 +244,14 @@ class OwnerClient:
     def close(self) -> None:
         """Close the connection."""
         self._connection.close()
+
+
+def _pin(folder: Path) -> Pin | None:
+    if not (folder / PIN_FILE).exists():
+        return None
+    from strongroom.client.evidence import Pin  # noqa: PLC0415  # slow, and few services run in a TEE
+
+    return Pin.load(folder)
 
 
 def _seen(head: AuditHead | None) -> dict[str, str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from strongroom._unix import write_whole
 from strongroom.errors import IntegrityError
-from strongroom.kms.audit import AuditHead
+from strongroom.kms.audit_chain import AuditHead
 
 __all__ = ["Seen"]
 

@@ -18,10 +18,9 @@ from strongroom._unix import read_text, write_whole
 from strongroom.attest.simulated.pki import SimulatedPKI
 from strongroom.attest.simulated.platform import load_seed
 from strongroom.client.endorsements import refresh_endorsements
-from strongroom.client.evidence import PIN_FILE
 from strongroom.client.owner import pinned_identity
 from strongroom.client.petnames import check_name
-from strongroom.client.workspace import FOLDER, Workspace, write_workspace
+from strongroom.client.workspace import FOLDER, PIN_FILE, Workspace, write_workspace
 from strongroom.crypto import x509
 from strongroom.errors import InputError, VerificationError
 from strongroom.service.state import TrustService

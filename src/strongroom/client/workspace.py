@@ -18,7 +18,6 @@ The workspace of a further owner has no service of its own: it names the folder 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -30,9 +29,11 @@ from pathlib import Path
 from strongroom._unix import connect_unix, write_whole
 from strongroom.errors import InputError, UnavailableError
 
-__all__ = ["Workspace"]
+__all__ = ["FOLDER", "PIN_FILE", "Workspace", "write_workspace"]
 
 FOLDER = ".strongroom"
+PIN_FILE = "service-pin.json"
+"""In the workspace: what its owner accepted of the service (`client.evidence.Pin`)."""
 _START_TIMEOUT_S = 30.0
 _ALREADY_RUNNING = 3  # service.main
 
@@ -207,10 +208,10 @@ class Workspace:
         """Return the supervisor's process id, or None."""
         try:
             pid = int((self.run_folder / "service.pid").read_text())
-            os.kill(pid, 0)
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][:1]
         except (OSError, ValueError):
             return None
-        return pid
+        return None if state in "ZX" else pid  # ended, though its parent, who may take its time, has not looked
 
 
 def write_workspace(folder: Path, values: Mapping[str, str]) -> None:

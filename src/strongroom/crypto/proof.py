@@ -16,7 +16,7 @@ from strongroom._encoding import sha256_id
 from strongroom.crypto import jose
 from strongroom.errors import VerificationError
 
-__all__ = ["HEAD", "NONCE", "PROOF", "check_proof", "sign_proof"]
+__all__ = ["DATASET_HEAD_TYPE", "HEAD", "NONCE", "PROOF", "check_proof", "sign_proof"]
 
 NONCE = "strongroom-nonce"
 """Request header: 32 base64url characters, fresh for each request."""
@@ -24,6 +24,8 @@ PROOF = "strongroom-proof"
 """Response header: a compact JWS."""
 HEAD = "strongroom-audit-head"
 """Response header for owners: the signed head of the audit log after the request."""
+DATASET_HEAD_TYPE = "strongroom-head+jwt"
+"""Type of the signed statement that names a data set's newest manifest (docs/formats/data-set.md §3)."""
 _TYPE = "strongroom-proof+jwt"
 
 

@@ -25,6 +25,7 @@ from strongroom.attest.handshake import COMMIT_TYPE, AttestRequest, AuthRequest,
 from strongroom.crypto import jose, tls, x509
 from strongroom.crypto.https import HTTPSConnection
 from strongroom.crypto.keys import KeyRing, StaticKeyRing
+from strongroom.crypto.proof import DATASET_HEAD_TYPE
 from strongroom.errors import DeniedError, IntegrityError, UnavailableError, VerificationError
 
 if TYPE_CHECKING:  # attesting does not need the storage: guest/main.py imports it meanwhile
@@ -34,7 +35,6 @@ __all__ = ["Certified", "Grant", "ServiceSession", "boottime"]
 
 _log = logging.getLogger(__name__)
 
-HEAD_TYPE = "strongroom-head+jwt"
 COMMIT_RETRY_S, COMMIT_PATIENCE_S = 1.0, 300.0
 """A service that was away for a minute is back well before this ends, however slowly it starts."""
 
@@ -174,7 +174,7 @@ class ServiceSession:
 
     def head(self, token: str) -> Head:
         """Return the head in a statement signed by the service."""
-        found = jose.verify_jws(token, [self._identity], typ=HEAD_TYPE)
+        found = jose.verify_jws(token, [self._identity], typ=DATASET_HEAD_TYPE)
         from strongroom.storage.dataset import Head  # noqa: PLC0415  # see above
 
         try:

@@ -12,13 +12,13 @@ import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from strongroom.crypto import jose
+from strongroom.crypto.proof import DATASET_HEAD_TYPE
 from strongroom.errors import DeniedError, InputError, IntegrityError
 from strongroom.kms.owners import check_room
 from strongroom.kms.stores.sql import datasets, held, key_versions
 
-__all__ = ["HEAD_TYPE", "DatasetStore"]
+__all__ = ["DatasetStore"]
 
-HEAD_TYPE = "strongroom-head+jwt"
 _MANIFEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -63,7 +63,7 @@ class DatasetStore:
 
     def signed(self, head: Mapping[str, object]) -> str:
         """Return `head` as a signed statement."""
-        return jose.sign_jws(head, self._key, typ=HEAD_TYPE)
+        return jose.sign_jws(head, self._key, typ=DATASET_HEAD_TYPE)
 
     def all(self, tx: sa.Connection, owner: str) -> list[dict[str, object]]:
         """Return the heads of all the owner's data sets."""

@@ -17,7 +17,7 @@ from strongroom.attest.verifiers.choose import snp_rules
 from strongroom.crypto import jose, x509
 from strongroom.errors import DeniedError, InputError
 from strongroom.kms import messages
-from strongroom.kms.audit import AuditHead
+from strongroom.kms.audit_chain import AuditHead
 from strongroom.kms.owners import add_owner, list_owners, revoke_owner
 from strongroom.service import trust
 from strongroom.service.calls import Call, body_of, record

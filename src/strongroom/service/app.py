@@ -33,7 +33,8 @@ from strongroom.errors import (
     UnavailableError,
 )
 from strongroom.kms import messages
-from strongroom.kms.audit import LINKS, SEEN, AuditHead, AuditLog
+from strongroom.kms.audit import AuditLog
+from strongroom.kms.audit_chain import LINKS, SEEN, AuditHead
 from strongroom.service import guest_messages
 from strongroom.service.calls import Call
 from strongroom.service.guest_api import GuestAPI

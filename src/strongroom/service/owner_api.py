@@ -12,7 +12,8 @@ from datetime import timedelta
 from strongroom.crypto import jose
 from strongroom.errors import DeniedError, InputError
 from strongroom.kms import messages
-from strongroom.kms.audit import AuditHead, AuditLog
+from strongroom.kms.audit import AuditLog
+from strongroom.kms.audit_chain import AuditHead
 from strongroom.kms.job_document import KeyWanted
 from strongroom.kms.owners import is_registered
 from strongroom.kms.receivers import OwnerReceiver

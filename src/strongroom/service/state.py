@@ -19,7 +19,8 @@ from strongroom.attest.attesters import Attester
 from strongroom.crypto import x509
 from strongroom.crypto.tls import SERVICE_NAME
 from strongroom.errors import InputError, IntegrityError, StrongroomError, UnavailableError
-from strongroom.kms.audit import AuditHead, AuditLog
+from strongroom.kms.audit import AuditLog
+from strongroom.kms.audit_chain import AuditHead
 from strongroom.kms.broker import Broker
 from strongroom.kms.ca import WorkloadCA
 from strongroom.kms.datasets import DatasetStore

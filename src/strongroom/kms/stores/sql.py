@@ -330,7 +330,8 @@ def _spaced(row: Iterable[object]) -> tuple[str | None, ...]:
 
 def _reload(mirror: Mirror, tx: sa.Connection) -> None:
     # Another process went on from here, or from an older state: that one is no later state of this.
-    from strongroom.kms.audit import AuditHead, AuditLog  # noqa: PLC0415  # which stands on this module
+    from strongroom.kms.audit import AuditLog  # noqa: PLC0415  # which stands on this module
+    from strongroom.kms.audit_chain import AuditHead  # noqa: PLC0415  # which stands on this module
 
     last = tx.execute(sa.select(audit_head.c.seq, audit_head.c.chain)).first()
     mirror.load(tx)
