@@ -91,8 +91,10 @@ class OwnerClient:
         """
         pin = None if path in _BEFORE else _pin(self.workspace.folder)
         if pin and not (self._connection.is_known() and time.monotonic() < self._proven_until):
-            if self._accepted(pin).locked:  # its evidence names no identity: what is unlocked elsewhere could show it
+            shown = self._shown()
+            if shown.locked:  # its evidence names no identity: what is unlocked elsewhere could show it
                 raise UnavailableError("the trust service is locked", hint="unlock it: `strongroom service unlock`")
+            pin.check(shown, self.workspace.folder, self.workspace.identity)
             self._proven_until = time.monotonic() + _PROVEN_S
         return self.send(method, path, body, known=pin is not None)
 
@@ -118,7 +120,9 @@ class OwnerClient:
         seen = self.seen.head and {"seq": self.seen.head.seq, "chain": self.seen.head.chain}
         body: dict[str, object] = {"credentials": list(credentials), "seen": seen}
         if pin := _pin(self.workspace.folder):
-            body = {"sealed": jose.jwe_seal(canonical_json(body), self._accepted(pin).key)}
+            shown = self._shown()
+            pin.check(shown, self.workspace.folder, self.workspace.identity)
+            body = {"sealed": jose.jwe_seal(canonical_json(body), shown.key)}
         self.send("POST", "/v1/unlock", body)
 
     def send(self, method: str, path: str, body: object = None, *, known: bool = False) -> dict[str, object]:
@@ -140,12 +144,10 @@ class OwnerClient:
             )
         return reply.json()
 
-    def _accepted(self, pin: Pin) -> Shown:
+    def _shown(self) -> Shown:
         from strongroom.client.evidence import ask  # noqa: PLC0415  # slow, and few services run in a TEE
 
-        shown = ask(self.send)
-        pin.check(shown, self.workspace.folder, self.workspace.identity)
-        return shown
+        return ask(self.send)
 
     def _see(self, head: AuditHead, reply: Reply) -> None:
         # A log that is longer than the one seen may be another that has grown: it has to lead there.
