@@ -24,7 +24,7 @@ from strongroom.attest.endorsement_snp import AnyEndorsements
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.makers import MAKERS
 from strongroom.attest.stock_evidence import read_message
-from strongroom.attest.verifiers import AnchoredVerifier
+from strongroom.attest.verifiers import Verifier
 from strongroom.attest.verifiers.choose import verifier_for
 from strongroom.cli.common import PATH, owner, workspace
 from strongroom.errors import InputError
@@ -37,7 +37,7 @@ __all__ = ["Choices", "bundle_option", "read_evidence", "read_policy", "trusted_
 _LEAST_BYTES, _MAX_BYTES = 48, 1 << 20
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]+)-----END CERTIFICATE-----")
 
-Choices = Sequence[tuple[AnchoredVerifier, AnyEndorsements]]
+Choices = Sequence[tuple[Verifier, AnyEndorsements]]
 bundle_option = click.option("--endorsements", "bundle", type=PATH, help="A bundle; default: the trust service's here.")
 
 

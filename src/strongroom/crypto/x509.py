@@ -6,7 +6,6 @@ All keys are ECDSA P-256. Names carry no secret. A certificate is identified by 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
@@ -16,6 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from strongroom._encoding import sha256_id
 from strongroom.errors import InputError
 
 __all__ = [
@@ -130,7 +130,7 @@ def uris(certificate: x509.Certificate) -> frozenset[str]:
 def spki_id(key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey) -> str:
     """Return `sha256:<hex>` of the key's SubjectPublicKeyInfo."""
     der = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-    return "sha256:" + hashlib.sha256(der).hexdigest()
+    return sha256_id(der)
 
 
 def self_signed(key: ec.EllipticCurvePrivateKey, name: str, *, now: datetime, days: int, ca: bool) -> x509.Certificate:
@@ -156,7 +156,6 @@ def issue(
     lifetime: timedelta,
     dns: Sequence[str] = (),
     uris: Sequence[str] = (),
-    server: bool = True,
     client: bool = False,
     extensions: Mapping[x509.ObjectIdentifier, bytes] | None = None,
 ) -> x509.Certificate:
@@ -167,7 +166,7 @@ def issue(
     names += [x509.UniformResourceIdentifier(u) for u in uris]
     if names:
         builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-    uses = [ExtendedKeyUsageOID.SERVER_AUTH] * server + [ExtendedKeyUsageOID.CLIENT_AUTH] * client
+    uses = [ExtendedKeyUsageOID.SERVER_AUTH] + [ExtendedKeyUsageOID.CLIENT_AUTH] * client
     builder = builder.add_extension(x509.ExtendedKeyUsage(uses), critical=False)
     builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
     builder = builder.add_extension(_usage(ca=False), critical=True)

@@ -25,7 +25,6 @@ from strongroom.kms.stores.sql import datasets, get_meta, held, key_versions, ke
 __all__ = ["KeyStore", "ReleasedKey"]
 
 KEY_BYTES = 32
-DEFAULT_WAIT = timedelta(days=7)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
