@@ -23,7 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from strongroom._secret import SecretBytes
-from strongroom.attest.attesters import carrying
+from strongroom.attest.attesters import QuotingAttester
 from strongroom.attest.binding import config_id
 from strongroom.attest.evidence import MAX_EVIDENCE_BYTES, Evidence
 from strongroom.attest.quote import trimmed
@@ -43,13 +43,15 @@ _TRIES = 8
 _BUSY = {errno.EBUSY, errno.EAGAIN, errno.EINTR}
 
 
-class TsmAttester:
+class TsmAttester(QuotingAttester):
     """Gets quotes and reports from the kernel.
 
     Args:
         reports: Where configfs-tsm is.
         sev_guest: SEV-SNP's device.
     """
+
+    who = "configfs-tsm"
 
     def __init__(self, reports: Path = TSM_REPORTS, sev_guest: Path = SEV_GUEST) -> None:
         self._reports = reports
@@ -72,16 +74,6 @@ class TsmAttester:
         except OSError as exc:
             raise UnavailableError(f"configfs-tsm refuses: {exc.strerror}") from exc
         return _tee(provider.decode("ascii", "replace").strip())
-
-    def attest(self, report_data: bytes) -> Evidence:
-        """Return evidence that carries `report_data`.
-
-        Raises:
-            InputError: Not 64 bytes.
-            EvidenceError: The answer is not a quote or report, or carries other report data.
-            UnavailableError: There is no configfs-tsm, it refuses, or others keep writing to what is ours.
-        """
-        return carrying(report_data, lambda: self._ask(report_data), "configfs-tsm")
 
     def sealing_key(self) -> SecretBytes:
         """Return the chip's key for this launch digest and guest policy: 32 bytes.
