@@ -11,7 +11,7 @@ from tests.fakes.stores import open_store
 
 from strongroom._secret import SecretBytes
 from strongroom.errors import DeniedError, InputError, IntegrityError, UnavailableError
-from strongroom.kms.datasets import DatasetStore
+from strongroom.kms.datasets import DatasetStore, Step
 from strongroom.kms.keys import KeyStore
 from strongroom.kms.roots import AESRootKey
 from strongroom.kms.stores.sql import key_versions, owners, set_meta
@@ -127,8 +127,8 @@ def test_enabling_cancels_a_destruction_and_disabling_does_not(tx: sa.Connection
 def test_a_version_that_data_needs_is_not_destroyed(tx: sa.Connection) -> None:
     keys, datasets = KeyStore(ROOT), DatasetStore(SIGNER)
     dataset = str(datasets.create(tx, "a", "sales", now=NOW)["dataset"])
-    values = {"epoch": 0, "manifest": None, "new_manifest": MANIFEST, "versions": [1], "now": NOW}
-    datasets.commit(tx, "a", dataset, **values)  # type: ignore[arg-type]
+    step = Step(epoch=0, manifest=None, new_manifest=MANIFEST, versions=[1])
+    datasets.commit(tx, "a", dataset, step, now=NOW)
     with pytest.raises(InputError, match=dataset):
         keys.schedule_destroy(tx, "a", "sales", 1, now=NOW, wait=WEEK)
     datasets.forget(tx, "a", dataset)

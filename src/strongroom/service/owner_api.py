@@ -14,6 +14,7 @@ from strongroom.errors import DeniedError, InputError
 from strongroom.kms import messages
 from strongroom.kms.audit import AuditLog
 from strongroom.kms.audit_chain import AuditHead
+from strongroom.kms.datasets import Step
 from strongroom.kms.job_document import KeyWanted
 from strongroom.kms.owners import is_registered
 from strongroom.kms.receivers import OwnerReceiver
@@ -173,17 +174,9 @@ class OwnerAPI(AdminAPI):
     def commit(self, call: Call) -> dict[str, object]:
         """Advance a head."""
         body, dataset = body_of(call, messages.Commit), call.path["dataset"]
+        step = Step(epoch=body.epoch, manifest=body.manifest, new_manifest=body.new_manifest, versions=body.versions)
         with self._service.store.transaction() as tx:
-            head = self._service.parts.datasets.commit(
-                tx,
-                call.owner,
-                dataset,
-                epoch=body.epoch,
-                manifest=body.manifest,
-                new_manifest=body.new_manifest,
-                versions=body.versions,
-                now=call.now,
-            )
+            head = self._service.parts.datasets.commit(tx, call.owner, dataset, step, now=call.now)
             details: dict[str, object] = {"epoch": head["epoch"], "manifest": body.new_manifest}
             record(self._service, tx, call, "commit", f"data set {dataset}", details)
             return self._signed(head)
