@@ -27,6 +27,7 @@ __all__ = [
     "extension_of_csr",
     "fingerprint",
     "issue",
+    "key_usage",
     "new_csr",
     "new_key",
     "private_key_from_pem",
@@ -137,7 +138,7 @@ def self_signed(key: ec.EllipticCurvePrivateKey, name: str, *, now: datetime, da
     """Return a certificate of `key` signed by itself: a root (`ca`) or an owner's."""
     builder = _builder(name, name, key.public_key(), now, timedelta(days=days))
     builder = builder.add_extension(x509.BasicConstraints(ca=ca, path_length=0 if ca else None), critical=True)
-    builder = builder.add_extension(_usage(ca=ca), critical=True)
+    builder = builder.add_extension(key_usage(signs=True, commits=False, ca=ca), critical=True)
     if not ca:
         builder = builder.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
     builder = builder.add_extension(
@@ -169,7 +170,7 @@ def issue(
     uses = [ExtendedKeyUsageOID.SERVER_AUTH] + [ExtendedKeyUsageOID.CLIENT_AUTH] * client
     builder = builder.add_extension(x509.ExtendedKeyUsage(uses), critical=False)
     builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-    builder = builder.add_extension(_usage(ca=False), critical=True)
+    builder = builder.add_extension(key_usage(signs=True, commits=False, ca=False), critical=True)
     builder = builder.add_extension(
         x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False
     )
@@ -244,10 +245,11 @@ def _builder(
     )
 
 
-def _usage(*, ca: bool) -> x509.KeyUsage:
+def key_usage(*, signs: bool, commits: bool, ca: bool) -> x509.KeyUsage:
+    """Return what a key is for: to sign data, to sign what binds its holder, to sign certificates and their lists."""
     return x509.KeyUsage(
-        digital_signature=True,
-        content_commitment=False,
+        digital_signature=signs,
+        content_commitment=commits,
         key_encipherment=False,
         data_encipherment=False,
         key_agreement=False,
