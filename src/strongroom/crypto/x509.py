@@ -157,6 +157,7 @@ def issue(
     lifetime: timedelta,
     dns: Sequence[str] = (),
     uris: Sequence[str] = (),
+    server: bool = True,
     client: bool = False,
     extensions: Mapping[x509.ObjectIdentifier, bytes] | None = None,
 ) -> x509.Certificate:
@@ -167,7 +168,7 @@ def issue(
     names += [x509.UniformResourceIdentifier(u) for u in uris]
     if names:
         builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-    uses = [ExtendedKeyUsageOID.SERVER_AUTH] + [ExtendedKeyUsageOID.CLIENT_AUTH] * client
+    uses = [ExtendedKeyUsageOID.SERVER_AUTH] * server + [ExtendedKeyUsageOID.CLIENT_AUTH] * client
     builder = builder.add_extension(x509.ExtendedKeyUsage(uses), critical=False)
     builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
     builder = builder.add_extension(key_usage(signs=True, commits=False, ca=False), critical=True)
