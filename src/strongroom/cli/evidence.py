@@ -18,10 +18,11 @@ import click
 from strongroom._encoding import parse_bounded
 from strongroom._unix import read_text
 from strongroom.attest import ratls
-from strongroom.attest.appraisal import Policy, policy_from_json
+from strongroom.attest.appraisal import policy_from_json
 from strongroom.attest.endorsement_files import read_bundle, read_folder
 from strongroom.attest.endorsement_snp import AnyEndorsements
 from strongroom.attest.evidence import Evidence
+from strongroom.attest.findings import Policy
 from strongroom.attest.makers import MAKERS
 from strongroom.attest.stock_evidence import read_message
 from strongroom.attest.verifiers import Verifier

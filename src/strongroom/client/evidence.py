@@ -24,11 +24,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from strongroom._encoding import b64u, parse_json
 from strongroom._unix import write_whole
 from strongroom.attest import ratls
-from strongroom.attest.appraisal import AppraisalContext, Finding, Policy, findings, policy_from_json, policy_to_json
+from strongroom.attest.appraisal import findings, policy_from_json, policy_to_json
 from strongroom.attest.claims import Claims
 from strongroom.attest.endorsement_files import read_bundle, read_folder
 from strongroom.attest.endorsement_snp import AnyEndorsements
 from strongroom.attest.evidence import Evidence
+from strongroom.attest.findings import AppraisalContext, Finding, Policy
 from strongroom.attest.verifiers import Verifier, verify_any
 from strongroom.attest.verifiers.choose import verifier_for
 from strongroom.attest.verifiers.newest import Mark, newest

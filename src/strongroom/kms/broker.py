@@ -21,7 +21,8 @@ import sqlalchemy as sa
 
 from strongroom._encoding import b64u, canonical_json
 from strongroom._secret import SecretBytes
-from strongroom.attest.appraisal import AppraisalContext, Policy, appraise, names_job, references, rego_modules
+from strongroom.attest.appraisal import appraise, names_job, references, rego_modules
+from strongroom.attest.findings import AppraisalContext, Policy
 from strongroom.attest.rego import asking_apart
 from strongroom.crypto import jose, x509
 from strongroom.errors import AppraisalError, DeniedError
