@@ -246,13 +246,13 @@ class Broker:
     def _payload(
         self, tx: sa.Connection, receiver: Guest | OwnerReceiver, wanted: KeyWanted, uptime_s: float
     ) -> dict[str, object]:
-        key = self._keys.release(tx, wanted.owner, wanted.name)
+        versions = self._keys.release(tx, wanted.owner, wanted.name)
         payload: dict[str, object] = {
             "type": "key",
-            "name": key.name,
-            "owner": key.owner,
-            "current": key.current,
-            "versions": {str(number): _reveal(secret) for number, secret in key.versions.items()},
+            "name": wanted.name,
+            "owner": wanted.owner,
+            "current": max(versions),
+            "versions": {str(number): _reveal(secret) for number, secret in versions.items()},
         }
         if isinstance(receiver, Guest):
             payload["heads"] = self._heads(tx, receiver, wanted)
