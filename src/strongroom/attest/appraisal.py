@@ -178,7 +178,7 @@ def policy_to_json(policy: Policy) -> dict[str, object]:
     if made not in _FIELDS:
         raise InputError(f"policy: {policy.kind!r} has no JSON form")
     values = {name: getattr(policy, name) for name in _FIELDS[made]}
-    absent = {name for name in _optional(made) if values[name] in _NOTHING}
+    absent = {name for name in _OPTIONAL[made] if values[name] in _NOTHING}
     return {"kind": policy.kind, **{name: _written(value) for name, value in values.items() if name not in absent}}
 
 
@@ -218,7 +218,7 @@ class _Reader:
             raise InputError(f"policy: expected an object of kind {', '.join(_KINDS)}, got {kind!r:.40}")
         made = _KINDS[kind]
         readers, given = _FIELDS[made], set(value) - {"kind"}
-        required = set(readers) - _optional(made)
+        required = set(readers) - _OPTIONAL[made]
         if not required <= given <= set(readers):
             raise InputError(f"policy {kind}: expected fields {sorted(required)}, got {sorted(map(str, given))}")
         self._depth += 1
@@ -321,7 +321,5 @@ _FIELDS: Mapping[type[Any], Mapping[str, _Read]] = {
 }
 _KINDS: Mapping[str, type[Any]] = {made.kind: made for made in _FIELDS}
 
-
-def _optional(made: type[Any]) -> set[str]:
-    # What may be left out says nothing if it is.
-    return {field.name for field in fields(made) if field.default in _NOTHING}
+_OPTIONAL = {made: {field.name for field in fields(made) if field.default in _NOTHING} for made in _FIELDS}
+"""What may be left out, since it says nothing if it is."""

@@ -421,7 +421,13 @@ def job_digest(job: Mapping[str, object], free: Sequence[FreeArgument] = ()) -> 
     return sha256_id(job_init_data({**job, "arguments": replaced}).encode("utf-8"))
 
 
+_ADMITTING = {SnpMeasurement, TdxMeasurements, Root, TcbStatus}
+
+
 def _admitting(scope: Scope, checks: Sequence[Policy]) -> Scope:
+    checks = [p for p in checks if type(p) in _ADMITTING]
+    if not checks:
+        return scope
     snp = any(isinstance(p, SnpMeasurement) for p in checks)
     tdx = any(isinstance(p, TdxMeasurements) and p.complete for p in checks)
     more = [tee for tee, named in (("snp", snp), ("tdx", tdx)) if named and tee not in scope.tees]
