@@ -77,8 +77,8 @@ def quote(raw: bytes) -> None:
     with contextlib.suppress(errors.EvidenceError):
         assert parse_quote(trimmed(raw)).raw == trimmed(raw)
     found = parse_quote(raw)
-    assert b"".join(f.raw for f in found.fields) == raw
-    assert describe(found.fields)
+    assert b"".join(found[name] for name in found.spans) == raw
+    assert describe(found)
     assert len(found.report_data) == 64
     assert len(found.measurement) in (32, 48)
     _ = (found.signer, found.config_id, found.debug, found.root_der)
@@ -90,9 +90,9 @@ def snp_report(raw: bytes) -> None:
         found = read_table(raw)
         assert read_table(certificate_table(found)) == found
     report = parse_report(raw)
-    assert b"".join(f.raw for f in report.fields) == raw[:REPORT_BYTES]
+    assert b"".join(report[name] for name in report.spans) == raw[:REPORT_BYTES]
     assert len(raw) == REPORT_BYTES + (72 - 24 + len(report.certificate) if report.certificate else 0)
-    _ = (report.signer, report.debug, str(report.tcb("reported_tcb")), describe(report.fields))
+    _ = (report.signer, report.debug, str(report.tcb("reported_tcb")), describe(report))
 
 
 def verifier(raw: bytes) -> None:

@@ -45,9 +45,10 @@ from strongroom import errors
 from strongroom._encoding import b64u_decode, canonical_json, parse_bounded, parse_json, sha256_id
 from strongroom._secret import SecretBytes
 from strongroom.attest import appraisal, binding, handshake, kbs, patterns, ratls, reference, result
-from strongroom.attest.appraisal import AppraisalContext, job_digest
 from strongroom.attest.evidence import TEES
+from strongroom.attest.findings import AppraisalContext
 from strongroom.attest.mrenclave import measure_stream
+from strongroom.attest.policies import job_digest
 from strongroom.attest.sigstruct import Sigstruct
 from strongroom.attest.verifiers import verify_any
 from strongroom.crypto import column_keys, header, jose, x509

@@ -27,6 +27,7 @@ __all__ = [
     "read_text",
     "receive_exactly",
     "serve_connections",
+    "write_new",
     "write_whole",
 ]
 
@@ -161,6 +162,19 @@ def read_text(path: Path, hint: str) -> str:
         raise InputError(f"{path} is not readable: {reason}", hint=hint) from exc
 
 
+def write_new(path: Path, raw: bytes, mode: int) -> None:
+    """Write a file that was not there, and flush it; its name is on the disk once its folder is flushed.
+
+    Raises:
+        FileExistsError: It is there; it stays as it is.
+    """
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    with os.fdopen(handle, "wb") as file:
+        file.write(raw)
+        file.flush()
+        os.fsync(handle)
+
+
 def write_whole(path: Path, raw: bytes | str, mode: int = 0o666) -> None:
     """Let `path` hold `raw`, on the disk when this returns; nobody sees half of it, also after a power cut.
 
@@ -170,12 +184,8 @@ def write_whole(path: Path, raw: bytes | str, mode: int = 0o666) -> None:
         mode: Less what the umask takes.
     """
     beside = path.with_name(f".{path.name[:200]}.{os.urandom(6).hex()}")
-    handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(raw.encode() if isinstance(raw, str) else raw)
-            file.flush()
-            os.fsync(handle)
+        write_new(beside, raw.encode() if isinstance(raw, str) else raw, mode)
         beside.replace(path)
     except BaseException:
         beside.unlink(missing_ok=True)

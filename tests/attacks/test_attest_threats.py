@@ -9,9 +9,15 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from tests.fakes.attest_parts import JOB, MEASUREMENT, NOW, SIGNER, Platform, make_pki
 
-from strongroom.attest.appraisal import (
+from strongroom.attest.appraisal import appraise
+from strongroom.attest.binding import job_init_data
+from strongroom.attest.claims import check_init_data, check_report_data
+from strongroom.attest.endorsements import INTEL_ROOT, TrustAnchor
+from strongroom.attest.evidence import Evidence
+from strongroom.attest.findings import AppraisalContext
+from strongroom.attest.handshake import AttestRequest, tee_pubkey
+from strongroom.attest.policies import (
     AllOf,
-    AppraisalContext,
     JobDigest,
     Measurement,
     MinimumSvn,
@@ -20,14 +26,8 @@ from strongroom.attest.appraisal import (
     TcbStatus,
     TdxMeasurements,
     UnsafeAcceptSimulated,
-    appraise,
     job_digest,
 )
-from strongroom.attest.binding import job_init_data
-from strongroom.attest.claims import check_init_data, check_report_data
-from strongroom.attest.endorsements import INTEL_ROOT, TrustAnchor
-from strongroom.attest.evidence import Evidence
-from strongroom.attest.handshake import AttestRequest, tee_pubkey
 from strongroom.attest.quote import parse_quote
 from strongroom.attest.verifiers import verify_any
 from strongroom.attest.verifiers.dcap import DCAPVerifier

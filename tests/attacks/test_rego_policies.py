@@ -14,18 +14,9 @@ from tests.fakes.attest_parts import JOB, MEASUREMENT, Platform
 from tests.fakes.service_parts import make_house
 
 from strongroom.attest import rego
-from strongroom.attest.appraisal import (
-    AllOf,
-    AnyOf,
-    AppraisalContext,
-    Measurement,
-    Rego,
-    UnsafeAcceptSimulated,
-    appraise,
-    check_pins_code,
-    policy_from_json,
-    policy_to_json,
-)
+from strongroom.attest.appraisal import appraise, check_pins_code, policy_from_json, policy_to_json
+from strongroom.attest.findings import AppraisalContext
+from strongroom.attest.policies import AllOf, AnyOf, Measurement, Rego, UnsafeAcceptSimulated
 from strongroom.client.policies import _with, allow_job, allowance
 from strongroom.errors import AppraisalError, InputError, UnavailableError
 

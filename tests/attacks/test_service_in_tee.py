@@ -15,8 +15,8 @@ from tests.fakes.attest_parts import MEASUREMENT, FakeAttester, Platform, gramin
 from tests.fakes.service_parts import House, make_house
 from tests.unit.test_jobs_libos import FewFiles
 
-from strongroom.attest.appraisal import AllOf, Measurement, UnsafeAcceptSimulated
 from strongroom.attest.attesters.gramine import GramineAttester
+from strongroom.attest.policies import AllOf, Measurement, UnsafeAcceptSimulated
 from strongroom.attest.simulated import process
 from strongroom.attest.simulated.process import simulated_platform
 from strongroom.cli.service_verify import judge_service

@@ -18,21 +18,13 @@ from tests.fakes.attest_parts import JOB, MEASUREMENT, NOW, Platform
 from tests.fakes.snp_parts import CHIP, DER, MILAN, TURIN, Maker, _builder, raw_tcb
 
 from strongroom.attest import ratls
-from strongroom.attest.appraisal import (
-    AllOf,
-    AnyOf,
-    AppraisalContext,
-    Measurement,
-    NotDebug,
-    Root,
-    SnpMeasurement,
-    UnsafeAcceptSimulated,
-    appraise,
-)
+from strongroom.attest.appraisal import appraise
 from strongroom.attest.binding import expected_register, init_data_digest, job_init_data
 from strongroom.attest.claims import check_init_data
 from strongroom.attest.endorsements import INTEL_ROOT
 from strongroom.attest.evidence import Evidence
+from strongroom.attest.findings import AppraisalContext
+from strongroom.attest.policies import AllOf, AnyOf, Measurement, NotDebug, Root, SnpMeasurement, UnsafeAcceptSimulated
 from strongroom.attest.result import submodule
 from strongroom.attest.snp import TCB, certificate_table
 from strongroom.attest.verifiers import chip_keys, snp, verify_any

@@ -23,20 +23,22 @@ from tests.fakes.attest_parts import MEASUREMENT, FakeAttester, Platform, make_p
 from tests.fakes.service_parts import MANIFEST, Client, House, document, make_house, new_manifest, owner_pem
 
 from strongroom._encoding import b64u, b64u_decode, canonical_json
-from strongroom.attest.appraisal import (
-    AllOf,
-    AnyOf,
-    Measurement,
-    MinimumSvn,
-    Policy,
-    UnsafeAcceptSimulated,
-    policy_to_json,
-)
+from strongroom.attest.appraisal import policy_to_json
 from strongroom.attest.binding import config_id, init_data_digest, job_init_data
 from strongroom.attest.claims import Claims
 from strongroom.attest.endorsement_files import write_bundle
 from strongroom.attest.endorsements import TrustAnchor
-from strongroom.attest.policies import TDX_REGISTERS, TcbStatus, job_digest
+from strongroom.attest.findings import Policy
+from strongroom.attest.policies import (
+    TDX_REGISTERS,
+    AllOf,
+    AnyOf,
+    Measurement,
+    MinimumSvn,
+    TcbStatus,
+    UnsafeAcceptSimulated,
+    job_digest,
+)
 from strongroom.attest.reference import ReferenceValues, sign_reference
 from strongroom.attest.simulated.pki import SimulatedPKI
 from strongroom.attest.verifiers import verify_any

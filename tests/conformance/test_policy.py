@@ -7,10 +7,12 @@ from dataclasses import replace
 import pytest
 from tests.fakes.attest_parts import JOB, MEASUREMENT, SIGNER, Platform
 
-from strongroom.attest.appraisal import (
+from strongroom.attest.appraisal import appraise, policy_from_json, policy_to_json
+from strongroom.attest.claims import Claims
+from strongroom.attest.findings import AppraisalContext, Policy
+from strongroom.attest.policies import (
     AllOf,
     AnyOf,
-    AppraisalContext,
     FreeArgument,
     JobDigest,
     Machine,
@@ -19,19 +21,14 @@ from strongroom.attest.appraisal import (
     MinimumSvn,
     NotDebug,
     PlatformFlags,
-    Policy,
     Root,
     Signer,
     SnpMeasurement,
     TcbStatus,
     TdxMeasurements,
     UnsafeAcceptSimulated,
-    appraise,
     job_digest,
-    policy_from_json,
-    policy_to_json,
 )
-from strongroom.attest.claims import Claims
 from strongroom.errors import AppraisalError
 
 FREE = (FreeArgument(2, r"\d{4}-\d\d-\d\d"),)

@@ -131,7 +131,7 @@ def test_sgx_in_the_newer_formats_says_what_version_3_says(name: str) -> None:
     given, older = case(name), case("sgx3")
     quote = parse_quote(given.quote)
     assert (quote.tee, quote.version) == ("sgx", int(name[3]))
-    assert b"".join(field.raw for field in quote.fields) == given.quote
+    assert b"".join(quote[name] for name in quote.spans) == given.quote
     claims, expected = (
         PLATFORM.verifier.verify(Evidence(tee="sgx", quote=one.quote), one.endorsements, now=one.now)
         for one in (given, older)
@@ -200,11 +200,11 @@ def test_quotes_of_real_machines_under_intels_root(real: dict[str, Any]) -> None
 
 def test_fields_of_version_5_are_where_intel_puts_them() -> None:
     quote = parse_quote(case("tdx5-1.5").quote)
-    offsets = {field.name: field.offset for field in quote.fields}
+    offsets = {name: span[0] for name, span in quote.spans.items()}
     assert (offsets["body.type"], offsets["body.size"], offsets["body.tee_tcb_svn"]) == (48, 50, 54)
     assert (offsets["body.report_data"], offsets["body.tee_tcb_svn2"]) == (54 + 520, 54 + 584)
     assert (offsets["body.mr_service_td"], offsets["auth.size"]) == (54 + 600, 54 + 648)
-    assert {"body.type", "body.tee_tcb_svn2", "body.mr_service_td"} <= {row.name for row in describe(quote.fields)}
+    assert {"body.type", "body.tee_tcb_svn2", "body.mr_service_td"} <= {row.name for row in describe(quote)}
 
 
 def _random_tcb(rng: random.Random, document: dict[str, Any]) -> None:

@@ -8,14 +8,12 @@ from datetime import datetime
 
 import pytest
 from tests.fakes import attest_vectors
-from tests.fakes.attest_parts import NOW, Platform
 
 from strongroom.attest.endorsements import Endorsements, TrustAnchor
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.quote import parse_quote
 from strongroom.attest.verifiers.dcap import DCAPVerifier
-from strongroom.attest.verifiers.failing import FailingVerifier
-from strongroom.errors import AttestationError, VerificationError
+from strongroom.errors import AttestationError
 
 VECTORS = json.loads(attest_vectors.PATH.read_text())
 CASES = {case["name"]: case for case in VECTORS["cases"]}
@@ -51,9 +49,3 @@ def test_vector(kind: str, name: str) -> None:
 
 def test_vectors_are_what_the_generator_makes() -> None:
     assert json.loads(json.dumps(attest_vectors.build())) == VECTORS
-
-
-def test_the_default_verifier_refuses_what_is_true() -> None:
-    platform = Platform()
-    with pytest.raises(VerificationError, match="no verifier is configured"):
-        FailingVerifier().verify(platform.evidence(), platform.endorsements(), now=NOW)

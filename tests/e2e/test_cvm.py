@@ -67,18 +67,16 @@ mode = "rw"
 # Behind the module that asks configfs-tsm, which takes a TDX guest: asks the host.
 STAND_IN = """
 
-class TsmAttester:
+class TsmAttester(QuotingAttester):
     tee = "tdx"
+    who = "the host"
 
-    def attest(self, report_data):
+    def _ask(self, report_data):
         import socket
 
-        def ask():
-            with socket.create_connection(("10.0.2.2", {port}), 60) as host:
-                host.sendall(report_data)
-                return Evidence(tee="tdx", quote=b"".join(iter(lambda: host.recv(1 << 16), b"")))
-
-        return carrying(report_data, ask, "the host")
+        with socket.create_connection(("10.0.2.2", {port}), 60) as host:
+            host.sendall(report_data)
+            return Evidence(tee="tdx", quote=b"".join(iter(lambda: host.recv(1 << 16), b"")))
 """
 
 

@@ -20,6 +20,7 @@ from strongroom.attest.result import verify_ear
 from strongroom.crypto import jose, x509
 from strongroom.crypto.proof import DATASET_HEAD_TYPE
 from strongroom.kms import messages
+from strongroom.kms.datasets import Step
 from strongroom.service import guest_messages
 from strongroom.service.answers import ANSWERS
 from strongroom.service.openapi import openapi
@@ -53,8 +54,8 @@ def _prepared(house: House, owner: str | None = None, *, waiting: bool = True) -
     if waiting:
         sets, job = house.service.parts.datasets, {"job": "sha256:" + "5" * 64}
         with house.service.store.transaction() as tx:
-            step = {"epoch": 0, "manifest": None, "new_manifest": HELD, "versions": [2]}
-            sets.hold(tx, owner or house.owner, dataset, **step, document=job, now=datetime.now(UTC))  # type: ignore[arg-type]
+            step = Step(epoch=0, manifest=None, new_manifest=HELD, versions=[2])
+            sets.hold(tx, owner or house.owner, dataset, step, document=job, now=datetime.now(UTC))
     third = house.as_owner()("POST", "/v1/owners", {"name": "spare", "certificate": owner_pem("spare")}).json["owner"]
     values = {"key": "sales", "version": "1", "number": str(request), "dataset": dataset, "owner": third}
     return {**values, "fingerprint": house.service.trusted().anchors[0]["fingerprint"]}

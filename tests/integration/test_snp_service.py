@@ -9,12 +9,14 @@ import pytest
 from tests.fakes.service_parts import Answer, Client, FakeGuest, House, make_house
 from tests.fakes.snp_parts import MEASUREMENT, Maker
 
-from strongroom.attest.appraisal import AllOf, Policy, Root, policy_to_json
+from strongroom.attest.appraisal import policy_to_json
 from strongroom.attest.binding import init_data_digest, job_init_data, rcar_report_data
 from strongroom.attest.endorsement_files import write_bundle
 from strongroom.attest.endorsements import TrustAnchor
+from strongroom.attest.findings import Policy
 from strongroom.attest.handshake import tee_pubkey
 from strongroom.attest.makers import MAKERS
+from strongroom.attest.policies import AllOf, Root
 from strongroom.attest.result import verify_ear
 from strongroom.client.policies import allowance
 from strongroom.crypto import jose

@@ -8,9 +8,20 @@ from tests.fakes.attest_parts import JOB, MEASUREMENT, NOW, Platform
 from tests.fakes.quote_parts import case
 
 from strongroom.attest.appraisal import (
+    appraise,
+    check_pins_code,
+    findings,
+    names_job,
+    policy_from_json,
+    policy_to_json,
+    references,
+)
+from strongroom.attest.binding import job_init_data
+from strongroom.attest.findings import AppraisalContext, Policy
+from strongroom.attest.policies import (
+    TCB_STATUSES,
     AllOf,
     AnyOf,
-    AppraisalContext,
     FreeArgument,
     JobDigest,
     Machine,
@@ -18,24 +29,14 @@ from strongroom.attest.appraisal import (
     MinimumEvaluation,
     MinimumSvn,
     PlatformFlags,
-    Policy,
     Reference,
     Signer,
     SnpMeasurement,
     TcbStatus,
     TdxMeasurements,
     UnsafeAcceptSimulated,
-    appraise,
-    check_pins_code,
-    findings,
     job_digest,
-    names_job,
-    policy_from_json,
-    policy_to_json,
-    references,
 )
-from strongroom.attest.binding import job_init_data
-from strongroom.attest.policies import TCB_STATUSES
 from strongroom.client.policies import allowance, measured
 from strongroom.errors import AppraisalError, InputError
 

@@ -13,9 +13,9 @@ from strongroom.attest.handshake import (
     AttestRequest,
     AuthRequest,
     Challenge,
-    spki_digest,
     tee_pubkey,
 )
+from strongroom.crypto.x509 import spki_id
 from strongroom.errors import EvidenceError, InputError
 
 KEY, TLS = (ec.generate_private_key(ec.SECP256R1()).public_key() for _ in range(2))
@@ -64,7 +64,7 @@ def test_both_sides_compute_the_same_report_data() -> None:
     assert received.report_data() == rcar_report_data(NONCE, tee_pubkey(KEY, TLS))
     found = received.tee_key()
     assert found.key.public_numbers() == KEY.public_numbers()
-    assert found.tls_spki == spki_digest(TLS)
+    assert found.tls_spki == spki_id(TLS)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ ALL = {name: case(name).quote for name in FORMATS}
 
 def test_sgx_fields_are_where_intel_puts_them() -> None:
     quote = parse_quote(SGX)
-    offsets = {field.name: field.offset for field in quote.fields}
+    offsets = {name: span[0] for name, span in quote.spans.items()}
     assert (quote.version, quote.tee, quote.debug) == (3, "sgx", False)
     assert offsets["header.qe_vendor_id"] == 12
     assert offsets["body.mr_enclave"] == 48 + 64
@@ -35,7 +35,7 @@ def test_sgx_fields_are_where_intel_puts_them() -> None:
 
 def test_tdx_fields_are_where_intel_puts_them() -> None:
     quote = parse_quote(TDX)
-    offsets = {field.name: field.offset for field in quote.fields}
+    offsets = {name: span[0] for name, span in quote.spans.items()}
     assert (quote.version, quote.tee) == (4, "tdx")
     assert offsets["body.td_attributes"] == 48 + 120
     assert offsets["body.mr_td"] == 48 + 136
@@ -46,11 +46,11 @@ def test_tdx_fields_are_where_intel_puts_them() -> None:
 @pytest.mark.parametrize("raw", ALL.values(), ids=ALL)
 def test_every_byte_belongs_to_one_field(raw: bytes) -> None:
     quote = parse_quote(raw)
-    assert b"".join(field.raw for field in quote.fields) == raw
+    assert b"".join(quote[name] for name in quote.spans) == raw
     at = 0
-    for field in quote.fields:
-        assert field.offset == at
-        at += len(field.raw)
+    for offset, size, _, _ in quote.spans.values():
+        assert offset == at
+        at += size
 
 
 @pytest.mark.parametrize("raw", ALL.values(), ids=ALL)
@@ -97,8 +97,8 @@ def test_no_flipped_bit_verifies(tee: str, data: st.DataObject) -> None:
 
 
 def test_no_flipped_bit_at_any_edge_of_a_field_verifies() -> None:
-    for field in parse_quote(SGX).fields:
-        for at in {field.offset, field.offset + len(field.raw) - 1}:
+    for offset, size, _, _ in parse_quote(SGX).spans.values():
+        for at in {offset, offset + size - 1}:
             flipped = bytearray(SGX)
             flipped[at] ^= 0x20
             with pytest.raises(AttestationError):
@@ -136,7 +136,7 @@ def test_a_chain_with_text_between_certificates_is_refused() -> None:
 
 
 def test_describe_shows_words_and_offsets() -> None:
-    rows = {row.name: row for row in describe(parse_quote(SGX).fields)}
+    rows = {row.name: row for row in describe(parse_quote(SGX))}
     assert rows["header.version"].value == "3"
     assert rows["body.mr_enclave"].value == MEASUREMENT.hex()
     assert (rows["body.report_data"].offset, rows["body.report_data"].size) == (368, 64)

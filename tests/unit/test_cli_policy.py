@@ -10,8 +10,10 @@ import pytest
 from click.testing import CliRunner
 from tests.fakes.attest_parts import JOB, MEASUREMENT, Platform
 
-from strongroom.attest.appraisal import AppraisalContext, TcbStatus, findings, policy_from_json
+from strongroom.attest.appraisal import findings, policy_from_json
 from strongroom.attest.binding import init_data_digest, job_init_data
+from strongroom.attest.findings import AppraisalContext
+from strongroom.attest.policies import TcbStatus
 from strongroom.cli import output
 from strongroom.cli.policy import command as policy
 from strongroom.cli.requests import _explain

@@ -15,7 +15,7 @@ from tests.fakes.stores import open_store
 from strongroom.crypto import jose
 from strongroom.crypto.proof import DATASET_HEAD_TYPE
 from strongroom.errors import InputError, IntegrityError, VerificationError
-from strongroom.kms.datasets import DatasetStore
+from strongroom.kms.datasets import DatasetStore, Step
 from strongroom.kms.stores.sql import key_versions, owners
 from strongroom.kms.stores.sql import keys as keys_table
 
@@ -42,8 +42,8 @@ def _add_keys(tx: sa.Connection) -> None:
 
 
 def _commit(tx: sa.Connection, head: dict[str, Any], new: str, owner: str = "a", **changes: object) -> dict[str, Any]:
-    values = {"epoch": head["epoch"], "manifest": head["manifest"], "new_manifest": new, "versions": [1], "now": NOW}
-    return STORE.commit(tx, owner, str(head["dataset"]), **{**values, **changes})  # type: ignore[arg-type]
+    values = {"epoch": head["epoch"], "manifest": head["manifest"], "new_manifest": new, "versions": [1], **changes}
+    return STORE.commit(tx, owner, str(head["dataset"]), Step(**values), now=NOW)
 
 
 def test_a_new_data_set_is_empty(tx: sa.Connection) -> None:

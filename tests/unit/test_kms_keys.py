@@ -11,7 +11,7 @@ from tests.fakes.stores import open_store
 
 from strongroom._secret import SecretBytes
 from strongroom.errors import DeniedError, InputError, IntegrityError, UnavailableError
-from strongroom.kms.datasets import DatasetStore
+from strongroom.kms.datasets import DatasetStore, Step
 from strongroom.kms.keys import KeyStore
 from strongroom.kms.roots import AESRootKey
 from strongroom.kms.stores.sql import key_versions, owners, set_meta
@@ -39,13 +39,13 @@ def _states(tx: sa.Connection) -> dict[int, str]:
 
 
 def _secret(tx: sa.Connection, version: int) -> SecretBytes:
-    return KeyStore(ROOT).release(tx, "a", "sales").versions[version]
+    return KeyStore(ROOT).release(tx, "a", "sales")[version]
 
 
 def test_a_new_key_has_one_enabled_version(tx: sa.Connection) -> None:
     released = KeyStore(ROOT).release(tx, "a", "sales")
-    assert (released.name, released.owner, released.current, set(released.versions)) == ("sales", "a", 1, {1})
-    assert len(released.versions[1]) == 32
+    assert set(released) == {1}
+    assert len(released[1]) == 32
     assert not KeyStore(ROOT).exportable(tx, "a", "sales")
 
 
@@ -62,7 +62,7 @@ def test_a_name_belongs_to_one_owner(tx: sa.Connection) -> None:
     with pytest.raises(InputError, match="no key"):
         keys.describe(tx, "b", "sales")
     keys.create(tx, "b", "sales", exportable=True, now=NOW)
-    assert keys.release(tx, "b", "sales").versions[1] != _secret(tx, 1)
+    assert keys.release(tx, "b", "sales")[1] != _secret(tx, 1)
     assert keys.exportable(tx, "b", "sales")
     assert not keys.exportable(tx, "a", "sales")
 
@@ -71,9 +71,9 @@ def test_rotation_keeps_old_versions_and_writes_with_the_new(tx: sa.Connection) 
     first = _secret(tx, 1)
     assert KeyStore(ROOT).rotate(tx, "a", "sales", now=NOW) == 2
     released = KeyStore(ROOT).release(tx, "a", "sales")
-    assert released.current == 2
-    assert released.versions[1] == first
-    assert released.versions[2] != first
+    assert max(released) == 2
+    assert released[1] == first
+    assert released[2] != first
     with pytest.raises(InputError, match="no key"):
         KeyStore(ROOT).rotate(tx, "b", "sales", now=NOW)
 
@@ -82,12 +82,12 @@ def test_a_disabled_version_is_not_released(tx: sa.Connection) -> None:
     keys = KeyStore(ROOT)
     keys.rotate(tx, "a", "sales", now=NOW)
     keys.set_enabled(tx, "a", "sales", 2, False)
-    assert set(keys.release(tx, "a", "sales").versions) == {1}
+    assert set(keys.release(tx, "a", "sales")) == {1}
     keys.set_enabled(tx, "a", "sales", 1, False)
     with pytest.raises(DeniedError, match="enabled"):
         keys.release(tx, "a", "sales")
     keys.set_enabled(tx, "a", "sales", 1, True)
-    assert keys.release(tx, "a", "sales").current == 1
+    assert max(keys.release(tx, "a", "sales")) == 1
     with pytest.raises(InputError, match="no version 9"):
         keys.set_enabled(tx, "a", "sales", 9, True)
 
@@ -98,7 +98,7 @@ def test_destruction_waits_and_is_final(tx: sa.Connection) -> None:
     when = keys.schedule_destroy(tx, "a", "sales", 1, now=NOW, wait=WEEK)
     assert when == NOW + WEEK
     assert _states(tx) == {1: "destroying", 2: "enabled"}
-    assert set(keys.release(tx, "a", "sales").versions) == {2}
+    assert set(keys.release(tx, "a", "sales")) == {2}
     assert keys.destroy_due(tx, now=when - timedelta(microseconds=1)) == []
     assert keys.destroy_due(tx, now=when) == [("a", "sales", 1)]
     assert keys.destroy_due(tx, now=when) == []
@@ -127,8 +127,8 @@ def test_enabling_cancels_a_destruction_and_disabling_does_not(tx: sa.Connection
 def test_a_version_that_data_needs_is_not_destroyed(tx: sa.Connection) -> None:
     keys, datasets = KeyStore(ROOT), DatasetStore(SIGNER)
     dataset = str(datasets.create(tx, "a", "sales", now=NOW)["dataset"])
-    values = {"epoch": 0, "manifest": None, "new_manifest": MANIFEST, "versions": [1], "now": NOW}
-    datasets.commit(tx, "a", dataset, **values)  # type: ignore[arg-type]
+    step = Step(epoch=0, manifest=None, new_manifest=MANIFEST, versions=[1])
+    datasets.commit(tx, "a", dataset, step, now=NOW)
     with pytest.raises(InputError, match=dataset):
         keys.schedule_destroy(tx, "a", "sales", 1, now=NOW, wait=WEEK)
     datasets.forget(tx, "a", dataset)
@@ -158,9 +158,9 @@ def test_all_versions_move_to_a_new_root(tx: sa.Connection) -> None:
     assert keys.rewrap_all(tx, NEW) == 2
     set_meta(tx, "root", NEW.id.encode())
     keys.use(NEW)
-    assert keys.release(tx, "a", "sales").versions == {2: second}
+    assert keys.release(tx, "a", "sales") == {2: second}
     keys.set_enabled(tx, "a", "sales", 1, True)
-    assert set(keys.release(tx, "a", "sales").versions) == {1, 2}
+    assert set(keys.release(tx, "a", "sales")) == {1, 2}
 
 
 def test_nothing_is_wrapped_or_read_under_a_root_that_is_not_in_force(tx: sa.Connection) -> None:

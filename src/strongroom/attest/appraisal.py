@@ -18,8 +18,9 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from itertools import islice
-from typing import cast
+from typing import Any, cast
 
 from strongroom.attest.findings import AppraisalContext, Finding, Policy, Scope
 from strongroom.attest.policies import (
@@ -45,36 +46,13 @@ from strongroom.attest.policies import (
     TcbStatus,
     TdxMeasurements,
     UnsafeAcceptSimulated,
-    job_digest,
 )
 from strongroom.errors import AppraisalError, InputError
 
 __all__ = [
-    "AllOf",
-    "AnyOf",
-    "AppraisalContext",
-    "Finding",
-    "FreeArgument",
-    "JobDigest",
-    "Machine",
-    "Measurement",
-    "MinimumEvaluation",
-    "MinimumSvn",
-    "NotDebug",
-    "PlatformFlags",
-    "Policy",
-    "Reference",
-    "Rego",
-    "Root",
-    "Signer",
-    "SnpMeasurement",
-    "TcbStatus",
-    "TdxMeasurements",
-    "UnsafeAcceptSimulated",
     "appraise",
     "check_pins_code",
     "findings",
-    "job_digest",
     "names_job",
     "policy_from_json",
     "policy_to_json",
@@ -91,9 +69,8 @@ _MAX_DEPTH = 8
 _MAX_CHECKS = 4096
 _MAX_VALUES = 1024
 _MAX_MODULE = 64 << 10
-_HEX = re.compile(r"(?:[0-9a-f]{64}|[0-9a-f]{96})")
-_HEX32 = re.compile(r"[0-9a-f]{64}")
-_HEX48 = re.compile(r"[0-9a-f]{96}")
+_FREE = {"index", "pattern"}
+_NOTHING: tuple[object, ...] = (None, ())
 _MACHINE = re.compile(r"(?:[0-9a-f]{32}|[0-9a-f]{128})")
 _ADVISORY = re.compile(r"[A-Za-z0-9-]{1,64}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
@@ -197,37 +174,24 @@ def policy_to_json(policy: Policy) -> dict[str, object]:
     Raises:
         InputError: A policy of a kind that has no JSON form.
     """
-    rest: dict[str, object] = {}
-    match policy:
-        case AllOf() | AnyOf():
-            rest = {"policies": [policy_to_json(inner) for inner in policy.policies]}
-        case Reference():
-            inner = [policy_to_json(p) for p in policy.policies]
-            rest = {"id": policy.id, "signer": policy.signer, "policies": inner}
-        case Measurement() | SnpMeasurement() | Signer() | Machine() | Root():
-            rest = {"values": list(policy.values)}
-        case TdxMeasurements():
-            rest = {name: list(values) for name, values in policy.named.items()}
-        case JobDigest():
-            free = [{"index": f.index, "pattern": f.pattern} for f in policy.free]
-            rest = {"values": list(policy.values)} | ({"free": free} if free else {})
-        case MinimumSvn():
-            rest = {"minimum": policy.minimum, **({} if policy.product is None else {"product": policy.product})}
-        case Rego():
-            rest = {"module": policy.module}
-        case MinimumEvaluation():
-            rest = {"minimum": policy.minimum}
-        case TcbStatus():
-            rest = {"allowed": list(policy.allowed)}
-            rest |= {"advisories": list(policy.advisories)} if policy.advisories else {}
-            rest |= {} if policy.grace_days is None else {"grace_days": policy.grace_days}
-        case PlatformFlags():
-            rest = {"allowed": list(policy.allowed)} if policy.allowed else {}
-        case NotDebug() | UnsafeAcceptSimulated():
-            pass
+    made = type(policy)
+    if made not in _FIELDS:
+        raise InputError(f"policy: {policy.kind!r} has no JSON form")
+    values = {name: getattr(policy, name) for name in _FIELDS[made]}
+    absent = {name for name in _OPTIONAL[made] if values[name] in _NOTHING}
+    return {"kind": policy.kind, **{name: _written(value) for name, value in values.items() if name not in absent}}
+
+
+def _written(value: object) -> object:
+    match value:
+        case str() | int():
+            return value
+        case tuple():
+            return [_written(item) for item in value]
+        case FreeArgument():
+            return {"index": value.index, "pattern": value.pattern}
         case _:
-            raise InputError(f"policy: {policy.kind!r} has no JSON form")
-    return {"kind": policy.kind, **rest}
+            return policy_to_json(cast(Policy, value))
 
 
 def policy_from_json(value: object) -> Policy:
@@ -236,143 +200,126 @@ def policy_from_json(value: object) -> Policy:
     Raises:
         InputError: Unknown kinds or fields, wrong values, or more than 8 levels or 4096 checks.
     """
-    return _Reader().policy(value, 0)
+    return _Reader().policy(value)
 
 
 class _Reader:
     """Reads one policy; counts so that a small document cannot cost much."""
 
     def __init__(self) -> None:
-        self._count = 0
+        self._depth = self._count = 0
 
-    def policy(self, value: object, depth: int) -> Policy:
+    def policy(self, value: object) -> Policy:
         self._count += 1
-        if depth >= _MAX_DEPTH or self._count > _MAX_CHECKS:
+        if self._depth >= _MAX_DEPTH or self._count > _MAX_CHECKS:
             raise InputError(f"policy: at most {_MAX_DEPTH} levels and {_MAX_CHECKS} checks are allowed")
         kind = value.get("kind") if isinstance(value, Mapping) else None
         if not isinstance(value, Mapping) or not isinstance(kind, str) or kind not in _KINDS:
             raise InputError(f"policy: expected an object of kind {', '.join(_KINDS)}, got {kind!r:.40}")
-        required, optional, build = _KINDS[kind]
-        fields = set(value) - {"kind"}
-        if not required <= fields <= required | optional:
-            raise InputError(f"policy {kind}: expected fields {sorted(required)}, got {sorted(map(str, fields))}")
-        return build(self, value, depth)
+        made = _KINDS[kind]
+        readers, given = _FIELDS[made], set(value) - {"kind"}
+        required = set(readers) - _OPTIONAL[made]
+        if not required <= given <= set(readers):
+            raise InputError(f"policy {kind}: expected fields {sorted(required)}, got {sorted(map(str, given))}")
+        self._depth += 1
+        found = {name: read(self, kind, name, value[name]) for name, read in readers.items() if name in given}
+        self._depth -= 1
+        return _whole(made(**found))
 
-    def free(self, value: Mapping[str, object]) -> tuple[FreeArgument, ...]:
-        found = _free(value)
-        self._count += len(found)
+    def policies(self, kind: str, name: str, value: object) -> tuple[Policy, ...]:
+        if not isinstance(value, list):
+            raise InputError(f"policy {kind}: {name} is not a list")
+        return tuple(self.policy(item) for item in value)
+
+    def free(self, kind: str, name: str, value: object) -> tuple[FreeArgument, ...]:
+        if not isinstance(value, list) or len(value) > _MAX_CHECKS:
+            raise InputError(f"policy {kind}: {name} is not a list")
+        read = []
+        for item in value:
+            if not isinstance(item, Mapping) or set(item) != _FREE or not isinstance(item["pattern"], str):
+                raise InputError(f"policy {kind}: a free argument has exactly index and pattern")
+            index = self.number("free argument", "index", item["index"])
+            read.append(FreeArgument(index=index, pattern=item["pattern"]))
+        if len({argument.index for argument in read}) != len(read):
+            raise InputError(f"policy {kind}: an argument is free twice")
+        self._count += len(read)
         if self._count > _MAX_CHECKS:
             raise InputError(f"policy: at most {_MAX_CHECKS} checks and free arguments are allowed")
-        return found
+        return tuple(read)
 
-    def inner(self, value: Mapping[str, object], depth: int) -> tuple[Policy, ...]:
-        found = value["policies"]
-        if not isinstance(found, list):
-            raise InputError(f"policy {value['kind']}: policies is not a list")
-        return tuple(self.policy(item, depth + 1) for item in found)
+    def number(self, kind: str, name: str, value: object) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 16:
+            raise InputError(f"policy {kind}: {name} is not a number from 0 to 65535")
+        return value
 
+    def digest(self, kind: str, name: str, value: object) -> str:
+        if not isinstance(value, str) or not _DIGEST.fullmatch(value):
+            raise InputError(f"policy {kind}: {name} is not a SHA-256 id")
+        return value
 
-def _texts(value: Mapping[str, object], name: str, allowed: Callable[[str], object]) -> tuple[str, ...]:
-    found = value[name]
-    if not isinstance(found, list) or not 0 < len(found) <= _MAX_VALUES:
-        raise InputError(f"policy {value['kind']}: {name} is not a list of 1 to {_MAX_VALUES}")
-    for item in found:
-        if not isinstance(item, str) or not allowed(item):
-            raise InputError(f"policy {value['kind']}: {item!r:.100} is not a value for {name}")
-    return tuple(cast(list[str], found))
-
-
-def _number(value: Mapping[str, object], name: str) -> int:
-    found = value[name]
-    if not isinstance(found, int) or isinstance(found, bool) or not 0 <= found < 1 << 16:
-        raise InputError(f"policy {value.get('kind', 'free argument')}: {name} is not a number from 0 to 65535")
-    return found
+    def module(self, kind: str, name: str, value: object) -> str:
+        raw = value.encode("utf-8", "replace") if isinstance(value, str) else b""
+        # Behind a NUL the library reads nothing, so nothing may stand there. What UTF-8 cannot carry became a `?`.
+        if not 0 < len(raw) <= _MAX_MODULE or b"\0" in raw or raw.decode("utf-8") != value:
+            raise InputError(f"policy {kind}: {name} is not a text of 1 to {_MAX_MODULE} bytes without NUL")
+        return raw.decode("utf-8")
 
 
-def _reference(reader: _Reader, value: Mapping[str, object], depth: int) -> Reference:
-    for name in ("id", "signer"):
-        if not isinstance(value[name], str) or not _DIGEST.fullmatch(str(value[name])):
-            raise InputError(f"policy reference: {name} is not a SHA-256 id")
-    return Reference(str(value["id"]), str(value["signer"]), reader.inner(value, depth))
+_Read = Callable[[_Reader, str, str, object], object]
+"""Returns what a field says: the document's reader, the policy's kind, the field's name and value."""
 
 
-def _rego(value: Mapping[str, object]) -> Rego:
-    module = value["module"]
-    raw = module.encode("utf-8", "replace") if isinstance(module, str) else b""
-    # Behind a NUL the library reads nothing, so nothing may stand there. What UTF-8 cannot carry became a `?`.
-    if not 0 < len(raw) <= _MAX_MODULE or b"\0" in raw or raw.decode("utf-8") != module:
-        raise InputError(f"policy rego: module is not a text of 1 to {_MAX_MODULE} bytes without NUL")
-    return Rego(module)
+def _texts(allowed: Callable[[str], object]) -> _Read:
+    def read(_reader: _Reader, kind: str, name: str, value: object) -> tuple[str, ...]:
+        if not isinstance(value, list) or not 0 < len(value) <= _MAX_VALUES:
+            raise InputError(f"policy {kind}: {name} is not a list of 1 to {_MAX_VALUES}")
+        for item in value:
+            if not isinstance(item, str) or not allowed(item):
+                raise InputError(f"policy {kind}: {item!r:.100} is not a value for {name}")
+        return tuple(value)
+
+    return read
 
 
 def _machine(text: str) -> bool:
     return _MACHINE.fullmatch(text) is not None and set(text) != {"0"}
 
 
-def _tdx(value: Mapping[str, object]) -> TdxMeasurements:
-    named = {name: _texts(value, name, _HEX48.fullmatch) for name in TDX_REGISTERS if name in value}
-    if not named:
+def _whole(policy: Policy) -> Policy:
+    # What no field by itself shows.
+    if isinstance(policy, TdxMeasurements) and not policy.named:
         raise InputError(f"policy tdx_measurements: expected one or more of {', '.join(TDX_REGISTERS)}, got none")
-    return TdxMeasurements(**named)
-
-
-def _platform_flags(value: Mapping[str, object]) -> PlatformFlags:
-    return PlatformFlags(_texts(value, "allowed", PLATFORM_FLAGS.__contains__) if "allowed" in value else ())
-
-
-def _tcb_status(value: Mapping[str, object]) -> TcbStatus:
-    allowed = _texts(value, "allowed", TCB_STATUSES.__contains__)
-    grace = _number(value, "grace_days") if "grace_days" in value else None
-    if grace is not None and not set(allowed) & set(LATE_STATUSES):
+    if isinstance(policy, TcbStatus) and policy.grace_days is not None and not set(policy.allowed) & set(LATE_STATUSES):
         raise InputError("policy tcb_status: grace_days limits OutOfDate and TDRelaunchAdvised; neither is allowed")
-    advisories = _texts(value, "advisories", _ADVISORY.fullmatch) if "advisories" in value else ()
-    return TcbStatus(allowed, advisories, grace)
+    return policy
 
 
-def _free(value: Mapping[str, object]) -> tuple[FreeArgument, ...]:
-    found = value.get("free", [])
-    if not isinstance(found, list) or len(found) > _MAX_CHECKS:
-        raise InputError("policy job_digest: free is not a list")
-    read = []
-    for item in found:
-        if not isinstance(item, Mapping) or set(item) != {"index", "pattern"} or not isinstance(item["pattern"], str):
-            raise InputError("policy job_digest: a free argument has exactly index and pattern")
-        read.append(FreeArgument(index=_number(item, "index"), pattern=item["pattern"]))
-    if len({argument.index for argument in read}) != len(read):
-        raise InputError("policy job_digest: an argument is free twice")
-    return tuple(read)
-
-
-_Build = Callable[[_Reader, Mapping[str, object], int], Policy]
-_NONE: set[str] = set()
-_KINDS: dict[str, tuple[set[str], set[str], _Build]] = {
-    "all_of": ({"policies"}, _NONE, lambda r, v, d: AllOf(r.inner(v, d))),
-    "any_of": ({"policies"}, _NONE, lambda r, v, d: AnyOf(r.inner(v, d))),
-    "reference": ({"id", "signer", "policies"}, _NONE, _reference),
-    "measurement": ({"values"}, _NONE, lambda _r, v, _d: Measurement(_texts(v, "values", _HEX.fullmatch))),
-    "snp_measurement": (
-        {"values"},
-        _NONE,
-        lambda _r, v, _d: SnpMeasurement(_texts(v, "values", _HEX48.fullmatch)),
-    ),
-    "signer": ({"values"}, _NONE, lambda _r, v, _d: Signer(_texts(v, "values", _HEX.fullmatch))),
-    "job_digest": (
-        {"values"},
-        {"free"},
-        lambda r, v, _d: JobDigest(_texts(v, "values", _DIGEST.fullmatch), r.free(v)),
-    ),
-    "minimum_svn": (
-        {"minimum"},
-        {"product"},
-        lambda _r, v, _d: MinimumSvn(_number(v, "minimum"), _number(v, "product") if "product" in v else None),
-    ),
-    "tdx_measurements": (_NONE, set(TDX_REGISTERS), lambda _r, v, _d: _tdx(v)),
-    "tcb_status": ({"allowed"}, {"advisories", "grace_days"}, lambda _r, v, _d: _tcb_status(v)),
-    "minimum_evaluation": ({"minimum"}, _NONE, lambda _r, v, _d: MinimumEvaluation(_number(v, "minimum"))),
-    "machine": ({"values"}, _NONE, lambda _r, v, _d: Machine(_texts(v, "values", _machine))),
-    "root": ({"values"}, _NONE, lambda _r, v, _d: Root(_texts(v, "values", _HEX32.fullmatch))),
-    "rego": ({"module"}, _NONE, lambda _r, v, _d: _rego(v)),
-    "platform_flags": (_NONE, {"allowed"}, lambda _r, v, _d: _platform_flags(v)),
-    "not_debug": (_NONE, _NONE, lambda _r, _v, _d: NotDebug()),
-    "unsafe_accept_simulated": (_NONE, _NONE, lambda _r, _v, _d: UnsafeAcceptSimulated()),
+_HEX = _texts(re.compile(r"(?:[0-9a-f]{64}|[0-9a-f]{96})").fullmatch)
+_HEX48 = _texts(re.compile(r"[0-9a-f]{96}").fullmatch)
+_FIELDS: Mapping[type[Any], Mapping[str, _Read]] = {
+    AllOf: {"policies": _Reader.policies},
+    AnyOf: {"policies": _Reader.policies},
+    Reference: {"id": _Reader.digest, "signer": _Reader.digest, "policies": _Reader.policies},
+    Measurement: {"values": _HEX},
+    SnpMeasurement: {"values": _HEX48},
+    Signer: {"values": _HEX},
+    JobDigest: {"values": _texts(_DIGEST.fullmatch), "free": _Reader.free},
+    MinimumSvn: {"minimum": _Reader.number, "product": _Reader.number},
+    TdxMeasurements: dict.fromkeys(TDX_REGISTERS, _HEX48),
+    TcbStatus: {
+        "allowed": _texts(TCB_STATUSES.__contains__),
+        "advisories": _texts(_ADVISORY.fullmatch),
+        "grace_days": _Reader.number,
+    },
+    MinimumEvaluation: {"minimum": _Reader.number},
+    Machine: {"values": _texts(_machine)},
+    Root: {"values": _texts(re.compile(r"[0-9a-f]{64}").fullmatch)},
+    Rego: {"module": _Reader.module},
+    PlatformFlags: {"allowed": _texts(PLATFORM_FLAGS.__contains__)},
+    NotDebug: {},
+    UnsafeAcceptSimulated: {},
 }
+_KINDS: Mapping[str, type[Any]] = {made.kind: made for made in _FIELDS}
+
+_OPTIONAL = {made: {field.name for field in fields(made) if field.default in _NOTHING} for made in _FIELDS}
+"""What may be left out, since it says nothing if it is."""

@@ -14,6 +14,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Literal, cast
 
 from cryptography import x509
@@ -134,11 +135,16 @@ class Endorsements:
     @property
     def tee(self) -> str:
         """The TEE that the TCB info names, "sgx" or "tdx"; "" if it names none. Only for choosing."""
-        try:
-            document = parse_json(self.tcb_info, "tcb_info")
-        except InputError:
-            return ""
-        return str(document.get("id", "")).lower() if isinstance(document, dict) else ""
+        return _tee_of(self.tcb_info)
+
+
+@lru_cache(maxsize=16)  # each verification asks, and endorsements change once a day
+def _tee_of(tcb_info: str) -> str:
+    try:
+        document = parse_json(tcb_info, "tcb_info")
+    except InputError:
+        return ""
+    return str(document.get("id", "")).lower() if isinstance(document, dict) else ""
 
 
 def crl_dates(name: str, der: bytes) -> tuple[datetime, datetime]:

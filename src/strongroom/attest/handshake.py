@@ -7,18 +7,17 @@ is ignored, and none of it is logged.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from strongroom.attest.binding import MAX_INIT_DATA_BYTES, rcar_report_data
 from strongroom.attest.evidence import TEES, Evidence
 from strongroom.attest.stock_evidence import read_message
 from strongroom.crypto.jose import ReceiverKey, jwk, jwk_receiver
+from strongroom.crypto.x509 import spki_id
 from strongroom.errors import EvidenceError, InputError
 
 __all__ = [
@@ -30,7 +29,6 @@ __all__ = [
     "AuthRequest",
     "Challenge",
     "TeeKey",
-    "spki_digest",
     "tee_pubkey",
 ]
 
@@ -57,11 +55,10 @@ class AuthRequest:
     """`POST /kbs/v0/auth`: the guest says who it will claim to be."""
 
     tee: str
-    version: str = PROTOCOL_VERSION
 
     def to_json(self) -> dict[str, object]:
         """Return the message."""
-        return {"version": self.version, "tee": self.tee, "extra-params": {}}
+        return {"version": PROTOCOL_VERSION, "tee": self.tee, "extra-params": {}}
 
     @classmethod
     def from_json(cls, value: object) -> AuthRequest:
@@ -219,14 +216,8 @@ def tee_pubkey(
 
     A stock KBS rebuilds the JWK from the members it knows before it hashes: leave `tls_key` out for one.
     """
-    said = ({TLS_SPKI: spki_digest(tls_key)} if tls_key else {}) | ({INIT_DATA: init_data} if init_data else {})
+    said = ({TLS_SPKI: spki_id(tls_key)} if tls_key else {}) | ({INIT_DATA: init_data} if init_data else {})
     return jwk(key, **said)
-
-
-def spki_digest(key: ec.EllipticCurvePublicKey) -> str:
-    """Return `sha256:<hex>` of the key's DER SubjectPublicKeyInfo."""
-    der = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    return "sha256:" + hashlib.sha256(der).hexdigest()
 
 
 def _key(value: object, what: str) -> Mapping[str, object]:

@@ -72,21 +72,33 @@ PLATFORM_FLAGS = ("dynamic_platform", "cached_keys", "smt")
 TDX_REGISTERS = ("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3")
 
 
+class _Check:
+    """A policy that holds no others: it compares what every branch does, and something of its own."""
+
+    __slots__ = ()
+    kind: ClassVar[str]
+
+    def judge(self, context: AppraisalContext, scope: Scope) -> list[Finding]:
+        """Return every comparison that decides, passed or not."""
+        return [*_admitting(scope, (self,)).findings(context.claims), *self._own(context)]
+
+    def _own(self, context: AppraisalContext) -> list[Finding]:
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, slots=True)
-class Measurement:
+class Measurement(_Check):
     """MRENCLAVE of SGX is one of `values`, hex. What SNP and TDX measure has checks of its own."""
 
     values: tuple[str, ...]
     kind: ClassVar[str] = "measurement"
 
-    def judge(self, context: AppraisalContext, scope: Scope) -> list[Finding]:
-        """Return every comparison that decides, passed or not."""
-        got = context.claims.measurement.hex()
-        return [*scope.findings(context.claims), one_of("measurement", self.values, got)]
+    def _own(self, context: AppraisalContext) -> list[Finding]:
+        return [one_of("measurement", self.values, context.claims.measurement.hex())]
 
 
 @dataclass(frozen=True, slots=True)
-class SnpMeasurement:
+class SnpMeasurement(_Check):
     """The launch digest of SNP is one of `values`, hex, which the owner computed with kernel and what it starts with.
 
     No report says what its digest covers. If the firmware has no hashes of kernel, first file system and command line
@@ -97,16 +109,13 @@ class SnpMeasurement:
     values: tuple[str, ...]
     kind: ClassVar[str] = "snp_measurement"
 
-    def judge(self, context: AppraisalContext, scope: Scope) -> list[Finding]:
-        """Return every comparison that decides, passed or not."""
+    def _own(self, context: AppraisalContext) -> list[Finding]:
         claims = context.claims
-        found = _admitting(scope, (self,)).findings(claims)
-        got = claims.measurement.hex() if claims.tee == "snp" else ""
-        return [*found, one_of("snp_measurement", self.values, got)]
+        return [one_of("snp_measurement", self.values, claims.measurement.hex() if claims.tee == "snp" else "")]
 
 
 @dataclass(frozen=True, slots=True)
-class TdxMeasurements:
+class TdxMeasurements(_Check):
     """What TDX measures is one of the values named for it, hex; a register without values is not judged.
 
     MRTD covers the firmware, RTMR0 its configuration with ACPI tables (programs that the kernel runs), RTMR1 the
@@ -131,49 +140,45 @@ class TdxMeasurements:
         """Whether every register is judged."""
         return len(self.named) == len(TDX_REGISTERS)
 
-    def judge(self, context: AppraisalContext, scope: Scope) -> list[Finding]:
-        """Return every comparison that decides, passed or not."""
+    def _own(self, context: AppraisalContext) -> list[Finding]:
         claims = context.claims
-        found = _admitting(scope, (self,)).findings(claims)
         if claims.tee != "tdx":
-            return [*found, Finding("tdx_measurements", "tdx", claims.tee)]
+            return [Finding("tdx_measurements", "tdx", claims.tee)]
         got = dict(zip(TDX_REGISTERS, (claims.measurement, *claims.rtmrs), strict=True))
-        return found + [one_of(name, values, got[name].hex()) for name, values in self.named.items()]
+        return [one_of(name, values, got[name].hex()) for name, values in self.named.items()]
 
 
 @dataclass(frozen=True, slots=True)
-class Signer:
+class Signer(_Check):
     """MRSIGNER is one of `values`, hex. Old versions have the same signer: add `MinimumSvn` with a product."""
 
     values: tuple[str, ...]
     kind: ClassVar[str] = "signer"
 
-    def judge(self, context: AppraisalContext, scope: Scope) -> list[Finding]:
-        """Return every comparison that decides, passed or not."""
-        return [*scope.findings(context.claims), one_of("signer", self.values, context.claims.signer.hex())]
+    def _own(self, context: AppraisalContext) -> list[Finding]:
+        return [one_of("signer", self.values, context.claims.signer.hex())]
 
 
 @dataclass(frozen=True, slots=True)
-class MinimumSvn:
+class MinimumSvn(_Check):
     """The enclave's security version is at least `minimum`, and its product number `product` if given. SGX only."""
 
     minimum: int
     product: int | None = None
     kind: ClassVar[str] = "minimum_svn"
 
-    def judge(self, context: AppraisalContext, scope: Scope) -> list[Finding]:
-        """Return every comparison that decides, passed or not."""
+    def _own(self, context: AppraisalContext) -> list[Finding]:
         claims = context.claims
-        found, sgx = scope.findings(claims), claims.tee == "sgx"
+        sgx = claims.tee == "sgx"
         got = str(claims.isv_svn) if sgx else f"none of {claims.tee}"
-        found.append(Finding(self.kind, f"at least {self.minimum}", got, sgx and claims.isv_svn >= self.minimum))
+        found = [Finding(self.kind, f"at least {self.minimum}", got, sgx and claims.isv_svn >= self.minimum)]
         if self.product is not None:
             found.append(one_of("product", (str(self.product),), str(claims.isv_prod_id) if sgx else ""))
         return found
 
 
 @dataclass(frozen=True, slots=True)
-class TcbStatus:
+class TcbStatus(_Check):
     """The platform's TCB status is one of `allowed`, and of its advisories only those named in `advisories` apply.
 
     With `grace_days`, a platform that is out of date, or was when it launched a domain, is allowed only so long after
@@ -185,11 +190,9 @@ class TcbStatus:
     grace_days: int | None = None
     kind: ClassVar[str] = "tcb_status"
 
-    def judge(self, context: AppraisalContext, scope: Scope) -> list[Finding]:
-        """Return every comparison that decides, passed or not."""
+    def _own(self, context: AppraisalContext) -> list[Finding]:
         claims = context.claims
-        found = replace(scope, tcb_status=True).findings(claims)
-        found += platform_findings(claims, [s for s in self.allowed if s in TCB_STATUSES], self.advisories)
+        found = platform_findings(claims, [s for s in self.allowed if s in TCB_STATUSES], self.advisories)
         if self.grace_days is not None and claims.tcb_status in LATE_STATUSES:
             age = claims.tcb_age_days
             got = "an unknown date" if age is None else f"{age} days after {claims.tcb_date}"
@@ -199,39 +202,33 @@ class TcbStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class MinimumEvaluation:
+class MinimumEvaluation(_Check):
     """The TCB info and QE identity that judged the platform are of edition `minimum` or later."""
 
     minimum: int
     kind: ClassVar[str] = "minimum_evaluation"
 
-    def judge(self, context: AppraisalContext, scope: Scope) -> list[Finding]:
-        """Return every comparison that decides, passed or not."""
+    def _own(self, context: AppraisalContext) -> list[Finding]:
         got = context.claims.tcb_eval_number
-        own = Finding(
-            "minimum_evaluation", f"at least {self.minimum}", str(got), got is not None and got >= self.minimum
-        )
-        return [*scope.findings(context.claims), own]
+        return [Finding(self.kind, f"at least {self.minimum}", str(got), got is not None and got >= self.minimum)]
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class Machine(_Check):
     """The machine is one of `values`: hex of its PPID or instance id (Intel), or of its CHIP_ID (AMD)."""
 
     values: tuple[str, ...]
     kind: ClassVar[str] = "machine"
 
-    def judge(self, context: AppraisalContext, scope: Scope) -> list[Finding]:
-        """Return every comparison that decides, passed or not."""
+    def _own(self, context: AppraisalContext) -> list[Finding]:
         claims = context.claims
         # A machine that hides its name shows zeros: that is no machine's name.
         got = [name.hex() for name in (claims.ppid, claims.piid, claims.chip_id) if any(name)]
-        own = Finding(self.kind, listed(self.values), listed(got), not set(got).isdisjoint(self.values))
-        return [*scope.findings(claims), own]
+        return [Finding(self.kind, listed(self.values), listed(got), not set(got).isdisjoint(self.values))]
 
 
 @dataclass(frozen=True, slots=True)
-class PlatformFlags:
+class PlatformFlags(_Check):
     """No flag of an Intel platform is set but those in `allowed`; one that its certificate does not tell counts as set.
 
     Without this check none is judged, as in Intel's own appraisal, which refuses only what a policy forbids: servers
@@ -242,41 +239,33 @@ class PlatformFlags:
     allowed: tuple[str, ...] = ()
     kind: ClassVar[str] = "platform_flags"
 
-    def judge(self, context: AppraisalContext, scope: Scope) -> list[Finding]:
-        """Return every comparison that decides, passed or not."""
-        claims = context.claims
-        return scope.findings(claims) + [
-            Finding(name, "no", shown_flag(got), got is False)
-            for name in PLATFORM_FLAGS
-            if name not in self.allowed
-            for got in [getattr(claims, name)]
-        ]
+    def _own(self, context: AppraisalContext) -> list[Finding]:
+        flags = {name: getattr(context.claims, name) for name in PLATFORM_FLAGS if name not in self.allowed}
+        return [Finding(name, "no", shown_flag(got), got is False) for name, got in flags.items()]
 
 
 @dataclass(frozen=True, slots=True)
-class NotDebug:
+class NotDebug(_Check):
     """The enclave is a production enclave. Holds in every policy; this says so aloud."""
 
     kind: ClassVar[str] = "not_debug"
 
-    def judge(self, context: AppraisalContext, scope: Scope) -> list[Finding]:
-        """Return every comparison that decides, passed or not."""
-        return scope.findings(context.claims)
+    def _own(self, context: AppraisalContext) -> list[Finding]:
+        return []
 
 
 @dataclass(frozen=True, slots=True)
-class UnsafeAcceptSimulated:
+class UnsafeAcceptSimulated(_Check):
     """Admits the simulated root to the checks beside it in one `AllOf`. Protects against mistakes, not the host."""
 
     kind: ClassVar[str] = "unsafe_accept_simulated"
 
-    def judge(self, context: AppraisalContext, scope: Scope) -> list[Finding]:
-        """Return why this cannot stand alone: a waiver is not a check."""
-        return [*scope.findings(context.claims), Finding(self.kind, "a check beside it", "none")]
+    def _own(self, context: AppraisalContext) -> list[Finding]:
+        return [Finding(self.kind, "a check beside it", "none")]  # a waiver is not a check, and cannot stand alone
 
 
 @dataclass(frozen=True, slots=True)
-class Root:
+class Root(_Check):
     """The root is one of `values`, by SHA-256 of its certificate in hex. Only this admits one that is no maker's.
 
     Whoever administers a trust service can have it believe any root; an owner who does not name it is not affected. A
@@ -286,10 +275,8 @@ class Root:
     values: tuple[str, ...]
     kind: ClassVar[str] = "root"
 
-    def judge(self, context: AppraisalContext, scope: Scope) -> list[Finding]:
-        """Return every comparison that decides, passed or not."""
-        found = _admitting(scope, (self,)).findings(context.claims)
-        return [*found, one_of("root_fingerprint", self.values, context.claims.root_fingerprint)]
+    def _own(self, context: AppraisalContext) -> list[Finding]:
+        return [one_of("root_fingerprint", self.values, context.claims.root_fingerprint)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,25 +296,24 @@ class FreeArgument:
 
 
 @dataclass(frozen=True, slots=True)
-class JobDigest:
+class JobDigest(_Check):
     """The job's digest is one of `values` ("sha256:<hex>"), after its `free` arguments became their patterns."""
 
     values: tuple[str, ...]
     free: tuple[FreeArgument, ...] = ()
     kind: ClassVar[str] = "job_digest"
 
-    def judge(self, context: AppraisalContext, scope: Scope) -> list[Finding]:
-        """Return every comparison that decides, passed or not."""
+    def _own(self, context: AppraisalContext) -> list[Finding]:
         known = context.digest if not self.free else ""  # whose arguments are free, only the document says
         try:
             got = known or "no job document" if context.job is None else job_digest(context.job, self.free)
         except InputError as exc:
             got = f"none: {exc}"
-        return [*scope.findings(context.claims), one_of("job_digest", self.values, got)]
+        return [one_of("job_digest", self.values, got)]
 
 
 @dataclass(frozen=True, slots=True)
-class Rego:
+class Rego(_Check):
     """The Rego `module` says that `data.policy.allow` is true. It can refuse what others accept, and waive nothing.
 
     `input` is an attestation result's payload as far as it says what was verified (`submods`), and the job document
@@ -342,15 +328,14 @@ class Rego:
         """`sha256:<hex>` of the module; decisions name it."""
         return sha256_id(self.module.encode("utf-8"))
 
-    def judge(self, context: AppraisalContext, scope: Scope) -> list[Finding]:
-        """Return every comparison that decides, passed or not."""
+    def _own(self, context: AppraisalContext) -> list[Finding]:
         from strongroom.attest import rego, result  # noqa: PLC0415  # few policies need them
 
         claims = replace(context.claims, report_data=b"")
         digest = None if context.job is None else job_digest(context.job)
         cpu = result.submodule(claims, result.NOT_APPRAISED, digest, appraised=False)
         got = rego.ask(self.module, {"submods": {"cpu0": cpu}, "job": context.job})
-        return [*scope.findings(claims), Finding(f"rego {self.digest}", rego.ALLOWED, got, got == rego.ALLOWED)]
+        return [Finding(f"rego {self.digest}", rego.ALLOWED, got, got == rego.ALLOWED)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -377,11 +362,8 @@ class AllOf:
 
     def inside(self, scope: Scope) -> Scope:
         """Return the scope of the policies inside."""
-        return replace(
-            _admitting(scope, self.policies),
-            simulated=scope.simulated or any(isinstance(p, UnsafeAcceptSimulated) for p in self.policies),
-            tcb_status=scope.tcb_status or any(isinstance(p, TcbStatus) for p in self.policies),
-        )
+        waived = any(isinstance(p, UnsafeAcceptSimulated) for p in self.policies)
+        return replace(_admitting(scope, self.policies), simulated=scope.simulated or waived)
 
 
 @dataclass(frozen=True, slots=True)
@@ -439,9 +421,16 @@ def job_digest(job: Mapping[str, object], free: Sequence[FreeArgument] = ()) -> 
     return sha256_id(job_init_data({**job, "arguments": replaced}).encode("utf-8"))
 
 
+_ADMITTING = {SnpMeasurement, TdxMeasurements, Root, TcbStatus}
+
+
 def _admitting(scope: Scope, checks: Sequence[Policy]) -> Scope:
+    checks = [p for p in checks if type(p) in _ADMITTING]
+    if not checks:
+        return scope
     snp = any(isinstance(p, SnpMeasurement) for p in checks)
     tdx = any(isinstance(p, TdxMeasurements) and p.complete for p in checks)
     more = [tee for tee, named in (("snp", snp), ("tdx", tdx)) if named and tee not in scope.tees]
     roots = (value for p in checks if isinstance(p, Root) for value in p.values)
-    return replace(scope, tees=(*scope.tees, *more), roots=(*scope.roots, *roots))
+    judged = scope.tcb_status or any(isinstance(p, TcbStatus) for p in checks)
+    return replace(scope, tees=(*scope.tees, *more), roots=(*scope.roots, *roots), tcb_status=judged)

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -30,7 +30,6 @@ from strongroom.errors import EvidenceError
 
 __all__ = [
     "MAX_QUOTE_BYTES",
-    "Field",
     "FieldRow",
     "Quote",
     "Span",
@@ -126,25 +125,6 @@ _BODIES = {1: ("sgx", "sgx"), 2: ("tdx", "tdx"), 3: ("tdx", "tdx 1.5"), 4: ("tdx
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Field:
-    """One field of a quote.
-
-    Attributes:
-        name: Dotted: `header.`, `body.`, `auth.` or `qe_report.` and the field.
-        offset: From the first byte of the quote.
-        raw: The bytes as they stand.
-        kind: "i" integer, "x" bytes, "-" reserved, "t" text.
-        meaning: What it is, in plain words.
-    """
-
-    name: str
-    offset: int
-    raw: bytes
-    kind: str
-    meaning: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class FieldRow:
     """A line of `strongroom attest show`."""
 
@@ -162,7 +142,8 @@ class Spans:
     Attributes:
         raw: The whole.
         version: Of the format.
-        spans: Where each field lies: name to offset, size, kind and meaning, in order of offset.
+        spans: Each field by name (dotted: `header.`, `body.`, `auth.` or `qe_report.` before a quote's), in order of
+            offset: offset, size, kind ("i" integer, "x" bytes, "-" reserved, "t" text), and meaning in plain words.
     """
 
     raw: bytes
@@ -177,14 +158,6 @@ class Spans:
     def number(self, name: str) -> int:
         """Return the little-endian integer in the field `name`."""
         return int.from_bytes(self[name], "little")
-
-    @property
-    def fields(self) -> tuple[Field, ...]:
-        """Every field in order of offset."""
-        return tuple(
-            Field(name=name, offset=offset, raw=self[name], kind=kind, meaning=meaning)
-            for name, (offset, _, kind, meaning) in self.spans.items()
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -390,18 +363,18 @@ def _pem_chain(pem: bytes) -> tuple[bytes, ...]:
     return tuple(chain)
 
 
-def describe(fields: Iterable[Field]) -> list[FieldRow]:
+def describe(parsed: Spans) -> list[FieldRow]:
     """Return each field as text with its meaning; reserved ones only if they are not zero."""
     return [
-        FieldRow(name=f.name, offset=f.offset, size=len(f.raw), value=_shown(f), meaning=f.meaning)
-        for f in fields
-        if f.kind != "-" or any(f.raw)
+        FieldRow(name=name, offset=offset, size=size, value=_shown(parsed[name], kind), meaning=meaning)
+        for name, (offset, size, kind, meaning) in parsed.spans.items()
+        if kind != "-" or any(parsed[name])
     ]
 
 
-def _shown(field: Field) -> str:
-    if field.kind == "i":
-        return str(int.from_bytes(field.raw, "little"))
-    if field.kind == "t":
-        return field.raw.removesuffix(b"\0").decode("ascii")  # canonical PEM, checked by the parser
-    return field.raw.hex()
+def _shown(raw: bytes, kind: str) -> str:
+    if kind == "i":
+        return str(int.from_bytes(raw, "little"))
+    if kind == "t":
+        return raw.removesuffix(b"\0").decode("ascii")  # canonical PEM, checked by the parser
+    return raw.hex()

@@ -126,7 +126,6 @@ def make_certificate(
     root_kind: str = "",
     admin: str = "",
     locked: bool = False,
-    name: str = "RA-TLS",
 ) -> x509.Certificate:
     """Return a certificate of `key`, signed by it, with evidence of the enclave that holds it.
 
@@ -139,11 +138,10 @@ def make_certificate(
         root_kind: Of a trust service's root key: where it rests.
         admin: For whom a trust service made its identity in this TEE.
         locked: Whether a trust service is locked: the key is for credentials alone.
-        name: The subject.
     """
     texts = {"strongroom-root": root_kind, "strongroom-admin": admin, "strongroom-locked": "1" if locked else ""}
     extension = make_extension(key.public_key(), attester, nonce=nonce, texts=texts)
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "RA-TLS")])
     builder = (
         x509.CertificateBuilder()
         .subject_name(subject)

@@ -78,7 +78,7 @@ def show(evidence: Path, bundle: Path | None, as_json: bool) -> int:
     """
     found, certificate = read_evidence(evidence)
     report = parse_report(found.quote) if found.tee == "snp" else None
-    rows = describe(report.fields) if report else _quote_rows(parse_quote(trimmed(found.quote)))
+    rows = describe(report) if report else _quote_rows(parse_quote(trimmed(found.quote)))
     checks, claims = _checks(found, report, certificate, bundle)
     value = {
         "tee": found.tee,
@@ -99,7 +99,7 @@ def show(evidence: Path, bundle: Path | None, as_json: bool) -> int:
 
 
 def _quote_rows(quote: Quote) -> list[FieldRow]:
-    rows, at = describe(quote.fields), quote.spans["auth.cert_data"]
+    rows, at = describe(quote), quote.spans["auth.cert_data"]
     try:
         pck = platform(quote["auth.cert_data"])
     except ValueError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from strongroom._unix import flush_folder, write_whole
+from strongroom._unix import flush_folder, write_new, write_whole
 from strongroom.cli import output
 from strongroom.cli.common import epilog, json_option, passphrase
 from strongroom.errors import DeniedError, InputError
@@ -60,13 +59,9 @@ def create(key: Path, passphrase_file: Path | None, as_json: bool) -> None:
         serialization.BestAvailableEncryption(secret),
     )
     try:
-        handle = os.open(key, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        write_new(key, pem, 0o600)
     except FileExistsError as exc:
         raise InputError(f"{key} exists: a signing key is never replaced", hint="name a new file") from exc
-    with open(handle, "wb") as file:
-        file.write(pem)
-        file.flush()
-        os.fsync(handle)
     flush_folder(key.parent)
     _show({"key": str(key), "signer": _signer(made)}, as_json)
 

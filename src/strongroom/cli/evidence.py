@@ -18,13 +18,14 @@ import click
 from strongroom._encoding import parse_bounded
 from strongroom._unix import read_text
 from strongroom.attest import ratls
-from strongroom.attest.appraisal import Policy, policy_from_json
+from strongroom.attest.appraisal import policy_from_json
 from strongroom.attest.endorsement_files import read_bundle, read_folder
 from strongroom.attest.endorsement_snp import AnyEndorsements
 from strongroom.attest.evidence import Evidence
+from strongroom.attest.findings import Policy
 from strongroom.attest.makers import MAKERS
 from strongroom.attest.stock_evidence import read_message
-from strongroom.attest.verifiers import AnchoredVerifier
+from strongroom.attest.verifiers import Verifier
 from strongroom.attest.verifiers.choose import verifier_for
 from strongroom.cli.common import PATH, owner, workspace
 from strongroom.errors import InputError
@@ -37,7 +38,7 @@ __all__ = ["Choices", "bundle_option", "read_evidence", "read_policy", "trusted_
 _LEAST_BYTES, _MAX_BYTES = 48, 1 << 20
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]+)-----END CERTIFICATE-----")
 
-Choices = Sequence[tuple[AnchoredVerifier, AnyEndorsements]]
+Choices = Sequence[tuple[Verifier, AnyEndorsements]]
 bundle_option = click.option("--endorsements", "bundle", type=PATH, help="A bundle; default: the trust service's here.")
 
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 import click
 
 from strongroom._unix import read_text
-from strongroom.attest.appraisal import FreeArgument, Rego, TcbStatus
+from strongroom.attest.policies import FreeArgument, Rego, TcbStatus
 from strongroom.cli import output
 from strongroom.cli.common import (
     PATH,

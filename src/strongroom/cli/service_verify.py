@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import click
 
 from strongroom._unix import write_whole
-from strongroom.attest.appraisal import AllOf, Measurement, NotDebug, Policy, TcbStatus, UnsafeAcceptSimulated
+from strongroom.attest.findings import Policy
+from strongroom.attest.policies import AllOf, Measurement, NotDebug, TcbStatus, UnsafeAcceptSimulated
 from strongroom.cli import output
 from strongroom.cli.common import PATH, epilog, json_option, workspace
 from strongroom.cli.endorsements import snp_settings

@@ -18,11 +18,11 @@ from typing import cast
 import click
 
 from strongroom.attest import ratls
-from strongroom.attest.appraisal import AppraisalContext, Finding, Policy, check_pins_code, findings
+from strongroom.attest.appraisal import check_pins_code, findings
 from strongroom.attest.claims import Claims, check_init_data
 from strongroom.attest.endorsement_files import SOON_DAYS, ends
 from strongroom.attest.evidence import Evidence
-from strongroom.attest.findings import shown_flag
+from strongroom.attest.findings import AppraisalContext, Finding, Policy, shown_flag
 from strongroom.attest.makers import MAKERS
 from strongroom.attest.policies import PLATFORM_FLAGS
 from strongroom.attest.stock_evidence import without_padding

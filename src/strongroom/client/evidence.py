@@ -24,12 +24,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from strongroom._encoding import b64u, parse_json
 from strongroom._unix import write_whole
 from strongroom.attest import ratls
-from strongroom.attest.appraisal import AppraisalContext, Finding, Policy, findings, policy_from_json, policy_to_json
+from strongroom.attest.appraisal import findings, policy_from_json, policy_to_json
 from strongroom.attest.claims import Claims
 from strongroom.attest.endorsement_files import read_bundle, read_folder
 from strongroom.attest.endorsement_snp import AnyEndorsements
 from strongroom.attest.evidence import Evidence
-from strongroom.attest.verifiers import AnchoredVerifier, verify_any
+from strongroom.attest.findings import AppraisalContext, Finding, Policy
+from strongroom.attest.verifiers import Verifier, verify_any
 from strongroom.attest.verifiers.choose import verifier_for
 from strongroom.attest.verifiers.newest import Mark, newest
 from strongroom.client.workspace import PIN_FILE
@@ -182,7 +183,7 @@ class Pin:
         if seen != self.seen:
             replace(self, seen=seen).save(folder)
 
-    def _choices(self, seen: dict[str, Mark]) -> Sequence[tuple[AnchoredVerifier, AnyEndorsements]]:
+    def _choices(self, seen: dict[str, Mark]) -> Sequence[tuple[Verifier, AnyEndorsements]]:
         path = Path(self.endorsements)
         if path.is_dir():
             found = read_folder(path)[0]

@@ -6,14 +6,16 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import cast
 
-from strongroom.attest.appraisal import (
+from strongroom.attest.appraisal import policy_from_json, policy_to_json, rego_modules
+from strongroom.attest.findings import Policy
+from strongroom.attest.policies import (
+    TDX_REGISTERS,
     AllOf,
     AnyOf,
     FreeArgument,
     JobDigest,
     Measurement,
     NotDebug,
-    Policy,
     Reference,
     Rego,
     Root,
@@ -22,11 +24,7 @@ from strongroom.attest.appraisal import (
     TdxMeasurements,
     UnsafeAcceptSimulated,
     job_digest,
-    policy_from_json,
-    policy_to_json,
-    rego_modules,
 )
-from strongroom.attest.policies import TDX_REGISTERS
 from strongroom.attest.reference import ReferenceValues
 from strongroom.client.owner import OwnerClient
 from strongroom.errors import InputError

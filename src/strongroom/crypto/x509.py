@@ -6,7 +6,6 @@ All keys are ECDSA P-256. Names carry no secret. A certificate is identified by 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
@@ -16,6 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from strongroom._encoding import sha256_id
 from strongroom.errors import InputError
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "extension_of_csr",
     "fingerprint",
     "issue",
+    "key_usage",
     "new_csr",
     "new_key",
     "private_key_from_pem",
@@ -130,14 +131,14 @@ def uris(certificate: x509.Certificate) -> frozenset[str]:
 def spki_id(key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey) -> str:
     """Return `sha256:<hex>` of the key's SubjectPublicKeyInfo."""
     der = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-    return "sha256:" + hashlib.sha256(der).hexdigest()
+    return sha256_id(der)
 
 
 def self_signed(key: ec.EllipticCurvePrivateKey, name: str, *, now: datetime, days: int, ca: bool) -> x509.Certificate:
     """Return a certificate of `key` signed by itself: a root (`ca`) or an owner's."""
     builder = _builder(name, name, key.public_key(), now, timedelta(days=days))
     builder = builder.add_extension(x509.BasicConstraints(ca=ca, path_length=0 if ca else None), critical=True)
-    builder = builder.add_extension(_usage(ca=ca), critical=True)
+    builder = builder.add_extension(key_usage(signs=True, commits=False, ca=ca), critical=True)
     if not ca:
         builder = builder.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
     builder = builder.add_extension(
@@ -170,7 +171,7 @@ def issue(
     uses = [ExtendedKeyUsageOID.SERVER_AUTH] * server + [ExtendedKeyUsageOID.CLIENT_AUTH] * client
     builder = builder.add_extension(x509.ExtendedKeyUsage(uses), critical=False)
     builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-    builder = builder.add_extension(_usage(ca=False), critical=True)
+    builder = builder.add_extension(key_usage(signs=True, commits=False, ca=False), critical=True)
     builder = builder.add_extension(
         x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False
     )
@@ -245,10 +246,11 @@ def _builder(
     )
 
 
-def _usage(*, ca: bool) -> x509.KeyUsage:
+def key_usage(*, signs: bool, commits: bool, ca: bool) -> x509.KeyUsage:
+    """Return what a key is for: to sign data, to sign what binds its holder, to sign certificates and their lists."""
     return x509.KeyUsage(
-        digital_signature=True,
-        content_commitment=False,
+        digital_signature=signs,
+        content_commitment=commits,
         key_encipherment=False,
         data_encipherment=False,
         key_agreement=False,

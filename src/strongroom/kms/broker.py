@@ -16,19 +16,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import TypedDict
 
 import sqlalchemy as sa
 
 from strongroom._encoding import b64u, canonical_json
 from strongroom._secret import SecretBytes
-from strongroom.attest.appraisal import AppraisalContext, Policy, appraise, names_job, references, rego_modules
+from strongroom.attest.appraisal import appraise, names_job, references, rego_modules
+from strongroom.attest.findings import AppraisalContext, Policy
 from strongroom.attest.rego import asking_apart
 from strongroom.crypto import jose, x509
 from strongroom.errors import AppraisalError, DeniedError
 from strongroom.kms.audit import AuditLog
 from strongroom.kms.ca import WorkloadCA
-from strongroom.kms.datasets import DatasetStore
+from strongroom.kms.datasets import DatasetStore, Step
 from strongroom.kms.decisions import Decisions
 from strongroom.kms.job_document import KeyWanted, made_from, max_runtime_s, needed, uses, volumes
 from strongroom.kms.keys import KeyStore
@@ -42,13 +42,6 @@ __all__ = ["Broker"]
 MAX_CERTIFICATE = timedelta(days=30)
 CERTIFICATE_SPARE = timedelta(minutes=10)
 """A job's time begins after its certificate's, and its last connections are made at its end."""
-
-
-class _Step(TypedDict):
-    epoch: int
-    manifest: str | None
-    new_manifest: str
-    versions: list[int]
 
 
 class Broker:
@@ -95,11 +88,8 @@ class Broker:
         self,
         guest: Guest,
         dataset: str,
+        step: Step,
         *,
-        epoch: int,
-        manifest: str | None,
-        new_manifest: str,
-        versions: list[int],
         inputs: Mapping[str, Mapping[str, object]],
         now: datetime,
         uptime_s: float,
@@ -124,14 +114,14 @@ class Broker:
                 if self._datasets.head(tx, wanted.owner, dataset)["key"] != wanted.name:
                     raise DeniedError(f"data set {dataset} is not under key {wanted.name!r}")
                 origin = {"run": guest.run_id, "inputs": made_from(guest.document, inputs, wanted.owner)}
-                step: _Step = {"epoch": epoch, "manifest": manifest, "new_manifest": new_manifest, "versions": versions}
-                details = {"dataset": dataset, "epoch": epoch + 1, "manifest": new_manifest, **origin, **_by(by)}
+                made = {"dataset": dataset, "epoch": step.epoch + 1, "manifest": step.new_manifest}
+                details = {**made, **origin, **_by(by)}
                 if self._waits(tx, guest.document, wanted.owner):
                     document = {**origin, "job": guest.job, "claims": guest.claims.to_json()}
-                    self._datasets.hold(tx, wanted.owner, dataset, **step, document=document, now=now)
+                    self._datasets.hold(tx, wanted.owner, dataset, step, document=document, now=now)
                     self._decisions.allow(tx, decision, details, action="hold")
                     return None
-                head = self._datasets.commit(tx, wanted.owner, dataset, **step, now=now)
+                head = self._datasets.commit(tx, wanted.owner, dataset, step, now=now)
                 self._decisions.allow(tx, decision, details)
                 return head
 
@@ -256,13 +246,13 @@ class Broker:
     def _payload(
         self, tx: sa.Connection, receiver: Guest | OwnerReceiver, wanted: KeyWanted, uptime_s: float
     ) -> dict[str, object]:
-        key = self._keys.release(tx, wanted.owner, wanted.name)
+        versions = self._keys.release(tx, wanted.owner, wanted.name)
         payload: dict[str, object] = {
             "type": "key",
-            "name": key.name,
-            "owner": key.owner,
-            "current": key.current,
-            "versions": {str(number): _reveal(secret) for number, secret in key.versions.items()},
+            "name": wanted.name,
+            "owner": wanted.owner,
+            "current": max(versions),
+            "versions": {str(number): _reveal(secret) for number, secret in versions.items()},
         }
         if isinstance(receiver, Guest):
             payload["heads"] = self._heads(tx, receiver, wanted)

@@ -6,6 +6,7 @@ import json
 import re
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 
 import sqlalchemy as sa
@@ -17,9 +18,26 @@ from strongroom.errors import DeniedError, InputError, IntegrityError
 from strongroom.kms.owners import check_room
 from strongroom.kms.stores.sql import datasets, held, key_versions
 
-__all__ = ["DatasetStore"]
+__all__ = ["DatasetStore", "Step"]
 
 _MANIFEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """A commit: from which head to which.
+
+    Attributes:
+        epoch: Of the head that it follows.
+        manifest: Of that head, None if the data set is empty.
+        new_manifest: What the next epoch's is to be.
+        versions: Of the key, which the files need.
+    """
+
+    epoch: int
+    manifest: str | None
+    new_manifest: str
+    versions: Sequence[int]
 
 
 class DatasetStore:
@@ -70,37 +88,22 @@ class DatasetStore:
         ids = tx.execute(sa.select(datasets.c.id).where(datasets.c.owner == owner).order_by(datasets.c.created))
         return [self.head(tx, owner, str(i)) for i in ids.scalars().all()]
 
-    def commit(
-        self,
-        tx: sa.Connection,
-        owner: str,
-        dataset: str,
-        *,
-        epoch: int,
-        manifest: str | None,
-        new_manifest: str,
-        versions: Sequence[int],
-        now: datetime,
-    ) -> dict[str, object]:
-        """Replace the head (`epoch`, `manifest`) by the next epoch with `new_manifest`; return the new head.
+    def commit(self, tx: sa.Connection, owner: str, dataset: str, step: Step, *, now: datetime) -> dict[str, object]:
+        """Replace the head that `step` follows by the next epoch's; return the new head.
 
         Raises:
             InputError: Not the name of a manifest, or not versions that exist.
             IntegrityError: The head is not the one expected: somebody else committed, or the data set was rolled back.
         """
-        found = self._expected(tx, owner, dataset, epoch, manifest, new_manifest)
-        self._set(tx, found, epoch=epoch + 1, manifest=new_manifest, versions=versions, now=now)
-        return self.head(tx, owner, dataset)
+        found = self._expected(tx, owner, dataset, step)
+        return self._set(tx, found, step.new_manifest, step.versions, now)
 
-    def _expected(
-        self, tx: sa.Connection, owner: str, dataset: str, epoch: int, manifest: str | None, new_manifest: str
-    ) -> dict[str, object]:
-        if not _MANIFEST.fullmatch(new_manifest):
-            raise InputError("a manifest is named sha256:<64 hex digits>")
+    def _expected(self, tx: sa.Connection, owner: str, dataset: str, step: Step) -> dict[str, object]:
+        _check_manifest(step.new_manifest)
         found = self.head(tx, owner, dataset)
-        if (found["epoch"], found["manifest"]) != (epoch, manifest):
+        if (found["epoch"], found["manifest"]) != (step.epoch, step.manifest):
             raise IntegrityError(
-                f"data set {dataset} is at epoch {found['epoch']}, expected {epoch}: another run committed first",
+                f"data set {dataset} is at epoch {found['epoch']}, expected {step.epoch}: another run committed first",
                 hint="nothing was lost; run the job again on the newer data",
             )
         return found
@@ -110,33 +113,19 @@ class DatasetStore:
         tx: sa.Connection,
         owner: str,
         dataset: str,
+        step: Step,
         *,
-        epoch: int,
-        manifest: str | None,
-        new_manifest: str,
-        versions: Sequence[int],
         document: Mapping[str, object],
         now: datetime,
     ) -> None:
-        """Keep what a commit asks for until the owner decides; the head stays.
-
-        Args:
-            tx: The transaction.
-            owner: As for `commit`, like the arguments not named here.
-            dataset: Likewise.
-            epoch: Likewise.
-            manifest: Likewise.
-            new_manifest: Likewise.
-            versions: Likewise.
-            document: Who made it from what, for the owner.
-            now: UTC.
+        """Keep a commit until the owner decides; the head stays. `document` says who made it from what, for the owner.
 
         Raises:
             InputError, IntegrityError: As for `commit`; or another output waits.
         """
-        found = self._expected(tx, owner, dataset, epoch, manifest, new_manifest)
-        _check_versions(tx, found, versions)
-        same = sa.and_(held.c.dataset == dataset, held.c.epoch == epoch, held.c.new_manifest == new_manifest)
+        found = self._expected(tx, owner, dataset, step)
+        _check_versions(tx, found, step.versions)
+        same = sa.and_(held.c.dataset == dataset, held.c.epoch == step.epoch, held.c.new_manifest == step.new_manifest)
         if tx.execute(sa.select(held.c.dataset).where(same)).first() is not None:
             return  # asked for again: the answer was lost
         self.check_none_held(tx, dataset)
@@ -144,10 +133,10 @@ class DatasetStore:
             sa.insert(held).values(
                 dataset=dataset,
                 owner=owner,
-                epoch=epoch,
-                manifest=manifest,
-                new_manifest=new_manifest,
-                versions=json.dumps(sorted(set(versions))),
+                epoch=step.epoch,
+                manifest=step.manifest,
+                new_manifest=step.new_manifest,
+                versions=json.dumps(sorted(set(step.versions))),
                 document=json.dumps(dict(document)),
                 created=now.isoformat(),
             )
@@ -196,29 +185,18 @@ class DatasetStore:
         tx.execute(sa.delete(held).where(of_owner))
         if not approve:
             return self.head(tx, owner, dataset)
-        return self.commit(
-            tx,
-            owner,
-            dataset,
-            epoch=row.epoch,
-            manifest=row.manifest,
-            new_manifest=row.new_manifest,
-            versions=json.loads(row.versions),
-            now=now,
-        )
+        versions = json.loads(row.versions)
+        step = Step(epoch=row.epoch, manifest=row.manifest, new_manifest=row.new_manifest, versions=versions)
+        return self.commit(tx, owner, dataset, step, now=now)
 
     def accept(
         self, tx: sa.Connection, owner: str, dataset: str, *, manifest: str, versions: Sequence[int], now: datetime
     ) -> dict[str, object]:
         """Make `manifest` the head at the next epoch, whatever it was: the owner restored a backup on purpose."""
         found = self.head(tx, owner, dataset)
-        if not _MANIFEST.fullmatch(manifest):
-            raise InputError("a manifest is named sha256:<64 hex digits>")
+        _check_manifest(manifest)
         self.check_none_held(tx, dataset)
-        epoch = found["epoch"]
-        assert isinstance(epoch, int)
-        self._set(tx, found, epoch=epoch + 1, manifest=manifest, versions=versions, now=now)
-        return self.head(tx, owner, dataset)
+        return self._set(tx, found, manifest, versions, now)
 
     def forget(self, tx: sa.Connection, owner: str, dataset: str) -> None:
         """Remove a data set's head; its files can no longer be read."""
@@ -226,28 +204,20 @@ class DatasetStore:
         tx.execute(sa.delete(datasets).where(datasets.c.id == dataset))
         tx.execute(sa.delete(held).where(held.c.dataset == dataset))
 
-    @staticmethod
     def _set(
-        tx: sa.Connection,
-        head: Mapping[str, object],
-        *,
-        epoch: int,
-        manifest: str,
-        versions: Sequence[int],
-        now: datetime,
-    ) -> None:
+        self, tx: sa.Connection, head: Mapping[str, object], manifest: str, versions: Sequence[int], now: datetime
+    ) -> dict[str, object]:
         _check_versions(tx, head, versions)
         tx.execute(sa.delete(held).where(held.c.dataset == head["dataset"]))  # what waited does not follow the new head
-        tx.execute(
-            sa.update(datasets)
-            .where(datasets.c.id == head["dataset"])
-            .values(
-                epoch=epoch,
-                manifest=manifest,
-                versions=json.dumps(sorted(set(versions))),
-                updated=now.isoformat(),
-            )
-        )
+        needed = json.dumps(sorted(set(versions)))
+        changes = {"epoch": datasets.c.epoch + 1, "manifest": manifest, "versions": needed, "updated": now.isoformat()}
+        tx.execute(sa.update(datasets).where(datasets.c.id == head["dataset"]).values(**changes))
+        return self.head(tx, str(head["owner"]), str(head["dataset"]))
+
+
+def _check_manifest(name: str) -> None:
+    if not _MANIFEST.fullmatch(name):
+        raise InputError("a manifest is named sha256:<64 hex digits>")
 
 
 def _check_versions(tx: sa.Connection, head: Mapping[str, object], versions: Sequence[int]) -> None:

@@ -8,8 +8,6 @@ inside the caller's transaction.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import sqlalchemy as sa
@@ -22,27 +20,9 @@ from strongroom.kms.owners import check_room
 from strongroom.kms.roots import RootKey
 from strongroom.kms.stores.sql import datasets, get_meta, held, key_versions, keys
 
-__all__ = ["KeyStore", "ReleasedKey"]
+__all__ = ["KeyStore"]
 
 KEY_BYTES = 32
-DEFAULT_WAIT = timedelta(days=7)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReleasedKey:
-    """A named key as a receiver gets it: every enabled version, the newest for writing.
-
-    Attributes:
-        name: The key's name.
-        owner: Whose it is.
-        current: The version for new writes.
-        versions: Enabled versions and their bytes.
-    """
-
-    name: str
-    owner: str
-    current: int
-    versions: Mapping[int, SecretBytes]
 
 
 class KeyStore:
@@ -172,8 +152,8 @@ class KeyStore:
             tx.execute(_at(sa.update(key_versions), row.owner, row.name, row.version).values(**values))
         return destroyed
 
-    def release(self, tx: sa.Connection, owner: str, name: str) -> ReleasedKey:
-        """Return the key's enabled versions, unwrapped.
+    def release(self, tx: sa.Connection, owner: str, name: str) -> dict[int, SecretBytes]:
+        """Return the key's enabled versions, unwrapped; new writes are under the highest.
 
         Only `broker` calls this.
 
@@ -183,8 +163,7 @@ class KeyStore:
         self.check_enabled(tx, owner, name)
         rows = tx.execute(_of(owner, name).where(key_versions.c.state == "enabled")).all()
         root = self._root_of(tx)
-        versions = {r.version: root.unwrap(r.wrapped, _context(owner, name, r.version)) for r in rows}
-        return ReleasedKey(name=name, owner=owner, current=max(versions), versions=versions)
+        return {r.version: root.unwrap(r.wrapped, _context(owner, name, r.version)) for r in rows}
 
     def check_enabled(self, tx: sa.Connection, owner: str, name: str) -> None:
         """Return only if the key has an enabled version: without one, its owner wants nobody to use it.

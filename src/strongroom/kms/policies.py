@@ -14,8 +14,9 @@ from datetime import datetime
 import sqlalchemy as sa
 
 from strongroom._encoding import canonical_json, parse_json
-from strongroom.attest.appraisal import Policy, check_pins_code, policy_from_json
+from strongroom.attest.appraisal import check_pins_code, policy_from_json
 from strongroom.attest.binding import MAX_JOB_BYTES
+from strongroom.attest.findings import Policy
 from strongroom.errors import InputError
 from strongroom.kms.owners import check_room
 from strongroom.kms.stores.sql import policies, requests

@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import TypeVar
 
 import msgspec
+import sqlalchemy as sa
 
 from strongroom import __version__
 from strongroom._encoding import b64u_decode, parse_bounded
@@ -104,30 +105,27 @@ class AdminAPI:
         self._reload_tls()
         return {"owner": owner, "name": body.name}
 
-    def list_owners(self, call: Call) -> dict[str, object]:
+    def list_owners(self, call: Call, tx: sa.Connection) -> dict[str, object]:
         """Return the registered owners."""
-        with self._service.store.transaction() as tx:
-            return {"owners": list_owners(tx)}
+        return {"owners": list_owners(tx)}
 
-    def revoke_owner(self, call: Call) -> dict[str, object]:
+    def revoke_owner(self, call: Call, tx: sa.Connection) -> dict[str, object]:
         """Let an owner in no more; jobs get no key of theirs from now on."""
         owner = call.path["owner"]
         if owner == self._service.admin:
             raise InputError("the owner who administers this service cannot be revoked")
-        with self._service.store.transaction() as tx:
-            name = revoke_owner(tx, owner)
-            record(self._service, tx, call, "revoke-owner", name, {"owner": owner})
+        name = revoke_owner(tx, owner)
+        record(self._service, tx, call, "revoke-owner", name, {"owner": owner})
         return {"owner": owner, "name": name}
 
-    def set_lease(self, call: Call) -> dict[str, object]:
+    def set_lease(self, call: Call, tx: sa.Connection) -> dict[str, object]:
         """Set the lease of guests that attest from now on."""
         body = body_of(call, messages.SetLease)
-        with self._service.store.transaction() as tx:
-            trust.set_lease(tx, body.lease_s)
-            record(self._service, tx, call, "set-lease", f"{body.lease_s} s")
+        trust.set_lease(tx, body.lease_s)
+        record(self._service, tx, call, "set-lease", f"{body.lease_s} s")
         return {"lease_s": body.lease_s}
 
-    def trust_root(self, call: Call) -> dict[str, object]:
+    def trust_root(self, call: Call, tx: sa.Connection) -> dict[str, object]:
         """Believe evidence under a maker's root."""
         body = body_of(call, messages.TrustRoot)
         if body.own_root == (body.fingerprint in MAKERS):
@@ -135,17 +133,15 @@ class AdminAPI:
         settings: dict[str, str] = {str(name): value for name, value in body.settings.items()}
         snp_rules(settings)
         anchor = {"kind": "hardware", "fingerprint": body.fingerprint, **settings}
-        with self._service.store.transaction() as tx:
-            trust.add_root(tx, anchor)
-            record(self._service, tx, call, "trust-root", body.fingerprint, dict(anchor))
+        trust.add_root(tx, anchor)
+        record(self._service, tx, call, "trust-root", body.fingerprint, dict(anchor))
         return {**anchor}
 
-    def distrust_root(self, call: Call) -> dict[str, object]:
+    def distrust_root(self, call: Call, tx: sa.Connection) -> dict[str, object]:
         """Believe nothing under a root any more; guests that attested under it have to attest again."""
         fingerprint = call.path["fingerprint"]
-        with self._service.store.transaction() as tx:
-            trust.take_root_back(tx, fingerprint)
-            record(self._service, tx, call, "distrust-root", fingerprint)
+        trust.take_root_back(tx, fingerprint)
+        record(self._service, tx, call, "distrust-root", fingerprint)
         return {"fingerprint": fingerprint}
 
     def rotate_root(self, call: Call) -> dict[str, object]:

@@ -67,8 +67,6 @@ def owner_app(service: TrustService, api: OwnerAPI) -> Starlette:
     """Return the owners' application."""
 
     def handler(route: messages.Route) -> _Handler:
-        operation = getattr(api, route.name)
-
         async def handle(request: Request) -> Response:
             owner = request.scope.get(PEER)
             if not isinstance(owner, str):
@@ -85,7 +83,7 @@ def owner_app(service: TrustService, api: OwnerAPI) -> Starlette:
                 api.check_admin(call)
             if not route.locked:
                 service.parts  # noqa: B018  # UNAVAILABLE while locked
-            result = await run_in_threadpool(operation, call)
+            result = await run_in_threadpool(api.perform, route.name, call)
             return _proven(service, request, await _with_head(service, request, JSONResponse(result)), owner)
 
         return handle

@@ -13,7 +13,7 @@ from datetime import date, datetime
 from strongroom.attest.endorsement_files import SOON_DAYS, ends, read_folder, stamp_of
 from strongroom.attest.endorsement_snp import AnyEndorsements
 from strongroom.attest.endorsements import TrustAnchor
-from strongroom.attest.verifiers import AnchoredVerifier
+from strongroom.attest.verifiers import Verifier
 from strongroom.attest.verifiers.choose import verifier_for
 from strongroom.errors import EndorsementError
 from strongroom.service import trust
@@ -33,9 +33,7 @@ class EndorsementFolder:
         self._known: tuple[object, _Known] = (None, ([], []))
         self._warned: date | None = None
 
-    def choices(
-        self, anchors: Sequence[Mapping[str, str]], now: datetime
-    ) -> list[tuple[AnchoredVerifier, AnyEndorsements]]:
+    def choices(self, anchors: Sequence[Mapping[str, str]], now: datetime) -> list[tuple[Verifier, AnyEndorsements]]:
         """Return a verifier with endorsements for each that may be used under `anchors`.
 
         Raises:

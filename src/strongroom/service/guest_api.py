@@ -34,6 +34,7 @@ from strongroom.errors import (
     UnattestedError,
     VerificationError,
 )
+from strongroom.kms.datasets import Step
 from strongroom.kms.job_document import KeyWanted
 from strongroom.kms.receivers import Guest
 from strongroom.kms.repeats import HourlyLimit
@@ -267,16 +268,10 @@ class GuestAPI:
         guest = self.guest(session, now=now)
         with self._noted("commit", now, DeniedError, VerificationError):
             said = _signed(guest, body)
+        step = Step(epoch=said.epoch, manifest=said.manifest, new_manifest=said.new_manifest, versions=said.versions)
+        inputs = {volume: {"epoch": read.epoch, "manifest": read.manifest} for volume, read in said.inputs.items()}
         head = self._service.parts.broker.commit(
-            guest,
-            said.dataset,
-            epoch=said.epoch,
-            manifest=said.manifest,
-            new_manifest=said.new_manifest,
-            versions=said.versions,
-            inputs={volume: {"epoch": read.epoch, "manifest": read.manifest} for volume, read in said.inputs.items()},
-            now=now,
-            uptime_s=self._uptime(),
+            guest, said.dataset, step, inputs=inputs, now=now, uptime_s=self._uptime()
         )
         if head is None:
             return {"held": True}

@@ -157,29 +157,29 @@ class SigningKeys(Answer):
 
 
 ROUTES = (
-    Route(method="POST", path="/kbs/v0/auth", name="kbs_auth", summary="Begin a session", body=AuthRequest),
-    Route(method="POST", path="/kbs/v0/attest", name="kbs_attest", summary="Show evidence", body=AttestRequest),
+    Route("POST", "/kbs/v0/auth", "kbs_auth", "Begin a session", AuthRequest),
+    Route("POST", "/kbs/v0/attest", "kbs_attest", "Show evidence", AttestRequest),
     Route(
-        method="GET",
-        path="/kbs/v0/resource/{repository}/{type}/{tag}",
-        name="kbs_resource",
-        summary="A key (type key), or the result of the same decision (type ear), of the owner `repository`",
+        "GET",
+        "/kbs/v0/resource/{repository}/{type}/{tag}",
+        "kbs_resource",
+        "A key (type key), or the result of the same decision (type ear), of the owner `repository`",
     ),
     Route(
-        method="POST",
-        path="/kbs/v0/strongroom/certificate",
-        name="kbs_certificate",
-        summary="A certificate for the guest's TLS key",
-        body=CertificateRequest,
+        "POST",
+        "/kbs/v0/strongroom/certificate",
+        "kbs_certificate",
+        "A certificate for the guest's TLS key",
+        CertificateRequest,
     ),
     Route(
-        method="POST",
-        path="/kbs/v0/strongroom/commit",
-        name="kbs_commit",
-        summary="Advance the head of a data set that the job writes",
-        body=SignedCommit,
+        "POST",
+        "/kbs/v0/strongroom/commit",
+        "kbs_commit",
+        "Advance the head of a data set that the job writes",
+        SignedCommit,
     ),
-    Route(method="GET", path="/.well-known/jwks.json", name="jwks", summary="The keys that sign attestation results"),
+    Route("GET", "/.well-known/jwks.json", "jwks", "The keys that sign attestation results"),
 )
 ANSWERS: dict[str, type[Answer]] = {
     "kbs_auth": Challenge, "kbs_attest": Token, "kbs_resource": FlattenedJWE, "kbs_certificate": Certificate,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 from typing import Protocol
 
 from strongroom._secret import SecretBytes
 from strongroom.attest.evidence import Evidence
 from strongroom.errors import EvidenceError, InputError
 
-__all__ = ["Attester", "carrying"]
+__all__ = ["Attester", "QuotingAttester"]
 
 
 class Attester(Protocol):
@@ -26,8 +26,8 @@ class Attester(Protocol):
 
         Raises:
             InputError: Not 64 bytes.
-            EvidenceError: The answer is not a quote, or carries other report data.
-            UnavailableError: The quoting service does not answer or refuses.
+            EvidenceError: The answer is not a quote or report, or carries other report data.
+            UnavailableError: Nobody quotes here, or whoever does refuses or does not answer.
         """
         ...
 
@@ -42,24 +42,29 @@ class Attester(Protocol):
         ...
 
 
-def carrying(report_data: bytes, ask: Callable[[], Evidence], who: str) -> Evidence:
-    """Return the evidence that `ask` gets, which carries exactly `report_data`.
+class QuotingAttester(ABC):
+    """An attester that asks for a quote or report, and hands on only one that carries what it asked for."""
 
-    Raises:
-        InputError: Not 64 bytes; nobody is asked.
-        EvidenceError: `who` answers with something that is no evidence, or carries other report data.
-    """
-    if len(report_data) != 64:
-        raise InputError(f"report data has 64 bytes, got {len(report_data)}")
-    evidence = ask()
-    if evidence.tee == "snp":
-        from strongroom.attest.snp import parse_report  # noqa: PLC0415  # elsewhere it costs a launch its time
+    who: str
+    """Answers, by the name that refusals say."""
 
-        what, carried = "report", parse_report(evidence.quote)["report_data"]
-    else:
-        from strongroom.attest.quote import parse_quote  # noqa: PLC0415  # a platform quotes meanwhile
+    def attest(self, report_data: bytes) -> Evidence:
+        """Return evidence that carries exactly `report_data`; raises as `Attester.attest` says."""
+        if len(report_data) != 64:
+            raise InputError(f"report data has 64 bytes, got {len(report_data)}")
+        evidence = self._ask(report_data)
+        if evidence.tee == "snp":
+            from strongroom.attest.snp import parse_report  # noqa: PLC0415  # elsewhere it costs a launch its time
 
-        what, carried = "quote", parse_quote(evidence.quote).report_data
-    if not hmac.compare_digest(carried, report_data):
-        raise EvidenceError(f"{who}: the {what} carries other report data")
-    return evidence
+            what, carried = "report", parse_report(evidence.quote)["report_data"]
+        else:
+            from strongroom.attest.quote import parse_quote  # noqa: PLC0415  # a platform quotes meanwhile
+
+            what, carried = "quote", parse_quote(evidence.quote).report_data
+        if not hmac.compare_digest(carried, report_data):
+            raise EvidenceError(f"{self.who}: the {what} carries other report data")
+        return evidence
+
+    @abstractmethod
+    def _ask(self, report_data: bytes) -> Evidence:
+        """Return what answers to `report_data`, unread."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from strongroom._secret import SecretBytes
-from strongroom.attest.attesters import carrying
+from strongroom.attest.attesters import QuotingAttester
 from strongroom.attest.evidence import MAX_EVIDENCE_BYTES, Evidence
 from strongroom.errors import UnavailableError
 
@@ -23,7 +23,7 @@ __all__ = ["GramineAttester"]
 _KEY_BYTES = 16
 
 
-class GramineAttester:
+class GramineAttester(QuotingAttester):
     """Gets DCAP quotes from Gramine; one request at a time.
 
     Args:
@@ -31,21 +31,12 @@ class GramineAttester:
     """
 
     tee = "sgx"
+    who = "gramine"
 
     def __init__(self, folder: Path = Path("/dev/attestation")) -> None:
         self._folder = folder
 
-    def attest(self, report_data: bytes) -> Evidence:
-        """Return evidence that carries `report_data`.
-
-        Raises:
-            InputError: Not 64 bytes.
-            EvidenceError: The answer is not a quote, or carries other report data.
-            UnavailableError: Gramine has no DCAP, or the host's quoting service does not answer.
-        """
-        return carrying(report_data, lambda: self._quote(report_data), "gramine")
-
-    def _quote(self, report_data: bytes) -> Evidence:
+    def _ask(self, report_data: bytes) -> Evidence:
         try:
             kind = (self._folder / "attestation_type").read_text().strip("\0\n ")
             if kind != "dcap":

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from strongroom._secret import SecretBytes
-from strongroom.attest.attesters import carrying
+from strongroom.attest.attesters import QuotingAttester
 from strongroom.attest.evidence import MAX_EVIDENCE_BYTES, Evidence
 from strongroom.attest.quote import trimmed
 from strongroom.errors import EvidenceError, UnavailableError
@@ -27,7 +27,7 @@ DEVICE = Path("/dev/sgx")
 _GET_SIZE, _GENERATE = 0x80047307, 0xC0187308  # _IOR('s', 7, uint32), _IOWR('s', 8, three pointers)
 
 
-class OcclumAttester:
+class OcclumAttester(QuotingAttester):
     """Gets DCAP quotes from Occlum; one request at a time.
 
     Args:
@@ -36,20 +36,11 @@ class OcclumAttester:
     """
 
     tee = "sgx"
+    who = "occlum"
 
     def __init__(self, device: Path = DEVICE, ioctl: Callable[[int, int, bytearray], object] = fcntl.ioctl) -> None:
         self._device = device
         self._ioctl = ioctl
-
-    def attest(self, report_data: bytes) -> Evidence:
-        """Return evidence that carries `report_data`.
-
-        Raises:
-            InputError: Not 64 bytes.
-            EvidenceError: The answer is not a quote, or carries other report data.
-            UnavailableError: Occlum has no DCAP, or the host's quoting service does not answer.
-        """
-        return carrying(report_data, lambda: Evidence(tee=self.tee, quote=trimmed(self._ask(report_data))), "occlum")
 
     def sealing_key(self) -> SecretBytes:
         """Refuse: a key for this measurement would be one for whatever files its host puts there (decisions/0018)."""
@@ -57,11 +48,11 @@ class OcclumAttester:
             "occlum: it has no sealing key for the files it runs", hint="root kind shares or passphrase"
         )
 
-    def _ask(self, report_data: bytes) -> bytes:
+    def _ask(self, report_data: bytes) -> Evidence:
         try:
             handle = os.open(self._device, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                return self._quote(handle, report_data)
+                return Evidence(tee=self.tee, quote=trimmed(self._quote(handle, report_data)))
             finally:
                 os.close(handle)
         except OSError as exc:

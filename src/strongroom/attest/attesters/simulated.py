@@ -13,7 +13,7 @@ import socket
 
 from strongroom._secret import SecretBytes
 from strongroom._unix import receive_exactly
-from strongroom.attest.attesters import carrying
+from strongroom.attest.attesters import QuotingAttester
 from strongroom.attest.evidence import MAX_EVIDENCE_BYTES, Evidence
 from strongroom.errors import EvidenceError, UnavailableError
 
@@ -22,30 +22,18 @@ __all__ = ["SimulatedAttester"]
 _KEY_BYTES = 32
 
 
-class SimulatedAttester:
+class SimulatedAttester(QuotingAttester):
     """Gets quotes from the simulated platform, or a confidential VM's process one; one request at a time.
 
     Attributes:
         tee: Whose evidence comes back.
     """
 
+    who = "simulated platform"
+
     def __init__(self, sock: socket.socket, tee: str = "sgx") -> None:
         self._sock = sock
         self.tee = tee
-
-    def attest(self, report_data: bytes) -> Evidence:
-        """Return evidence that carries `report_data`.
-
-        Raises:
-            InputError: Not 64 bytes.
-            EvidenceError: The answer is not a quote, or carries other report data.
-            UnavailableError: The platform does not answer or refuses.
-        """
-
-        def ask() -> Evidence:
-            return Evidence(tee=self.tee, quote=self._ask(b"quote" + report_data))
-
-        return carrying(report_data, ask, "simulated platform")
 
     def sealing_key(self) -> SecretBytes:
         """Return the platform's key for whoever it measured at the other end: 32 bytes.
@@ -54,12 +42,15 @@ class SimulatedAttester:
             EvidenceError: The answer has another size.
             UnavailableError: The platform does not answer or refuses.
         """
-        raw = self._ask(b"seal")
+        raw = self._exchange(b"seal")
         if len(raw) != _KEY_BYTES:
             raise EvidenceError(f"simulated platform: sealing key: expected {_KEY_BYTES} bytes, got {len(raw)}")
         return SecretBytes(raw)
 
-    def _ask(self, request: bytes) -> bytes:
+    def _ask(self, report_data: bytes) -> Evidence:
+        return Evidence(tee=self.tee, quote=self._exchange(b"quote" + report_data))
+
+    def _exchange(self, request: bytes) -> bytes:
         try:
             self._sock.sendall(len(request).to_bytes(4, "big") + request)
             import strongroom.attest.quote  # noqa: F401, PLC0415  # while the platform quotes

@@ -19,11 +19,12 @@ import fcntl
 import os
 import secrets
 import struct
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from strongroom._secret import SecretBytes
-from strongroom.attest.attesters import carrying
+from strongroom.attest.attesters import QuotingAttester
 from strongroom.attest.binding import config_id
 from strongroom.attest.evidence import MAX_EVIDENCE_BYTES, Evidence
 from strongroom.attest.quote import trimmed
@@ -43,13 +44,15 @@ _TRIES = 8
 _BUSY = {errno.EBUSY, errno.EAGAIN, errno.EINTR}
 
 
-class TsmAttester:
+class TsmAttester(QuotingAttester):
     """Gets quotes and reports from the kernel.
 
     Args:
         reports: Where configfs-tsm is.
         sev_guest: SEV-SNP's device.
     """
+
+    who = "configfs-tsm"
 
     def __init__(self, reports: Path = TSM_REPORTS, sev_guest: Path = SEV_GUEST) -> None:
         self._reports = reports
@@ -63,25 +66,11 @@ class TsmAttester:
             EvidenceError: A provider that is not known.
             UnavailableError: There is no configfs-tsm, or it refuses.
         """
-        self._check_there()
-        entry = self._reports / f"strongroom-{os.getpid()}-{secrets.token_hex(8)}"
         try:
-            entry.mkdir(mode=0o700)
-            provider = _read(entry / "provider")
-            entry.rmdir()
+            with self._entry() as entry:
+                return _tee(entry)
         except OSError as exc:
             raise UnavailableError(f"configfs-tsm refuses: {exc.strerror}") from exc
-        return _tee(provider.decode("ascii", "replace").strip())
-
-    def attest(self, report_data: bytes) -> Evidence:
-        """Return evidence that carries `report_data`.
-
-        Raises:
-            InputError: Not 64 bytes.
-            EvidenceError: The answer is not a quote or report, or carries other report data.
-            UnavailableError: There is no configfs-tsm, it refuses, or others keep writing to what is ours.
-        """
-        return carrying(report_data, lambda: self._ask(report_data), "configfs-tsm")
 
     def sealing_key(self) -> SecretBytes:
         """Return the chip's key for this launch digest and guest policy: 32 bytes.
@@ -106,15 +95,22 @@ class TsmAttester:
             raise UnavailableError(f"{self._sev_guest}: derived key: expected status 0, got {status.hex()}")
         return SecretBytes(key)
 
-    def _check_there(self) -> None:
+    @contextmanager
+    def _entry(self) -> Iterator[Path]:
         if not self._reports.is_dir():
             raise UnavailableError(
                 f"there is no {self._reports}",
                 hint="this takes a TDX or SEV-SNP guest with Linux 6.7 and configfs mounted at /sys/kernel/config",
             )
+        entry = self._reports / f"strongroom-{os.getpid()}-{secrets.token_hex(8)}"
+        entry.mkdir(mode=0o700)
+        try:
+            yield entry
+        finally:
+            with suppress(OSError):
+                entry.rmdir()
 
     def _ask(self, report_data: bytes) -> Evidence:
-        self._check_there()
         for _ in range(_TRIES):
             found = self._once(report_data)
             if found is not None:
@@ -122,27 +118,20 @@ class TsmAttester:
         raise UnavailableError(f"configfs-tsm: another writer interfered {_TRIES} times")
 
     def _once(self, report_data: bytes) -> Evidence | None:
-        entry = self._reports / f"strongroom-{os.getpid()}-{secrets.token_hex(8)}"
-        made = False
         try:
-            entry.mkdir(mode=0o700)
-            made = True
-            before = _number(entry / "generation")
-            _write(entry / "inblob", report_data)
-            raw = _read(entry / "outblob")
-            provider = _read(entry / "provider").decode("ascii", "replace").strip()
-            extra = _read(entry / "auxblob") if (entry / "auxblob").exists() else b""
-            if _number(entry / "generation") != before + 1:
-                return None
+            with self._entry() as entry:
+                before = _number(entry / "generation")
+                _write(entry / "inblob", report_data)
+                raw = _read(entry / "outblob")
+                tee = _tee(entry)
+                extra = _read(entry / "auxblob") if (entry / "auxblob").exists() else b""
+                if _number(entry / "generation") != before + 1:
+                    return None
         except OSError as exc:
             if exc.errno in _BUSY:
                 return None
             raise UnavailableError(f"configfs-tsm refuses: {exc.strerror}") from exc
-        finally:
-            if made:
-                with suppress(OSError):
-                    entry.rmdir()
-        return _evidence(provider, raw, extra)
+        return _evidence(tee, raw, extra)
 
 
 def bind_at_runtime(digest: bytes, registers: Path = TDX_REGISTERS) -> None:
@@ -162,8 +151,7 @@ def bind_at_runtime(digest: bytes, registers: Path = TDX_REGISTERS) -> None:
         ) from exc
 
 
-def _evidence(provider: str, raw: bytes, extra: bytes) -> Evidence:
-    tee = _tee(provider)
+def _evidence(tee: str, raw: bytes, extra: bytes) -> Evidence:
     if tee == "tdx":
         return Evidence(tee=tee, quote=trimmed(raw))  # quoting services pad
     report = parse_report(raw[:REPORT_BYTES])
@@ -173,7 +161,8 @@ def _evidence(provider: str, raw: bytes, extra: bytes) -> Evidence:
     return Evidence(tee=tee, quote=report.raw + table)
 
 
-def _tee(provider: str) -> str:
+def _tee(entry: Path) -> str:
+    provider = _read(entry / "provider").decode("ascii", "replace").strip()
     if provider not in _TEES:
         raise EvidenceError(f"configfs-tsm: expected provider {' or '.join(_TEES)}, got {provider!r:.40}")
     return _TEES[provider]

@@ -27,6 +27,7 @@ from strongroom.attest.endorsements import Endorsements, TrustAnchor
 from strongroom.attest.markers import SIMULATED_FMSPC, SIMULATED_NAME
 from strongroom.attest.simulated import der
 from strongroom.attest.simulated.collateral import PCESVN, TCB_SVN, collateral_documents
+from strongroom.crypto.x509 import key_usage
 from strongroom.errors import InputError
 
 __all__ = ["SimulatedPKI", "raw_signature"]
@@ -186,7 +187,7 @@ def _certify(
     ca_path: int | None = None,
     extra: Sequence[x509.ExtensionType] = (),
 ) -> x509.Certificate:
-    public = key.public_key()
+    public, ca = key.public_key(), ca_path is not None
     serial = int.from_bytes(labelled_hash("simulated/serial", [seed, common_name.encode()])[:16], "big") | 1
     points = x509.CRLDistributionPoints(
         [x509.DistributionPoint([x509.UniformResourceIdentifier(_CRL_URL)], None, None, None)]
@@ -199,8 +200,8 @@ def _certify(
         .serial_number(serial)
         .not_valid_before(_NOT_BEFORE)
         .not_valid_after(_NOT_AFTER)
-        .add_extension(x509.BasicConstraints(ca=ca_path is not None, path_length=ca_path), critical=True)
-        .add_extension(_usage(ca=ca_path is not None), critical=True)
+        .add_extension(x509.BasicConstraints(ca=ca, path_length=ca_path), critical=True)
+        .add_extension(key_usage(signs=not ca, commits=not ca, ca=ca), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False)
         .add_extension(points, critical=False)
@@ -208,20 +209,6 @@ def _certify(
     for extension in extra:
         builder = builder.add_extension(extension, critical=False)
     return builder.sign(issuer_key, hashes.SHA256(), ecdsa_deterministic=True)
-
-
-def _usage(*, ca: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not ca,
-        content_commitment=not ca,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=ca,
-        crl_sign=ca,
-        encipher_only=False,
-        decipher_only=False,
-    )
 
 
 def _sgx_extension(seed: bytes) -> x509.UnrecognizedExtension:

@@ -31,7 +31,7 @@ from typing import NoReturn
 
 from strongroom._encoding import canonical_json, parse_json
 from strongroom._seccomp import filter_program
-from strongroom._unix import flush_folder
+from strongroom._unix import flush_folder, receive_exactly, write_new
 from strongroom.attest.simulated.measure import measure_mounts
 from strongroom.errors import InputError, IntegrityError, StrongroomError, UnavailableError
 
@@ -199,16 +199,12 @@ def load_seed(path: Path) -> bytes:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         beside = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
-        handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(os.urandom(_SEED_BYTES))
-                file.flush()
-                os.fsync(file.fileno())
+            write_new(beside, os.urandom(_SEED_BYTES), 0o600)
             with contextlib.suppress(FileExistsError):  # whoever was first made the seed, and made it whole
                 os.link(beside, path)
         finally:
-            beside.unlink()
+            beside.unlink(missing_ok=True)
         flush_folder(path.parent)
     seed = path.read_bytes()
     if len(seed) != _SEED_BYTES:
@@ -411,25 +407,10 @@ def _out_of_the_way(sock: socket.socket) -> socket.socket:
 def receive(sock: socket.socket) -> bytes | None:
     """Return the next message, None at the end."""
     try:
-        head = _exactly(sock, 4)
-    except ConnectionResetError:  # whoever was to read what was sent has ended
+        size = int.from_bytes(receive_exactly(sock, 4), "big")
+        return receive_exactly(sock, size) if size <= _MAX_MESSAGE else None
+    except ConnectionResetError:  # also where whoever was to read what was sent has ended
         return None
-    if head is None:
-        return None
-    (size,) = struct.unpack(">I", head)
-    if size > _MAX_MESSAGE:
-        return None
-    return _exactly(sock, size)
-
-
-def _exactly(sock: socket.socket, size: int) -> bytes | None:
-    parts = bytearray()
-    while len(parts) < size:
-        part = sock.recv(min(size - len(parts), 1 << 16))
-        if not part:
-            return None
-        parts += part
-    return bytes(parts)
 
 
 def quoted(message: bytes, quote: Callable[[bytes], bytes]) -> bytes:

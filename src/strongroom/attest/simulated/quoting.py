@@ -75,9 +75,7 @@ class SimulatedQuotingEnclave:
             isv_svn=isv_svn,
             report_data=report_data,
         )
-        signed = _header(3, 0x00) + body
-        auth = raw_signature(self._pki.attestation_key, signed) + self._attestation_point + self._qe_certification
-        return signed + len(auth).to_bytes(4, "little") + auth
+        return self._signed(_header(3, 0x00) + body)
 
     def quote_tdx(
         self,
@@ -108,14 +106,11 @@ class SimulatedQuotingEnclave:
         registers = (measurement, config_id, owner, bytes(48), *rtmrs)
         body = b"".join(parts) + b"".join(_sized("register", r, 48) for r in registers)
         signed = _header(4, 0x81) + body + _sized("report data", report_data, 64)
-        nested = self._qe_certification
-        auth = (
-            raw_signature(self._pki.attestation_key, signed)
-            + self._attestation_point
-            + (6).to_bytes(2, "little")
-            + len(nested).to_bytes(4, "little")
-            + nested
-        )
+        return self._signed(signed, (6).to_bytes(2, "little") + len(self._qe_certification).to_bytes(4, "little"))
+
+    def _signed(self, signed: bytes, before_certification: bytes = b"") -> bytes:
+        signature = raw_signature(self._pki.attestation_key, signed)
+        auth = signature + self._attestation_point + before_certification + self._qe_certification
         return signed + len(auth).to_bytes(4, "little") + auth
 
     @cached_property

@@ -18,13 +18,18 @@ from strongroom.attest.verifiers.newest import newest
 from strongroom.attest.verifiers.snp import covers
 from strongroom.errors import EndorsementError, VerificationError
 
-__all__ = ["AnchoredVerifier", "Verifier", "verify_any"]
+__all__ = ["Verifier", "verify_any"]
 
 _STRANGE = "the root is no maker's, and not trusted here; a SIMULATED platform's is trusted in its own workspace"
 
 
 class Verifier(Protocol):
-    """Turns evidence into claims, or raises."""
+    """Turns evidence into claims under one root, or raises."""
+
+    @property
+    def anchor(self) -> TrustAnchor:
+        """The root."""
+        ...
 
     def verify(self, evidence: Evidence, endorsements: AnyEndorsements, *, now: datetime) -> Claims:
         """Return the claims proven by the hardware signature on `evidence`.
@@ -37,18 +42,7 @@ class Verifier(Protocol):
         ...
 
 
-class AnchoredVerifier(Verifier, Protocol):
-    """A verifier that trusts one root."""
-
-    @property
-    def anchor(self) -> TrustAnchor:
-        """The root."""
-        ...
-
-
-def verify_any(
-    evidence: Evidence, choices: Sequence[tuple[AnchoredVerifier, AnyEndorsements]], *, now: datetime
-) -> Claims:
+def verify_any(evidence: Evidence, choices: Sequence[tuple[Verifier, AnyEndorsements]], *, now: datetime) -> Claims:
     """Return the claims of `evidence` under the one choice whose root the quote names.
 
     The quote only selects; the selected verifier then proves the chain up to its own root. Several endorsements under
@@ -79,9 +73,7 @@ def verify_any(
     return verifier.verify(evidence, endorsements, now=now)
 
 
-def _verify_snp(
-    evidence: Evidence, choices: Sequence[tuple[AnchoredVerifier, AnyEndorsements]], now: datetime
-) -> Claims:
+def _verify_snp(evidence: Evidence, choices: Sequence[tuple[Verifier, AnyEndorsements]], now: datetime) -> Claims:
     lines = [(v, e) for v, e in choices if isinstance(e, SNPEndorsements)]
     if not lines:
         raise VerificationError("root: expected one of none, got AMD's", hint=_missing("AMD"))

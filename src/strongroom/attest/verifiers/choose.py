@@ -9,7 +9,7 @@ from strongroom.attest.endorsement_snp import AnyEndorsements, SNPEndorsements
 from strongroom.attest.endorsements import TrustAnchor
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.snp import TCB, parse_report
-from strongroom.attest.verifiers import AnchoredVerifier
+from strongroom.attest.verifiers import Verifier
 from strongroom.attest.verifiers.chip_keys import key_of, provider_of
 from strongroom.attest.verifiers.dcap import DCAPVerifier
 from strongroom.attest.verifiers.snp import SNPRules, SNPVerifier
@@ -20,7 +20,7 @@ __all__ = ["asking_nothing", "snp_rules", "tcb_floors", "verifier_for"]
 _PROCESSOR = re.compile(r"unnamed|[0-9a-f]{2}-[0-9a-f]{2}-[0-9a-f]{1,2}")
 
 
-def verifier_for(anchor: TrustAnchor, endorsements: AnyEndorsements, settings: Mapping[str, str]) -> AnchoredVerifier:
+def verifier_for(anchor: TrustAnchor, endorsements: AnyEndorsements, settings: Mapping[str, str]) -> Verifier:
     """Return the verifier of `endorsements` under `anchor`.
 
     Args:
@@ -36,7 +36,7 @@ def verifier_for(anchor: TrustAnchor, endorsements: AnyEndorsements, settings: M
     return DCAPVerifier(anchor)
 
 
-def asking_nothing(anchor: TrustAnchor, endorsements: AnyEndorsements, evidence: Evidence) -> AnchoredVerifier:
+def asking_nothing(anchor: TrustAnchor, endorsements: AnyEndorsements, evidence: Evidence) -> Verifier:
     """Return the verifier of `endorsements` that proves what `evidence` says, and asks nothing that an owner could.
 
     A report's versions have no floor under it, so its status is no verdict on them. Only for explaining.

@@ -5,11 +5,11 @@ The embedded default, so that a restart needs nobody. It does not protect agains
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from strongroom._secret import SecretBytes
+from strongroom._unix import write_new
 from strongroom.errors import InputError, IntegrityError
 from strongroom.kms.roots import ROOT_BYTES, RootKind
 
@@ -27,11 +27,8 @@ class KeyfileRoot(RootKind):
         """Write the secret to `path`, readable by its owner only."""
         if options:
             raise InputError(f"root kind keyfile takes no options, got {sorted(options)}")
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "wb") as file, secret as raw:
-            file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())
+        with secret as raw:
+            write_new(path, raw, 0o600)
         return {"kind": "keyfile"}, []
 
     def unlock(self, descriptor: Mapping[str, object], path: Path, credentials: Sequence[str]) -> SecretBytes:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from strongroom._encoding import parse_json
 from strongroom._secret import SecretBytes
-from strongroom._unix import flush_folder
+from strongroom._unix import flush_folder, write_new
 from strongroom.attest.attesters import Attester
 from strongroom.errors import InputError, IntegrityError
 from strongroom.kms.roots import ROOT_BYTES, AESRootKey, RootKind, root_id
@@ -51,11 +50,7 @@ class RootFolder:
         name = root_id(secret)
         descriptor, handout = self._kinds[kind].create(secret, self._key_path(name), options)
         raw = json.dumps({**descriptor, "id": name}, sort_keys=True).encode()
-        handle = os.open(self._descriptor_path(name), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "wb") as file:
-            file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())
+        write_new(self._descriptor_path(name), raw, 0o600)
         flush_folder(self.folder)  # the names too: the database will soon need nothing else
         return AESRootKey(secret, kind), handout
 

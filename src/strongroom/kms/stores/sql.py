@@ -13,7 +13,6 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
 
 import sqlalchemy as sa
 
@@ -23,7 +22,6 @@ from strongroom.kms.stores.mirror import Mirror, damaged
 
 __all__ = [
     "SQLStore",
-    "Store",
     "audit",
     "audit_head",
     "datasets",
@@ -157,13 +155,6 @@ _OPEN = {
     ),
 }
 """Tables that are on the disk alone; all others are authentic."""
-
-
-class Store(Protocol):
-    """The seam: whoever keeps the state runs whole transactions or none."""
-
-    def transaction(self) -> object:
-        """Return a context manager whose block is one transaction."""
 
 
 class SQLStore:
