@@ -1,4 +1,4 @@
-"""One sealed file: seal it whole, open it whole, or hand out a reader.
+"""One sealed file: seal it whole, or hand out a reader.
 
 Trusts the key ring and what the caller expects; the file and its header are claims to check against both. Follows
 docs/formats/sealed-file.md §4.
@@ -6,35 +6,22 @@ docs/formats/sealed-file.md §4.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from strongroom.crypto.header import HEADER_BYTES, ID_BYTES, PREFIX_BYTES, FileHeader, refusal
 from strongroom.crypto.keys import KeyRing
-from strongroom.crypto.stream import (
-    SALT_BYTES,
-    RawSource,
-    RawTarget,
-    Reader,
-    Writer,
-    new_prefix,
-    open_prefix,
-    write_all,
-)
-from strongroom.errors import InputError, IntegrityError, StrongroomError
-from strongroom.storage.places import LocalPlace, Location, Place, place
+from strongroom.crypto.stream import SALT_BYTES, RawSource, RawTarget, Reader, Writer, new_prefix, open_prefix
+from strongroom.errors import IntegrityError, StrongroomError
 
 __all__ = [
     "Expected",
     "OnBytes",
     "Opened",
     "SealedEntry",
-    "open_file",
     "open_sealed",
     "read_prefix",
-    "seal_file",
     "seal_stream",
     "sealed_by",
 ]
@@ -171,51 +158,3 @@ def seal_stream(
     with Writer(out, prefix, secret) as writer:
         writer.copy_from(raw, on_bytes)
     return SealedEntry(size=writer.size, salt=prefix[HEADER_BYTES : HEADER_BYTES + SALT_BYTES], key_version=version)
-
-
-def _one_file(location: Location) -> tuple[Place, str]:
-    text = os.fspath(location).rstrip("/")
-    folder, slash, name = text.rpartition("/")
-    if not name:
-        raise InputError(f"{text or '/'} is a folder", hint="name a file")
-    if folder.endswith(":/"):  # memory://orders.csv
-        folder += "/"
-    return place(folder or ("/" if slash else "."), single=False), name
-
-
-def seal_file(
-    source: Location, target: Location, ring: KeyRing, *, dataset_id: bytes, run_id: bytes = bytes(ID_BYTES)
-) -> SealedEntry:
-    """Seal one file; `target` appears whole, on disk, or not at all.
-
-    Raises:
-        InputError: A path is missing, not permitted, or not a regular file.
-        UnavailableError: No space is left, or the disk fails.
-    """
-    (here, name), (there, sealed_name) = _one_file(source), _one_file(target)
-    _tidy_folder(there)
-    with here.read(name) as raw, there.create(sealed_name) as out:
-        entry = seal_stream(raw, out, ring, dataset_id=dataset_id, run_id=run_id)
-    there.settle()
-    return entry
-
-
-def open_file(source: Location, target: Location, ring: KeyRing, *, expect: Expected) -> SealedEntry:
-    """Open one sealed file; `target` appears only after every chunk has been verified.
-
-    Raises:
-        IntegrityError: The file is not whole, not genuine, or not what `expect` names.
-    """
-    (here, name), (there, plain_name) = _one_file(source), _one_file(target)
-    _tidy_folder(there)
-    with here.read(name) as raw, sealed_by(os.fspath(source)):
-        opened = open_sealed(raw, ring, expect)
-        with there.create(plain_name) as out:
-            opened.reader.copy_to(lambda view: write_all(out, view))
-    there.settle()
-    return opened.entry
-
-
-def _tidy_folder(folder: Place) -> None:
-    if isinstance(folder, LocalPlace):
-        folder.tidy(deep=False)

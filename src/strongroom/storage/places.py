@@ -177,10 +177,10 @@ class LocalPlace:
             if self._only:
                 yield self._describe(self._only, os.lstat(self.root / self._only))
                 return
-            yield from self._walk("", skip_hidden=True)
+            yield from self._walk(skip_hidden=True)
 
-    def _walk(self, folder: str, *, skip_hidden: bool) -> Iterator[FileStat]:
-        waiting = [folder]
+    def _walk(self, *, skip_hidden: bool) -> Iterator[FileStat]:
+        waiting = [""]
         while waiting:
             at = waiting.pop()
             with os.scandir(self.root / at) as entries:
@@ -282,14 +282,13 @@ class LocalPlace:
         except OSError as exc:
             raise _os_error(exc, self._name(folder)) from exc
 
-    def tidy(self, *, deep: bool = True) -> int:
+    def tidy(self) -> int:
         """Remove temporary files whose writer is gone and return how many that was."""
         if self._only or not self.root.is_dir():
             return 0
         with wrapped_os_errors(self.url):
-            names = [f.path for f in self._walk("", skip_hidden=False)] if deep else os.listdir(self.root)
-            found = [name for name in names if Path(name).name.startswith(TEMPORARY)]
-            return sum(remove_leftover(self.root / path) for path in found)
+            paths = [self.root / found.path for found in self._walk(skip_hidden=False)]
+            return sum(remove_leftover(path) for path in paths if path.name.startswith(TEMPORARY))
 
     def settle(self) -> None:
         """Flush the folders that received files."""
