@@ -18,7 +18,7 @@ from strongroom._encoding import canonical_json, parse_json
 from strongroom.crypto.keys import KeyRing
 from strongroom.crypto.stream import SALT_BYTES
 from strongroom.errors import InputError, IntegrityError
-from strongroom.storage.files import Expected, open_sealed, seal_stream, sealed_by
+from strongroom.storage.files import Expected, SealedEntry, open_sealed, seal_stream, sealed_by
 from strongroom.storage.info import FORMAT, DatasetInfo, check_dataset_id, read_info, read_whole, write_info
 from strongroom.storage.places import DATASET_FOLDER, TEMPORARY, Location, Place, place
 
@@ -127,6 +127,11 @@ class ManifestEntry:
     size: int
     salt: bytes
     key_version: int
+
+    @classmethod
+    def of(cls, path: str, entry: SealedEntry) -> ManifestEntry:
+        """Return the entry of a sealed file at `path`."""
+        return cls(path=path, size=entry.size, salt=entry.salt, key_version=entry.key_version)
 
     def __post_init__(self) -> None:
         check_path(self.path)

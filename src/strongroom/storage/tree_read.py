@@ -13,7 +13,6 @@ from strongroom.storage.leftovers import check_settled
 from strongroom.storage.places import Location, place
 from strongroom.storage.pool import run_tasks
 from strongroom.storage.tree_run import (
-    OWNER_RUN,
     OnProgress,
     Run,
     TreeResult,
@@ -65,7 +64,7 @@ def open_tree(
             )
         kind: Kind = "open" if existing is None else "compare"
         tasks += reading_tasks(kind, Manifest(dataset=head.dataset, entries=(entry,)))
-    setting = Setting(source=here, target=there, ring=ring, dataset_id=head.dataset_id, run_id=OWNER_RUN)
+    setting = Setting(source=here, target=there, ring=ring, dataset_id=head.dataset_id)
     run = Run(tasks, progress, on_done=lambda done: there.touched(done.task.path) if done.task.kind == "open" else None)
     run_tasks(tasks, setting, run, versions=versions_of(manifest), workers=workers)
     there.settle()
@@ -94,7 +93,7 @@ def verify_tree(
     problems = listing_problems(here, manifest)
     known_bad = {problem.details["path"] for problem in problems}
     tasks = [task for task in reading_tasks("verify", manifest) if task.path not in known_bad]
-    setting = Setting(source=here, target=here, ring=ring, dataset_id=head.dataset_id, run_id=OWNER_RUN)
+    setting = Setting(source=here, target=here, ring=ring, dataset_id=head.dataset_id)
     run = Run(tasks, progress, first_error_ends=False)
     run_tasks(tasks, setting, run, versions=versions_of(manifest), workers=workers)
     refuse(problems + run.problems)

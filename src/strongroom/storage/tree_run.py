@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from strongroom.crypto.header import ID_BYTES
 from strongroom.crypto.stream import sealed_size
 from strongroom.errors import InputError, IntegrityError, StrongroomError
 from strongroom.storage.dataset import Head, Manifest, tampered
@@ -15,7 +14,6 @@ from strongroom.storage.pool import Done, Event, Failed, Moved
 from strongroom.storage.worker import Kind, Task
 
 __all__ = [
-    "OWNER_RUN",
     "OnProgress",
     "Progress",
     "Run",
@@ -29,7 +27,6 @@ __all__ = [
     "versions_of",
 ]
 
-OWNER_RUN = bytes(ID_BYTES)
 _SHOWN = 20
 _PUT_BACK = "put the files back from a copy; to go on with an older copy of all: `strongroom data accept-epoch`"
 
