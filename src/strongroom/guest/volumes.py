@@ -84,10 +84,10 @@ class SealedVolume:
         self.folder = folder
         self.mode = mode
         self._ring = ring
-        self._head = self._released = head
+        self._head = self.released = head
         self._run_id = run_id
         self._committed = load_manifest(str(folder), head, ring)
-        self._undecided = False  # a commit was sent and not answered
+        self.undecided = False  # a commit was sent and not answered
         self._lock = threading.RLock()
         self._take_committed()
 
@@ -106,14 +106,9 @@ class SealedVolume:
             return sorted((path, file.size) for path, file in self._files.items())
 
     @property
-    def released(self) -> Head:
-        """The head that this run began with."""
-        return self._released
-
-    @property
     def committed(self) -> Head | None:
         """The head that this run committed last; None if it committed nothing."""
-        return self._head if self._head != self._released else None
+        return self._head if self._head != self.released else None
 
     def holds(self, path: str) -> bool:
         """Return whether there is a readable file at `path`."""
@@ -314,9 +309,9 @@ class SealedVolume:
             manifest = Manifest(dataset=self._head.dataset, entries=entries)
             digest = write_manifest(str(self.folder), manifest, self._ring, self._run_id)
             versions = sorted({e.key_version for e in entries} | {self._ring.current()[0]})
-            self._undecided = True
+            self.undecided = True
             head = session.commit(self._head.owner, self._head, digest, versions)
-            self._undecided = False
+            self.undecided = False
             if head is None:
                 self.held, self._changed = True, False
                 if running:  # approval was asked for after it began
@@ -358,7 +353,7 @@ class SealedVolume:
             try:
                 yield
             finally:
-                if self._undecided:  # the next run looks which head there is
+                if self.undecided:  # the next run looks which head there is
                     _log.warning("volume=%s the commit was not answered: left as it is", self.name)
                 elif self.held:
                     _log.info("volume=%s waits for its owner: left as it is", self.name)
@@ -366,11 +361,6 @@ class SealedVolume:
                     _log.info("volume=%s not committed: %s", self.name, self._restore(place))
                 else:
                     leftovers.end_changes(place)
-
-    @property
-    def undecided(self) -> bool:
-        """Whether a commit was sent that nobody answered."""
-        return self._undecided
 
     def _restore(self, place: LocalPlace) -> str:
         done = leftovers.restore(place, self._committed)
