@@ -15,6 +15,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from types import MappingProxyType
@@ -30,6 +31,7 @@ __all__ = [
     "GLIBC",
     "GUEST_CODE",
     "SERVICE_CODE",
+    "HardwareEnclave",
     "Needs",
     "begin_bundle",
     "check_job",
@@ -66,6 +68,19 @@ Source: Gramine, subprojects/packagefiles/glibc-2.40/meson.build.
 """
 _FORKING = {"multiprocessing", "subprocess", "concurrent", "joblib", "torch.multiprocessing"}
 _TESTING_EXTRA = re.compile(r"(all|test|tests|testing|dev|doc|docs|lint)([_-].*)?")
+
+
+@dataclass(frozen=True, slots=True)
+class HardwareEnclave:
+    """What builds bundles for a kind of hardware enclave has.
+
+    Attributes:
+        runtimes: Where runtimes come from.
+        identity_pem: The trust service's identity certificate; the guest checks it against the measured SPKI id.
+    """
+
+    runtimes: Runtimes
+    identity_pem: str
 
 
 def begin_bundle(
