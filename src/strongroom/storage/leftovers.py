@@ -78,16 +78,14 @@ def forget(place: LocalPlace, manifest: Manifest) -> None:
             place.remove(f"{KEPT_FOLDER}/{name}")
 
 
-def end_changes(place: LocalPlace) -> int:
-    """Forget what was kept, after a commit; return how many files that was."""
+def end_changes(place: LocalPlace) -> None:
+    """Forget what was kept, after a commit."""
     kept = place.root / KEPT_FOLDER
     with wrapped_os_errors(place.url):
-        names = os.listdir(kept) if kept.is_dir() else []
-        for name in names:
-            (kept / name).unlink()
         if kept.is_dir():
+            for name in os.listdir(kept):
+                (kept / name).unlink()
             kept.rmdir()
-    return len(names)
 
 
 def restore(place: LocalPlace, manifest: Manifest) -> Restored:
