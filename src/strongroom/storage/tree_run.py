@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from strongroom.crypto.stream import sealed_size
 from strongroom.errors import InputError, IntegrityError, StrongroomError
-from strongroom.storage.dataset import Head, Manifest, tampered
+from strongroom.storage.dataset import Head, Manifest, ManifestEntry, tampered
 from strongroom.storage.places import LocalPlace, Place
 from strongroom.storage.pool import Done, Event, Failed, Moved
 from strongroom.storage.worker import Kind, Task
@@ -21,7 +21,7 @@ __all__ = [
     "check_apart",
     "listed",
     "listing_problems",
-    "reading_tasks",
+    "reading_task",
     "refuse",
     "result",
     "versions_of",
@@ -167,9 +167,9 @@ def refuse(problems: Sequence[StrongroomError]) -> None:
     raise IntegrityError(said, hint=hint, details={"problems": found})
 
 
-def reading_tasks(kind: Kind, manifest: Manifest) -> list[Task]:
-    """Return a task for every file of `manifest`."""
-    return [Task(kind=kind, path=e.path, size=e.size, salt=e.salt.hex()) for e in manifest.entries]
+def reading_task(kind: Kind, entry: ManifestEntry) -> Task:
+    """Return what is to be done with the file that `entry` lists."""
+    return Task(kind=kind, path=entry.path, size=entry.size, salt=entry.salt.hex())
 
 
 def versions_of(manifest: Manifest) -> set[int]:

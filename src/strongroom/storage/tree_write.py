@@ -44,7 +44,7 @@ from strongroom.storage.tree_run import (
     check_apart,
     listed,
     listing_problems,
-    reading_tasks,
+    reading_task,
     refuse,
     result,
     versions_of,
@@ -278,11 +278,9 @@ def reseal_tree(
         present = _resealed_before(old, setting, journal)
         refuse(listing_problems(at, present))
         version = ring.current()[0]
-        stale = Manifest(
-            dataset=info.dataset, entries=tuple(entry for entry in present.entries if entry.key_version != version)
-        )
+        stale = [entry for entry in present.entries if entry.key_version != version]
         salts = {entry.path: entry.salt.hex() for entry in old.entries}
-        tasks = [replace(task, committed=salts[task.path]) for task in reading_tasks("reseal", stale)]
+        tasks = [replace(reading_task("reseal", entry), committed=salts[entry.path]) for entry in stale]
         sealed = _run_writing(
             tasks, setting, journal, progress=progress, workers=workers, hold=hold, versions=versions_of(present)
         )
