@@ -12,7 +12,6 @@ import json
 import os
 import re
 import shutil
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from strongroom.errors import InputError
 from strongroom.jobs.enclaves.size import Needs, loaded_mb, needs
 from strongroom.jobs.environments import plain_name
 from strongroom.jobs.plan import LaunchPlan
+from strongroom.jobs.runtime_env import PYTHON
 from strongroom.jobs.runtimes import Runtimes
 from strongroom.jobs.spec import JobSpec, doors
 
@@ -52,7 +52,7 @@ _SERVICE_PACKAGES = {
     "cryptography", "dcap_qvl", "httptools", "msgspec", "shamir_mnemonic", "sqlalchemy", "starlette", "uvicorn"
 }  # fmt: skip
 JOB_FOLDER = "/strongroom/job"
-_SITE = f"/opt/env/lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
+_SITE = f"/opt/env/lib/{PYTHON}/site-packages"
 SERVICE_CODE = (
     f"import sys; sys.path += ['/opt/strongroom', '{_SITE}']; "
     "from strongroom.service.main import main; sys.exit(main())"

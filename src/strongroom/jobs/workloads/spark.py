@@ -7,20 +7,19 @@ enclave memory, everything else is read-only. Settings that would take data arou
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from strongroom.errors import InputError
 from strongroom.jobs.plan import Command, Worker
+from strongroom.jobs.runtime_env import PYTHON
 from strongroom.jobs.spec import JobSpec
 from strongroom.jobs.workloads.python import FIXED_ENVIRONMENT, JOB_INTERFACE, LIBRARY, LOADERS
 
 __all__ = ["AGENT_SOCKET", "PROTECTION", "SparkWorkload"]
 
 AGENT_SOCKET = "/run/strongroom/agent.sock"
-_PACKAGES = f"/opt/env/lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
-_SPARK_HOME = f"{_PACKAGES}/pyspark"
+_SPARK_HOME = f"/opt/env/lib/{PYTHON}/site-packages/pyspark"
 _JAR = "/opt/strongroom/strongroom-spark.jar"
 _CONF = "/opt/strongroom/conf"
 _CLASS_PATH = f"{_CONF}:{_JAR}:{_SPARK_HOME}/jars/*"
