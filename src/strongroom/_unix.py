@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import io
 import logging
 import os
@@ -15,7 +16,7 @@ from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from strongroom.errors import InputError
+from strongroom.errors import InputError, UnavailableError
 
 __all__ = [
     "WrittenEarly",
@@ -23,6 +24,7 @@ __all__ = [
     "flush_files",
     "flush_folder",
     "listen_unix",
+    "lock_alone",
     "protect_process",
     "read_text",
     "receive_exactly",
@@ -36,6 +38,7 @@ _log = logging.getLogger(__name__)
 _libc = ctypes.CDLL(None, use_errno=True)
 _PR_SET_DUMPABLE = 4
 _ACCEPT_AGAIN_S = 0.1
+_LOCK_AGAIN_S = 0.02
 _FLUSHED_AT_A_TIME = 8
 _EARLY_BYTES, _SYNC_FILE_RANGE_WRITE = 8 << 20, 2
 
@@ -102,6 +105,25 @@ def receive_exactly(sock: socket.socket, size: int) -> bytes:
             raise ConnectionResetError(errno.ECONNRESET, "the other end was closed")
         parts += part
     return bytes(parts)
+
+
+def lock_alone(handle: int, what: str, wait_s: float) -> None:
+    """Hold the lock on an open file or folder alone, until `handle` and every copy of it are closed.
+
+    Raises:
+        UnavailableError: Another run is writing to `what` for longer than `wait_s`.
+    """
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError as exc:
+            if time.monotonic() > deadline:
+                raise UnavailableError(
+                    f"another run is writing to {what}", hint="wait until it is done and try again"
+                ) from exc
+            time.sleep(_LOCK_AGAIN_S)
 
 
 def flush_folder(folder: Path) -> None:

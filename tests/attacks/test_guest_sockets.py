@@ -19,7 +19,7 @@ from strongroom.errors import UnavailableError
 from strongroom.guest import cvm
 from strongroom.guest.agent import KeyAgent
 from strongroom.guest.column_keys import ColumnKeys
-from strongroom.guest.relay import RelayAgent
+from strongroom.guest.relay import start_relay
 
 ANSWER = (4).to_bytes(4, "big") + b"said"
 
@@ -53,7 +53,7 @@ def relay(path: Path) -> None:
         held.append(far)
         return near
 
-    RelayAgent(connect).start(str(path))
+    start_relay(str(path), connect)
 
 
 def passed_on(path: Path) -> None:

@@ -16,7 +16,7 @@ from strongroom._secret import SecretBytes
 from strongroom.crypto.keys import StaticKeyRing
 from strongroom.errors import InputError, IntegrityError, UnavailableError
 from strongroom.storage.dataset import DatasetInfo, Head, Manifest, ManifestEntry, write_info, write_manifest
-from strongroom.storage.files import seal_file
+from strongroom.storage.files import seal_stream
 from strongroom.storage.trees import open_tree, reseal_tree, seal_tree, verify_tree
 
 KEY = SecretBytes(b"1" * 32)
@@ -97,7 +97,8 @@ def test_T21_dropped_file(sealed: Path, heads: Heads) -> None:
 
 
 def test_T22_added_file(sealed: Path, heads: Heads) -> None:
-    seal_file(sealed.parent / "in/a.csv", sealed / "extra.csv", RING, dataset_id=INFO.dataset_id)
+    with open(sealed.parent / "in/a.csv", "rb", 0) as raw, open(sealed / "extra.csv", "wb", 0) as out:
+        seal_stream(raw, out, RING, dataset_id=INFO.dataset_id)
     refuses(sealed, heads.head, "extra.csv", "added")
 
 

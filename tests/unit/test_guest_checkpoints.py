@@ -47,7 +47,7 @@ def staged(tmp_path: Path) -> StagedVolume:
 
 
 def work(staged: StagedVolume) -> Path:
-    return staged._place
+    return staged.place
 
 
 def held(staged: StagedVolume, session: Session) -> dict[str, bytes]:

@@ -15,7 +15,6 @@ from strongroom.storage.dataset import (
     Head,
     Manifest,
     ManifestEntry,
-    check_entry,
     check_path,
     load_manifest,
     read_info,
@@ -157,20 +156,3 @@ def test_manifest_that_is_not_the_heads(tmp_path: Path) -> None:
     path.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
     with pytest.raises(IntegrityError, match="altered"):
         load_manifest(tmp_path, head(name), RING)
-
-
-@pytest.mark.parametrize(
-    ("path", "salt", "size", "kind"),
-    [
-        ("b.csv", b"s" * 24, 5, "added"),
-        ("a.csv", None, 0, "dropped"),
-        ("a.csv", b"t" * 24, 5, "swapped or rolled back"),
-        ("a.csv", b"s" * 24, 6, "truncated or extended"),
-    ],
-)
-def test_what_a_reader_refuses_by_name(path: str, salt: bytes | None, size: int, kind: str) -> None:
-    manifest = Manifest(dataset=DATASET, entries=(entry(),))
-    assert check_entry(manifest, "a.csv", b"s" * 24, 5) == entry()
-    with pytest.raises(IntegrityError, match=f"{path}: {kind}") as caught:
-        check_entry(manifest, path, salt, size)
-    assert caught.value.details == {"class": kind, "path": path}

@@ -121,7 +121,10 @@ class Story:
 
     def _run(self, program: str, tables: Sequence[str]) -> dict[str, Any]:
         self._title("3. The program runs, unmodified, in an enclave that has to prove what it is")
-        self._pre_approve()
+        output.say(
+            "   the owner allows exactly this program in exactly this enclave (--approve), and accepts that it is\n"
+            "   SIMULATED (--unsafe-accept-simulated): a sandbox with real evidence formats, no hardware protection"
+        )
         started = time.monotonic()
         done = self._submit(program, tables, approve=True)
         outcome: dict[str, Any] = json.loads(done.stdout)
@@ -129,14 +132,6 @@ class Story:
             raise UnavailableError(f"the job did not complete, see {self._log}: {outcome['error']}")
         output.say(f"   completed, exit code 0, {time.monotonic() - started:.0f} s with start-up")
         return outcome
-
-    def _pre_approve(self) -> None:
-        output.say(
-            "   the owner allows exactly this program in exactly this enclave (--approve), and accepts that it is"
-        )
-        output.say(
-            "   SIMULATED (--unsafe-accept-simulated): a sandbox with real evidence formats, no hardware protection"
-        )
 
     def _submit(self, program: str, tables: Sequence[str], *, approve: bool) -> subprocess.CompletedProcess[str]:
         flags = ["--approve", "--unsafe-accept-simulated"] if approve else []

@@ -16,7 +16,6 @@ from strongroom.cli import output
 from strongroom.cli.common import PATH, epilog, json_option, owner, passphrase, read_shares, workspace
 from strongroom.cli.endorsements import anchor_option, read_anchor, snp_settings, state
 from strongroom.cli.service_verify import build, measure, verify
-from strongroom.client.tees import TEES
 from strongroom.client.workspace import FOLDER, Workspace
 from strongroom.errors import InputError, UnavailableError
 
@@ -43,15 +42,16 @@ def _own(enclave: str | None = None, *, alone: bool = False) -> Workspace:
 
 
 def _prepare(kind: str, folder: Path) -> None:
-    tee = TEES[kind]
-    tee.prepare(folder)
-    if tee.warning:
-        output.say(tee.warning)
+    if kind == "sim":
+        from strongroom.client.endorsements import refresh_endorsements
+
+        refresh_endorsements(folder, now=datetime.now(UTC))
+        output.say("SIMULATED: evidence will be made, and no hardware protects the trust service")
 
 
 _enclave_option = click.option(
     "--enclave",
-    type=click.Choice([kind or "none" for kind in TEES]),
+    type=click.Choice(["sim", "gramine", "cvm", "none"]),
     callback=lambda _context, _option, kind: "" if kind == "none" else kind,
     help="The TEE that this command runs in, from now on; `sim`: a SIMULATED one, which protects nothing.",
 )

@@ -204,18 +204,11 @@ def _demands(branch: Policy) -> set[str]:
 
 
 def _declared(document: Mapping[str, object], owner: str) -> dict[str, list[str]]:
-    volumes = document.get("volumes")
+    # Key -> uses.
     declared: dict[str, list[str]] = {}
-    for volume in volumes if isinstance(volumes, list) else []:
-        if volume.get("owner") == owner:
-            _declare(declared, str(volume["key"]), volume["mode"])
-    keys = document.get("keys")
-    for key in keys if isinstance(keys, list) else []:
-        if key.get("owner") == owner:
-            _declare(declared, str(key["name"]), key["mode"])
+    for field, name in (("volumes", "key"), ("keys", "name")):
+        listed = document.get(field)
+        for one in (one for one in (listed if isinstance(listed, list) else []) if one.get("owner") == owner):
+            uses = declared.setdefault(str(one[name]), [])
+            uses += [u for u in ("read", *(["write"] if one["mode"] == "rw" else [])) if u not in uses]
     return declared
-
-
-def _declare(declared: dict[str, list[str]], key: str, mode: object) -> None:
-    uses = declared.setdefault(key, [])
-    uses += [u for u in ("read", *(["write"] if mode == "rw" else [])) if u not in uses]

@@ -20,7 +20,7 @@ from strongroom.attest.simulated.platform import load_seed
 from strongroom.client.endorsements import refresh_endorsements
 from strongroom.client.owner import pinned_identity
 from strongroom.client.petnames import check_name
-from strongroom.client.workspace import FOLDER, PIN_FILE, Workspace, write_workspace
+from strongroom.client.workspace import FOLDER, PIN_FILE, Workspace
 from strongroom.crypto import x509
 from strongroom.errors import InputError, VerificationError
 from strongroom.service.state import TrustService
@@ -66,14 +66,11 @@ def create_workspace(
     except OSError as exc:
         raise InputError(f"the workspace {folder} cannot be written: {exc.strerror}") from exc
     write_whole(folder / "identity.pem", service.identity_pem)
-    identity = x509.certificate_from_pem(service.identity_pem).public_key()
     refresh_endorsements(folder, now=now)
     service.store.close()
-    write_workspace(
-        folder,
-        {"identity": x509.spki_id(identity), "owner": x509.fingerprint(certificate), "name": owner},  # type: ignore[arg-type]
-    )
-    return Created(workspace=Workspace.find(folder), handout=handout)
+    identity = _spki(service.identity_pem, folder / "identity.pem")
+    made = Workspace(folder=folder.resolve(), identity=identity, owner=x509.fingerprint(certificate), name=owner)
+    return Created(workspace=made.written(), handout=handout)
 
 
 def request_workspace(
@@ -105,11 +102,11 @@ def request_workspace(
         if pem:
             write_whole(folder / "identity.pem", pem)
         request.write_text(x509.certificate_pem(certificate))
-        values = {"identity": pin, "owner": x509.fingerprint(certificate), "name": name, "service": where}
-        write_workspace(folder, values)
+        own = x509.fingerprint(certificate)
+        made = Workspace(folder=folder.resolve(), identity=pin, owner=own, name=name, service=where)
+        return made.written(), request
     except OSError as exc:
         raise InputError(f"the workspace {folder} cannot be written: {exc.strerror}") from exc
-    return Workspace.find(folder), request
 
 
 @contextlib.contextmanager

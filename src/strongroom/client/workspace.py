@@ -22,14 +22,13 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from strongroom._unix import connect_unix, write_whole
 from strongroom.errors import InputError, UnavailableError
 
-__all__ = ["FOLDER", "PIN_FILE", "Workspace", "write_workspace"]
+__all__ = ["FOLDER", "PIN_FILE", "Workspace"]
 
 FOLDER = ".strongroom"
 PIN_FILE = "service-pin.json"
@@ -149,7 +148,11 @@ class Workspace:
     def written(self) -> Workspace:
         """Return this workspace once it is written down."""
         values = {name: getattr(self, name) for name in ("identity", "owner", "name", "service", "enclave")}
-        write_workspace(self.folder, {name: value for name, value in values.items() if value or name == "identity"})
+        said = {name: value for name, value in values.items() if value or name == "identity"}
+        # JSON's texts are TOML's, but for two UTF-16 halves and DEL.
+        lines = "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in said.items())
+        text = "# Made by `strongroom init`.\n" + lines.replace("\x7f", "\\u007f")
+        write_whole(self.folder / "workspace.toml", text)
         return self
 
     def is_running(self) -> bool:
@@ -212,10 +215,3 @@ class Workspace:
         except (OSError, ValueError):
             return None
         return None if state in "ZX" else pid  # ended, though its parent, who may take its time, has not looked
-
-
-def write_workspace(folder: Path, values: Mapping[str, str]) -> None:
-    """Write `workspace.toml`."""
-    # JSON's texts are TOML's, but for two UTF-16 halves and DEL.
-    lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in values.items()]
-    write_whole(folder / "workspace.toml", "# Made by `strongroom init`.\n" + "".join(lines).replace("\x7f", "\\u007f"))

@@ -49,6 +49,7 @@ __all__ = [
     "Reader",
     "Writer",
     "derive",
+    "fill",
     "new_prefix",
     "open_prefix",
     "plaintext_size",
@@ -138,7 +139,8 @@ def write_all(raw: RawTarget, view: memoryview) -> None:
         view = view[done:]
 
 
-def _fill(raw: RawSource, view: memoryview) -> int:
+def fill(raw: RawSource, view: memoryview) -> int:
+    """Fill `view` from `raw` and return how many bytes there were; fewer only at its end."""
     filled = 0
     while filled < len(view):
         got = raw.readinto(view[filled:])
@@ -267,7 +269,7 @@ class Writer:
 
     def _fill(self, source: RawSource) -> int:
         before, self._touched = self._touched, BLOCK_BYTES  # if it fails, who knows how far it came
-        got = _fill(source, self._plain[self._used :])
+        got = fill(source, self._plain[self._used :])
         self._touched = max(before, self._used + got)
         return got
 
@@ -413,7 +415,7 @@ class Reader(io.RawIOBase):
             self._sealed = memoryview(bytearray(size))
         sealed = self._sealed[:size]
         self._raw.seek(self._offset + first * SEALED_CHUNK_BYTES)
-        if _fill(self._raw, sealed) != size:
+        if fill(self._raw, sealed) != size:
             raise refusal("truncated", "the file became shorter while it was read")
         self._chunks.open(first, _cut(sealed, SEALED_CHUNK_BYTES), _cut(plain, CHUNK_BYTES) or [plain])
 

@@ -19,7 +19,9 @@ import struct
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -201,8 +203,8 @@ class FuseServer:
             _GETATTR: self._getattr,
             _OPEN: self._open,
             _OPENDIR: self._opendir,
-            _READDIR: self._readdir,
-            _READDIRPLUS: self._readdirplus,
+            _READDIR: partial(self._listing, plus=False),
+            _READDIRPLUS: partial(self._listing, plus=True),
             _RELEASE: self._release,
             _RELEASEDIR: self._release,
             _STATFS: self._statfs,
@@ -350,12 +352,6 @@ class FuseServer:
         handle.file.seek(offset)
         return out[: handle.file.readinto(out[: min(size, MAX_READ)])]
 
-    def _readdir(self, node: int, body: memoryview) -> bytes:
-        return self._listing(node, body, plus=False)
-
-    def _readdirplus(self, node: int, body: memoryview) -> bytes:
-        return self._listing(node, body, plus=True)
-
     def _listing(self, node: int, body: memoryview, *, plus: bool) -> bytes:
         number, offset, limit = _READ_IN.unpack_from(body)
         folder = self._paths[node]
@@ -501,17 +497,13 @@ class _Refusal(Exception):  # noqa: N818  # no error of ours: what a program is 
         self.errno = number
 
 
+@dataclass(slots=True, kw_only=True)
 class _Handle:
     """What a program holds open: a file, or a folder's listing."""
 
-    __slots__ = ("file", "names", "writing")
-
-    def __init__(
-        self, *, file: OpenFile | None = None, names: list[tuple[str, int]] | None = None, writing: bool = False
-    ) -> None:
-        self.file = file
-        self.names = names or []
-        self.writing = writing
+    file: OpenFile | None = None
+    names: Sequence[tuple[str, int]] = ()
+    writing: bool = False
 
 
 def _nothing(_node: int, _body: memoryview) -> bytes:

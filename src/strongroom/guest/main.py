@@ -27,7 +27,7 @@ from strongroom.crypto import x509
 from strongroom.errors import AppraisalError, DeniedError, InputError, IntegrityError, StrongroomError, UnavailableError
 from strongroom.guest import confine
 from strongroom.guest.document import Report, column_keys, kbs_volumes, read_job, read_object, service_volumes, texts
-from strongroom.guest.session import Certified, Grant, ServiceSession
+from strongroom.guest.session import Grant, ServiceSession
 
 if TYPE_CHECKING:
     from strongroom.guest.door import Door
@@ -108,12 +108,15 @@ def _run(platform: socket.socket, tee: str, report: Report, started: float) -> N
         grants |= receive_kbs(document, attester, init_data, dial)
     report.status = "failed"
     report.details["attested_ms"] = round((time.monotonic() - started) * 1000)
-    if certified is not None:
-        _run_among_peers(document, session, grants, certified, launch, report)
+    peers = None if certified is None else (certified, _door())
+    if worker and peers:
+        from strongroom.guest.worker import run_worker  # noqa: PLC0415  # most jobs have none
+
+        run_worker(document, session, *peers, str(launch.get("driver")), report)
         return
     from strongroom.guest.run import SandboxJob  # noqa: PLC0415  # see _import_ahead
 
-    SandboxJob(document, session, grants, report).run()
+    SandboxJob(document, session, grants, report).run(peers)
 
 
 def _kept_open(address: str) -> str:
@@ -130,24 +133,6 @@ def _door() -> Door:
 
     os.set_inheritable(DOOR_FD, False)
     return Door(socket.socket(fileno=os.dup(DOOR_FD)))
-
-
-def _run_among_peers(
-    document: dict[str, object],
-    session: ServiceSession,
-    grants: dict[tuple[str, str], Grant],
-    certified: Certified,
-    launch: dict[str, object],
-    report: Report,
-) -> None:
-    from strongroom.guest.run import SandboxJob  # noqa: PLC0415  # most jobs run alone
-    from strongroom.guest.worker import run_worker  # noqa: PLC0415
-
-    door = _door()
-    if launch.get("role") == "worker":
-        run_worker(document, session, certified, door, str(launch.get("driver")), report)
-    else:
-        SandboxJob(document, session, grants, report).run((certified, door))
 
 
 def _import_ahead() -> None:

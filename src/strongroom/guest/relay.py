@@ -8,41 +8,33 @@ import logging
 import socket
 import struct
 from collections.abc import Callable
+from functools import partial
 
 from strongroom._unix import listen_unix, serve_connections
 from strongroom.errors import StrongroomError
 from strongroom.keyagent import protocol
 
-__all__ = ["RelayAgent"]
+__all__ = ["start_relay"]
 
 _log = logging.getLogger(__name__)
 
 
-class RelayAgent:
-    """Listens where the workload expects its agent.
+def start_relay(path: str, connect: Callable[[], socket.socket]) -> None:
+    """Listen at `path`, for this user only; `connect` returns a new connection to the driver's agent."""
+    serve_connections(listen_unix(path), partial(_serve, connect), "relay")
 
-    Args:
-        connect: Returns a new connection to the driver's agent.
-    """
 
-    def __init__(self, connect: Callable[[], socket.socket]) -> None:
-        self._connect = connect
-
-    def start(self, path: str) -> None:
-        """Listen at `path`, for this user only."""
-        serve_connections(listen_unix(path), self._serve, "relay")
-
-    def _serve(self, near: socket.socket) -> None:
-        with near:
-            try:
-                far = self._connect()
-            except StrongroomError as exc:
-                _log.warning("the driver's agent is not reached reason=%s", exc)
-                return
-            with far, contextlib.suppress(OSError):
-                asked, answered = near.makefile("rb"), far.makefile("rb")
-                while _pass(asked, far, protocol.MAX_REQUEST_BYTES) and _pass(answered, near, protocol.MAX_REPLY_BYTES):
-                    pass
+def _serve(connect: Callable[[], socket.socket], near: socket.socket) -> None:
+    with near:
+        try:
+            far = connect()
+        except StrongroomError as exc:
+            _log.warning("the driver's agent is not reached reason=%s", exc)
+            return
+        with far, contextlib.suppress(OSError):
+            asked, answered = near.makefile("rb"), far.makefile("rb")
+            while _pass(asked, far, protocol.MAX_REQUEST_BYTES) and _pass(answered, near, protocol.MAX_REPLY_BYTES):
+                pass
 
 
 def _pass(source: io.BufferedReader, target: socket.socket, limit: int) -> bool:

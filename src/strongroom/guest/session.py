@@ -263,10 +263,6 @@ class ServiceSession:
             raise IntegrityError(f"the service committed another head than asked for: {json.dumps(answer.get('head'))}")
         return head
 
-    def close(self) -> None:
-        """Close the connection."""
-        self._connection.close()
-
 
 def _lease(given: Mapping[str, object], what: str) -> int:
     lease_s = given.get("lease_s")

@@ -84,16 +84,11 @@ class StagedVolume:
         holes: bool = True,
     ) -> None:
         self.volume = volume
-        self._place = place
+        self.place = place
         self._find_straight = find_straight
         self._holes = holes
         self._seen: dict[str, _Source] = {}
         self._alone = threading.Lock()  # checkpoints and fsyncs come from threads of their own
-
-    @property
-    def place(self) -> Path:
-        """The plain side."""
-        return self._place
 
     def open_all(self) -> None:
         """Open every file of the volume into the place.
@@ -102,9 +97,9 @@ class StagedVolume:
             IntegrityError: A file is not what the manifest says.
             UnavailableError: Enclave memory is full.
         """
-        self._place.mkdir(exist_ok=True)
+        self.place.mkdir(exist_ok=True)
         for path, _ in self.volume.paths():
-            target = self._place / path
+            target = self.place / path
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with self.volume.reader(path) as reader:
@@ -249,7 +244,7 @@ class StagedVolume:
                 try:
                     same = self._is_same(path, running=running)
                     # What was committed under another name would be lost with that, were it left out.
-                    inode = (self._place / path).lstat().st_ino
+                    inode = (self.place / path).lstat().st_ino
                     moved = running and inode in known and had.get(path) != inode
                 except OSError:  # it was there a moment ago
                     if not running:
@@ -266,26 +261,26 @@ class StagedVolume:
         return sealed, found
 
     def _is_same(self, path: str, *, running: bool) -> bool:
-        info = (self._place / path).lstat()
+        info = (self.place / path).lstat()
         known, content = self._seen.get(path, ((-1, 0, 0, 0), b""))
         if (straight := self._straight(path)) is not None:
             return (known, content) == (identity(info), straight.prefix)
         try:
-            now = look(self._place, path)
+            now = look(self.place, path)
             if known != now or running:
                 return known == now
             # A page that was read before it is written through a mapping changes no time.
-            with open_plain(self._place, path) as raw:
+            with open_plain(self.place, path) as raw:
                 return digest(raw) == content
         except (InputError, FileNotFoundError):  # a link to no file
             return False
 
     def _folders(self) -> dict[str, int]:
-        return {"": self._place.lstat().st_ino} | {f.path: f.inode for f in self._walk() if f.is_folder}
+        return {"": self.place.lstat().st_ino} | {f.path: f.inode for f in self._walk() if f.is_folder}
 
     def _leads_to(self, path: str) -> int | None:
         try:
-            return leads_to(self._place, path)[3]
+            return leads_to(self.place, path)[3]
         except (InputError, OSError):  # to no file
             return None
 
@@ -306,7 +301,7 @@ class StagedVolume:
 
     def _walk(self) -> Iterator[Found]:
         try:
-            yield from walk(self._place)
+            yield from walk(self.place)
         except OSError as exc:  # what is in there is not gone, so nothing can be said of the whole
             raise UnavailableError(
                 f"a folder of volume {self.volume.name} cannot be listed: {exc.strerror}", hint="leave folders readable"
@@ -327,14 +322,14 @@ class StagedVolume:
 
     def _lstat(self, path: str) -> os.stat_result | None:
         try:
-            return (self._place / path).lstat()
+            return (self.place / path).lstat()
         except OSError:  # gone
             return None
 
     def _seal_one(self, path: str, *, running: bool, as_is: bool = False) -> _Sealed | None:
         beside, what, name = self._new_beside(), self._shown(path), self._lstat(path)
         try:
-            source = open_plain(self._place, path)
+            source = open_plain(self.place, path)
         except (InputError, OSError) as exc:
             if not running:
                 self._leave_out(path, what, exc)
@@ -365,7 +360,7 @@ class StagedVolume:
         return _Sealed(path=path, beside=beside, size=size, source=(known, counted.digest.digest()))
 
     def _leave_out(self, path: str, what: str, exc: InputError | OSError) -> None:
-        if Path(self._outside(path)).is_relative_to(self._place.parent / STRAIGHT_FOLDER):
+        if Path(self._outside(path)).is_relative_to(self.place.parent / STRAIGHT_FOLDER):
             raise InputError(f"{what} cannot be sealed: it was not written whole", hint="save it again") from exc
         if isinstance(exc, OSError):
             raise InputError(f"{what} cannot be sealed: {exc.strerror}", hint="leave files readable") from exc
@@ -377,7 +372,7 @@ class StagedVolume:
 
     def _outside(self, path: str) -> str:
         try:
-            return follow(self._place, path)[1] if (self._place / path).is_symlink() else ""
+            return follow(self.place, path)[1] if (self.place / path).is_symlink() else ""
         except (InputError, OSError):
             return ""
 

@@ -77,14 +77,9 @@ class Syncs:
         self._on_failure = on_failure
         column = {"x86_64": 0, "aarch64": 1}[os.uname().machine]
         self._names = {numbers[column]: name for name, numbers in SYNCS.items()}
-        self._mounts: set[int] = set()
-        self._devices: set[int] = set()
+        self._mounts = {_mount_of(staged.place) for staged in volumes}
+        self._devices = {os.stat(staged.place).st_dev for staged in volumes}
         self._straight = {_mount_of(place) for place in straight}
-        for staged in volumes:
-            place = os.open(staged.place, os.O_PATH | os.O_CLOEXEC)
-            self._mounts.add(_mount(place))
-            self._devices.add(os.fstat(place).st_dev)
-            os.close(place)
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._end = os.eventfd(0, os.EFD_CLOEXEC)
         self._listener = -1

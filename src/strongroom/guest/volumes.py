@@ -11,12 +11,12 @@ import logging
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 from strongroom.crypto.header import HEADER_BYTES, PREFIX_BYTES, FileHeader
 from strongroom.crypto.keys import KeyRing
-from strongroom.crypto.stream import FileSecret, Reader, new_prefix, open_prefix, plaintext_size
+from strongroom.crypto.stream import FileSecret, Reader, open_prefix, plaintext_size
 from strongroom.errors import DeniedError, InputError, IntegrityError
 from strongroom.guest.names import NameTree
 from strongroom.guest.opening import open_reader, open_regular
@@ -34,23 +34,16 @@ from strongroom.storage.dataset import (
     tampered,
     write_manifest,
 )
+from strongroom.storage.files import SealedEntry, begin_file, salt_of
 from strongroom.storage.leftovers import KEPT_FOLDER
 from strongroom.storage.places import DATASET_FOLDER, LocalPlace
 
 __all__ = ["PATIENCE_S", "SealedVolume"]
 
-SALT_BYTES = 24
 PATIENCE_S = 60.0
 _SHOWN = 20
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _File:
-    size: int
-    salt: bytes
-    key_version: int
 
 
 class SealedVolume:
@@ -91,18 +84,17 @@ class SealedVolume:
         self.folder = folder
         self.mode = mode
         self._ring = ring
-        self._head = self._released = head
+        self._head = self.released = head
         self._run_id = run_id
         self._committed = load_manifest(str(folder), head, ring)
-        self._given_salts = frozenset(e.salt for e in self._committed.entries)
-        self._undecided = False  # a commit was sent and not answered
+        self.undecided = False  # a commit was sent and not answered
         self._lock = threading.RLock()
         self._take_committed()
 
     def _take_committed(self) -> None:
         entries = self._committed.entries
-        self._files = {e.path: _File(size=e.size, salt=e.salt, key_version=e.key_version) for e in entries}
-        self._open: dict[str, _File] = {}
+        self._files = {e.path: SealedEntry(size=e.size, salt=e.salt, key_version=e.key_version) for e in entries}
+        self._open: dict[str, SealedEntry] = {}
         self._names = NameTree(self._files)  # of both
         self._committed_salts = frozenset(e.salt for e in entries)
         self._unchecked: set[str] = set()  # written since the last commit
@@ -114,14 +106,9 @@ class SealedVolume:
             return sorted((path, file.size) for path, file in self._files.items())
 
     @property
-    def released(self) -> Head:
-        """The head that this run began with."""
-        return self._released
-
-    @property
     def committed(self) -> Head | None:
         """The head that this run committed last; None if it committed nothing."""
-        return self._head if self._head != self._released else None
+        return self._head if self._head != self.released else None
 
     def holds(self, path: str) -> bool:
         """Return whether there is a readable file at `path`."""
@@ -147,7 +134,7 @@ class SealedVolume:
             raise self._tampered("swapped or rolled back", path, f"it is not a sealed file: {exc}") from exc
         if (header.key_name, header.dataset_id.hex()) != (self._ring.name, self._head.dataset):
             raise self._tampered("swapped or rolled back", path, "it belongs to another key or data set")
-        if prefix[HEADER_BYTES : HEADER_BYTES + SALT_BYTES] != file.salt:
+        if salt_of(prefix) != file.salt:
             raise self._tampered("swapped or rolled back", path, "its salt is not the manifest's")
         return open_prefix(self._ring.version(header.key_version), prefix), file.size
 
@@ -179,24 +166,15 @@ class SealedVolume:
 
     def begin(self) -> tuple[bytes, FileSecret]:
         """Return prefix and secret for a new file that has no path yet."""
-        version, key = self._ring.current()
-        header = FileHeader(
-            key_name=self._ring.name,
-            key_version=version,
-            dataset_id=self._head.dataset_id,
-            run_id=self._run_id,
-        )
-        return new_prefix(key, header)
+        return begin_file(self._ring, dataset_id=self._head.dataset_id, run_id=self._run_id)
 
     def claim(self, path: str, prefix: bytes) -> None:
         """Give the file that begins with `prefix`, from `begin`, its path; it does not exist before `finish`."""
         self._check_writable(path)
         self._check_names(path)
         self.spend(len(path.encode()))  # whoever sees the folder sees names too
-        version = FileHeader.decode(prefix[:HEADER_BYTES]).key_version
-        salt = prefix[HEADER_BYTES : HEADER_BYTES + SALT_BYTES]
         with self._lock:
-            self._open[path] = _File(size=-1, salt=salt, key_version=version)
+            self._open[path] = SealedEntry.of(prefix, -1)
             self._names.add(path)
 
     def spend(self, size: int) -> None:
@@ -232,7 +210,7 @@ class SealedVolume:
             file = self._open.pop(path, None)
             if file is None:
                 raise InputError(f"{path} was not created")
-            self._files[path] = _File(size=size, salt=file.salt, key_version=file.key_version)
+            self._files[path] = replace(file, size=size)
             self._names.add(path)  # a folder of this name may have gone since it was created
             self._unchecked.add(path)
             self._changed = True
@@ -326,17 +304,14 @@ class SealedVolume:
                     self._check_file(path)
             else:
                 self._check_folder()
-            entries = tuple(
-                ManifestEntry(path=path, size=f.size, salt=f.salt, key_version=f.key_version)
-                for path, f in self._files.items()
-            )
+            entries = tuple(ManifestEntry.of(path, file) for path, file in self._files.items())
             self._flush()
             manifest = Manifest(dataset=self._head.dataset, entries=entries)
             digest = write_manifest(str(self.folder), manifest, self._ring, self._run_id)
             versions = sorted({e.key_version for e in entries} | {self._ring.current()[0]})
-            self._undecided = True
+            self.undecided = True
             head = session.commit(self._head.owner, self._head, digest, versions)
-            self._undecided = False
+            self.undecided = False
             if head is None:
                 self.held, self._changed = True, False
                 if running:  # approval was asked for after it began
@@ -378,7 +353,7 @@ class SealedVolume:
             try:
                 yield
             finally:
-                if self._undecided:  # the next run looks which head there is
+                if self.undecided:  # the next run looks which head there is
                     _log.warning("volume=%s the commit was not answered: left as it is", self.name)
                 elif self.held:
                     _log.info("volume=%s waits for its owner: left as it is", self.name)
@@ -386,11 +361,6 @@ class SealedVolume:
                     _log.info("volume=%s not committed: %s", self.name, self._restore(place))
                 else:
                     leftovers.end_changes(place)
-
-    @property
-    def undecided(self) -> bool:
-        """Whether a commit was sent that nobody answered."""
-        return self._undecided
 
     def _restore(self, place: LocalPlace) -> str:
         done = leftovers.restore(place, self._committed)
@@ -434,7 +404,7 @@ class SealedVolume:
                 size = raw.seek(0, os.SEEK_END)
         except InputError as exc:
             raise self._tampered("swapped or rolled back", path, str(exc)) from exc
-        if prefix[HEADER_BYTES : HEADER_BYTES + SALT_BYTES] != file.salt:
+        if salt_of(prefix) != file.salt:
             raise self._tampered("swapped or rolled back", path, "its salt is not the one written")
         if plaintext_size(size) != file.size:
             raise self._tampered("truncated or extended", path, f"it has {size} bytes")
@@ -445,8 +415,6 @@ class SealedVolume:
 
     def _check_writable(self, path: str) -> None:
         check_path(path)
-        if path == ".dataset" or path.startswith(".dataset/"):
-            raise InputError(f"volume {self.name}: .dataset is not for programs")
         if self.mode != "rw":
             raise self._read_only(path)
 

@@ -16,7 +16,7 @@ from strongroom.guest.door import Door
 from strongroom.guest.job import AGENT_SOCKET, check_hidden, make_places, sealed_folder
 from strongroom.guest.lease import Lease
 from strongroom.guest.peers import DRIVER, Peers
-from strongroom.guest.relay import RelayAgent
+from strongroom.guest.relay import start_relay
 from strongroom.guest.run import mount_views
 from strongroom.guest.session import Certified, ServiceSession
 from strongroom.guest.views import AgentVolume, View
@@ -87,7 +87,7 @@ def run_worker(
     for name, (view, folder) in shown.items():
         view.serve(AgentVolume(name, folder, peers.agent), role.end)
     if not staged:
-        RelayAgent(peers.agent).start(AGENT_SOCKET)
+        start_relay(AGENT_SOCKET, peers.agent)
     wanted, port = worker_document(document, peers.number)
     report.exit_code = 0
     _end_on_signals(role)

@@ -24,7 +24,7 @@ from pathlib import Path
 from strongroom._encoding import parse_json, sha256_id
 from strongroom.attest.simulated.measure import tree_digest
 from strongroom.errors import InputError
-from strongroom.jobs.runtime_env import BUILT_FILE, finish_env, forget_machine
+from strongroom.jobs.runtime_env import BUILT_FILE, PYTHON, finish_env, forget_machine
 
 __all__ = ["Environment", "build", "inspect", "lock", "plain_name"]
 
@@ -98,7 +98,7 @@ def build(requirements: Path, folder: Path) -> Environment:
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        packages = beside / "lib" / _python() / "site-packages"
+        packages = beside / "lib" / PYTHON / "site-packages"
         packages.mkdir(parents=True)
         understood = beside / "requirements.txt"
         understood.write_text(text)
@@ -113,7 +113,7 @@ def build(requirements: Path, folder: Path) -> Environment:
         finish_env(beside)
         about = {
             "format": _FORMAT,
-            "python": _python().removeprefix("python"),
+            "python": PYTHON.removeprefix("python"),
             "requirements": sha256_id(text.encode()),
         }
         (beside / BUILT_FILE).write_text(json.dumps(about, indent=1) + "\n")
@@ -153,10 +153,6 @@ def inspect(folder: Path, cache: Path | None = None) -> Environment:
         requirements=str(about.get("requirements")),
         packages=tuple(sorted((d.metadata["Name"], d.version) for d in there)),
     )
-
-
-def _python() -> str:
-    return f"python{sys.version_info.major}.{sys.version_info.minor}"
 
 
 def _read_locked(requirements: Path) -> dict[str, str]:

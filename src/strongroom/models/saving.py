@@ -90,6 +90,10 @@ def load(folder: _Folder, *, into: Any = None, trusted: Sequence[str] = (), unsa
     kind = _kind(record.kind, unsafe_pickle=unsafe_pickle)
     if record.file != kind.file:  # libraries choose by the suffix what they do, Keras whether it runs code
         raise InputError(f"{RECORD_FILE}: a {kind.name} model lies in {kind.file}, got {record.file!r:.60}")
+    if trusted and not kind.names_types:
+        raise InputError(f"a {kind.name} model holds no types to be trusted", hint="take `trusted` out")
+    if into is not None and not kind.fills:
+        raise InputError(f"a {kind.name} model is not loaded into another", hint="take `into` out")
     if kind.in_place:
         return kind.load(Path(folder) / kind.file, into=into, trusted=trusted)
     with reading(Path(folder) / kind.file) as path:

@@ -174,11 +174,7 @@ def _in_archive(file: IO[bytes]) -> str:
                     return f"an archive with the pickle {info.filename}"
                 with archive.open(info) as member:
                     head = member.read(_HEAD)
-                found = _in_head(head) or (
-                    "a pickle that imports or calls something"
-                    if _calls(io.BytesIO(head), cut=info.file_size > _HEAD)
-                    else ""
-                )
+                found = _in_head(head) or (_CALLED if _calls(io.BytesIO(head), cut=info.file_size > _HEAD) else "")
                 if found and not found.startswith("an HDF5"):  # .keras holds its weights so, beside the layers
                     return f"an archive with {info.filename}: {found}"
                 if os.path.basename(info.filename) == "config.json" and (found := _in_config(archive, info)):

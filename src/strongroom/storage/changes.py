@@ -15,9 +15,8 @@ from dataclasses import replace
 from pathlib import PurePath
 from types import MappingProxyType
 
-from strongroom.crypto.header import HEADER_BYTES, ID_BYTES, FileHeader
 from strongroom.crypto.keys import KeyRing
-from strongroom.crypto.stream import SALT_BYTES, Writer, new_prefix
+from strongroom.crypto.stream import Writer
 from strongroom.errors import StrongroomError, UnavailableError
 from strongroom.storage import leftovers
 from strongroom.storage.dataset import (
@@ -30,6 +29,7 @@ from strongroom.storage.dataset import (
     remove_stale_manifests,
     write_manifest,
 )
+from strongroom.storage.files import OWNER_RUN, SealedEntry, begin_file
 from strongroom.storage.places import LocalPlace
 
 __all__ = ["NewFile", "change_files"]
@@ -47,14 +47,9 @@ class NewFile:
 
     def __init__(self, at: LocalPlace, ring: KeyRing, dataset: str, path: str) -> None:
         self.path = check_path(path)
-        version, key = ring.current()
-        header = FileHeader(
-            key_name=ring.name, key_version=version, dataset_id=bytes.fromhex(dataset), run_id=bytes(ID_BYTES)
-        )
-        prefix, secret = new_prefix(key, header)
-        self._salt, self._version = prefix[HEADER_BYTES : HEADER_BYTES + SALT_BYTES], version
+        self._prefix, secret = begin_file(ring, dataset_id=bytes.fromhex(dataset))
         with contextlib.ExitStack() as begun:
-            self._writer = Writer(begun.enter_context(at.create(path)), prefix, secret)
+            self._writer = Writer(begun.enter_context(at.create(path)), self._prefix, secret)
             self._held = begun.pop_all()
 
     def write(self, data: bytes | memoryview, /) -> int:
@@ -73,7 +68,7 @@ class NewFile:
     @property
     def entry(self) -> ManifestEntry:
         """Return what the manifest will say of it."""
-        return ManifestEntry(path=self.path, size=self.size, salt=self._salt, key_version=self._version)
+        return ManifestEntry.of(self.path, SealedEntry.of(self._prefix, self.size))
 
     def put(self) -> None:
         """Give the whole file its name."""
@@ -129,7 +124,7 @@ def change_files(
             for file in new:
                 file.put()
             at.settle()
-            digest = write_manifest(at, manifest, ring, bytes(ID_BYTES))
+            digest = write_manifest(at, manifest, ring, OWNER_RUN)
             versions = sorted({ring.current()[0], *(entry.key_version for entry in manifest.entries)})
             asked = True
             head = heads.commit(head, digest, versions)

@@ -18,7 +18,7 @@ from strongroom._encoding import canonical_json, parse_json
 from strongroom.crypto.keys import KeyRing
 from strongroom.crypto.stream import SALT_BYTES
 from strongroom.errors import InputError, IntegrityError
-from strongroom.storage.files import Expected, open_sealed, seal_stream, sealed_by
+from strongroom.storage.files import Expected, SealedEntry, open_sealed, seal_stream, sealed_by
 from strongroom.storage.info import FORMAT, DatasetInfo, check_dataset_id, read_info, read_whole, write_info
 from strongroom.storage.places import DATASET_FOLDER, TEMPORARY, Location, Place, place
 
@@ -28,7 +28,6 @@ __all__ = [
     "HeadStore",
     "Manifest",
     "ManifestEntry",
-    "check_entry",
     "check_path",
     "load_manifest",
     "read_info",
@@ -128,6 +127,11 @@ class ManifestEntry:
     size: int
     salt: bytes
     key_version: int
+
+    @classmethod
+    def of(cls, path: str, entry: SealedEntry) -> ManifestEntry:
+        """Return the entry of a sealed file at `path`."""
+        return cls(path=path, size=entry.size, salt=entry.salt, key_version=entry.key_version)
 
     def __post_init__(self) -> None:
         check_path(self.path)
@@ -252,27 +256,3 @@ def remove_stale_manifests(folder: Location | Place, head: Head) -> None:
     for name in at.names(DATASET_FOLDER):
         if len(name) == 64 and not set(name) - set("0123456789abcdef") and name != keep:
             at.remove(f"{DATASET_FOLDER}/{name}")
-
-
-def check_entry(manifest: Manifest, path: str, salt: bytes | None, size: int) -> ManifestEntry:
-    """Return the entry of `path` if the file with this salt and plaintext size is the one that was committed.
-
-    Args:
-        manifest: Of the head.
-        path: As found in the folder.
-        salt: From the file's prefix; None if the file is not there.
-        size: Plaintext bytes; proven by the final chunk, or computed from the file size.
-
-    Raises:
-        IntegrityError: Added, dropped, swapped or rolled back, truncated or extended.
-    """
-    entry = manifest.find(path)
-    if entry is None:
-        raise tampered("added", path, "the manifest does not list it")
-    if salt is None:
-        raise tampered("dropped", path, "the manifest lists it, the folder does not hold it")
-    if salt != entry.salt:
-        raise tampered("swapped or rolled back", path, "its salt is not the manifest's")
-    if size != entry.size:
-        raise tampered("truncated or extended", path, f"it holds {size} bytes, expected {entry.size}")
-    return entry

@@ -1,4 +1,4 @@
-"""One sealed file: seal it whole, open it whole, or hand out a reader.
+"""One sealed file: seal it whole, or hand out a reader.
 
 Trusts the key ring and what the caller expects; the file and its header are claims to check against both. Follows
 docs/formats/sealed-file.md §4.
@@ -6,7 +6,6 @@ docs/formats/sealed-file.md §4.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,29 +14,33 @@ from strongroom.crypto.header import HEADER_BYTES, ID_BYTES, PREFIX_BYTES, FileH
 from strongroom.crypto.keys import KeyRing
 from strongroom.crypto.stream import (
     SALT_BYTES,
+    FileSecret,
     RawSource,
     RawTarget,
     Reader,
     Writer,
+    fill,
     new_prefix,
     open_prefix,
-    write_all,
 )
-from strongroom.errors import InputError, IntegrityError, StrongroomError
-from strongroom.storage.places import LocalPlace, Location, Place, place
+from strongroom.errors import IntegrityError, StrongroomError
 
 __all__ = [
+    "OWNER_RUN",
     "Expected",
     "OnBytes",
     "Opened",
     "SealedEntry",
-    "open_file",
+    "begin_file",
     "open_sealed",
     "read_prefix",
-    "seal_file",
+    "salt_of",
     "seal_stream",
     "sealed_by",
 ]
+
+OWNER_RUN = bytes(ID_BYTES)
+"""The run id of what an owner seals, outside of any job."""
 
 OnBytes = Callable[[int], None]
 
@@ -55,6 +58,12 @@ class SealedEntry:
     size: int
     salt: bytes
     key_version: int
+
+    @classmethod
+    def of(cls, prefix: bytes, size: int) -> SealedEntry:
+        """Return the entry of a file of `size` plaintext bytes that begins with `prefix`."""
+        version = FileHeader.decode(prefix[:HEADER_BYTES]).key_version
+        return cls(size=size, salt=salt_of(prefix), key_version=version)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,11 +106,13 @@ class Opened:
 def read_prefix(raw: RawSource) -> bytes:
     """Return up to 184 bytes from the start of `raw`."""
     prefix = bytearray(PREFIX_BYTES)
-    view, filled = memoryview(prefix), 0
     raw.seek(0)
-    while filled < PREFIX_BYTES and (got := raw.readinto(view[filled:])):
-        filled += got
-    return bytes(prefix[:filled])
+    return bytes(prefix[: fill(raw, memoryview(prefix))])
+
+
+def salt_of(prefix: bytes) -> bytes:
+    """Return the 24-byte salt in `prefix`."""
+    return prefix[HEADER_BYTES : HEADER_BYTES + SALT_BYTES]
 
 
 @contextmanager
@@ -129,7 +140,7 @@ def open_sealed(raw: RawSource, ring: KeyRing, expect: Expected) -> Opened:
     # 1. The header is a claim: compare it with what the reader was told.
     header = FileHeader.decode(prefix[:HEADER_BYTES])
     _check_identity(header, ring.name, expect)
-    salt = prefix[HEADER_BYTES : HEADER_BYTES + SALT_BYTES]
+    salt = salt_of(prefix)
     if expect.salt is not None and salt != expect.salt:
         raise _unlisted("swapped or rolled back", "its salt is not the manifest's")
     # 2. Commitment, 3. final chunk, and with it the size.
@@ -155,67 +166,24 @@ def _check_identity(header: FileHeader, key_name: str, expect: Expected) -> None
         raise refusal("identity", f"the file was written by run {header.run_id.hex()}, expected {expect.run_id.hex()}")
 
 
+def begin_file(ring: KeyRing, *, dataset_id: bytes, run_id: bytes = OWNER_RUN) -> tuple[bytes, FileSecret]:
+    """Return prefix and secret of a new file, under the ring's current version and a fresh salt."""
+    version, key = ring.current()
+    header = FileHeader(key_name=ring.name, key_version=version, dataset_id=dataset_id, run_id=run_id)
+    return new_prefix(key, header)
+
+
 def seal_stream(
     raw: RawSource,
     out: RawTarget,
     ring: KeyRing,
     *,
     dataset_id: bytes,
-    run_id: bytes = bytes(ID_BYTES),
+    run_id: bytes = OWNER_RUN,
     on_bytes: OnBytes | None = None,
 ) -> SealedEntry:
-    """Seal everything in `raw` into `out` under the ring's current version and a fresh salt."""
-    version, key = ring.current()
-    header = FileHeader(key_name=ring.name, key_version=version, dataset_id=dataset_id, run_id=run_id)
-    prefix, secret = new_prefix(key, header)
+    """Seal everything in `raw` into `out`, as a new file."""
+    prefix, secret = begin_file(ring, dataset_id=dataset_id, run_id=run_id)
     with Writer(out, prefix, secret) as writer:
         writer.copy_from(raw, on_bytes)
-    return SealedEntry(size=writer.size, salt=prefix[HEADER_BYTES : HEADER_BYTES + SALT_BYTES], key_version=version)
-
-
-def _one_file(location: Location) -> tuple[Place, str]:
-    text = os.fspath(location).rstrip("/")
-    folder, slash, name = text.rpartition("/")
-    if not name:
-        raise InputError(f"{text or '/'} is a folder", hint="name a file")
-    if folder.endswith(":/"):  # memory://orders.csv
-        folder += "/"
-    return place(folder or ("/" if slash else "."), single=False), name
-
-
-def seal_file(
-    source: Location, target: Location, ring: KeyRing, *, dataset_id: bytes, run_id: bytes = bytes(ID_BYTES)
-) -> SealedEntry:
-    """Seal one file; `target` appears whole, on disk, or not at all.
-
-    Raises:
-        InputError: A path is missing, not permitted, or not a regular file.
-        UnavailableError: No space is left, or the disk fails.
-    """
-    (here, name), (there, sealed_name) = _one_file(source), _one_file(target)
-    _tidy_folder(there)
-    with here.read(name) as raw, there.create(sealed_name) as out:
-        entry = seal_stream(raw, out, ring, dataset_id=dataset_id, run_id=run_id)
-    there.settle()
-    return entry
-
-
-def open_file(source: Location, target: Location, ring: KeyRing, *, expect: Expected) -> SealedEntry:
-    """Open one sealed file; `target` appears only after every chunk has been verified.
-
-    Raises:
-        IntegrityError: The file is not whole, not genuine, or not what `expect` names.
-    """
-    (here, name), (there, plain_name) = _one_file(source), _one_file(target)
-    _tidy_folder(there)
-    with here.read(name) as raw, sealed_by(os.fspath(source)):
-        opened = open_sealed(raw, ring, expect)
-        with there.create(plain_name) as out:
-            opened.reader.copy_to(lambda view: write_all(out, view))
-    there.settle()
-    return opened.entry
-
-
-def _tidy_folder(folder: Place) -> None:
-    if isinstance(folder, LocalPlace):
-        folder.tidy(deep=False)
+    return SealedEntry.of(prefix, writer.size)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from strongroom._unix import flush_folder
 from strongroom.crypto.header import HEADER_BYTES, MAGIC, PREFIX_BYTES, FileHeader
-from strongroom.crypto.stream import SALT_BYTES
 from strongroom.errors import InputError, StrongroomError, UnavailableError
 from strongroom.storage.dataset import Manifest
+from strongroom.storage.files import read_prefix, salt_of
 from strongroom.storage.places import DATASET_FOLDER, FileStat, LocalPlace, Place, wrapped_os_errors
 
 __all__ = [
@@ -78,16 +78,14 @@ def forget(place: LocalPlace, manifest: Manifest) -> None:
             place.remove(f"{KEPT_FOLDER}/{name}")
 
 
-def end_changes(place: LocalPlace) -> int:
-    """Forget what was kept, after a commit; return how many files that was."""
+def end_changes(place: LocalPlace) -> None:
+    """Forget what was kept, after a commit."""
     kept = place.root / KEPT_FOLDER
     with wrapped_os_errors(place.url):
-        names = os.listdir(kept) if kept.is_dir() else []
-        for name in names:
-            (kept / name).unlink()
         if kept.is_dir():
+            for name in os.listdir(kept):
+                (kept / name).unlink()
             kept.rmdir()
-    return len(names)
 
 
 def restore(place: LocalPlace, manifest: Manifest) -> Restored:
@@ -136,14 +134,13 @@ def _salt(place: LocalPlace, found: FileStat, dataset: str) -> bytes | None:
     """Return the salt of a sealed file of the data set; empty for one that was only begun, None for any other file."""
     try:
         with place.read(found.path) as raw:
-            prefix = bytearray(PREFIX_BYTES)
-            size = raw.readinto(memoryview(prefix)) or 0
-        if size < PREFIX_BYTES:
-            return b"" if MAGIC.startswith(prefix[: min(size, len(MAGIC))]) else None
-        header = FileHeader.decode(bytes(prefix[:HEADER_BYTES]))
+            prefix = read_prefix(raw)
+        if len(prefix) < PREFIX_BYTES:
+            return b"" if MAGIC.startswith(prefix[: len(MAGIC)]) else None
+        header = FileHeader.decode(prefix[:HEADER_BYTES])
     except StrongroomError:
         return None
-    return bytes(prefix[HEADER_BYTES : HEADER_BYTES + SALT_BYTES]) if header.dataset_id.hex() == dataset else None
+    return salt_of(prefix) if header.dataset_id.hex() == dataset else None
 
 
 def _remove_empty_folders(root: Path) -> None:

@@ -16,14 +16,13 @@ import io
 import os
 import secrets
 import stat
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from strongroom._unix import flush_folder
+from strongroom._unix import flush_folder, lock_alone
 from strongroom.crypto.raw import RawSource, RawTarget
 from strongroom.errors import InputError, StrongroomError, UnavailableError
 
@@ -177,10 +176,10 @@ class LocalPlace:
             if self._only:
                 yield self._describe(self._only, os.lstat(self.root / self._only))
                 return
-            yield from self._walk("", skip_hidden=True)
+            yield from self._walk(skip_hidden=True)
 
-    def _walk(self, folder: str, *, skip_hidden: bool) -> Iterator[FileStat]:
-        waiting = [folder]
+    def _walk(self, *, skip_hidden: bool) -> Iterator[FileStat]:
+        waiting = [""]
         while waiting:
             at = waiting.pop()
             with os.scandir(self.root / at) as entries:
@@ -204,12 +203,11 @@ class LocalPlace:
 
     def stat(self, path: str) -> FileStat | None:
         """Return one file, or None if nothing has this name."""
-        try:
-            return self._describe(path, os.lstat(self.root / path))
-        except FileNotFoundError:
-            return None
-        except OSError as exc:
-            raise _os_error(exc, self._name(path)) from exc
+        with wrapped_os_errors(self._name(path)):
+            try:
+                return self._describe(path, os.lstat(self.root / path))
+            except FileNotFoundError:
+                return None
 
     def is_empty(self) -> bool:
         """Return whether there is nothing at all below, or no such folder yet."""
@@ -274,22 +272,20 @@ class LocalPlace:
 
     def names(self, folder: str) -> list[str]:
         """Return the file names in one folder, temporary ones left out; none if it is not there."""
-        try:
-            with os.scandir(self.root / folder) as entries:
-                return sorted(e.name for e in entries if e.is_file() and not e.name.startswith(TEMPORARY))
-        except FileNotFoundError:
-            return []
-        except OSError as exc:
-            raise _os_error(exc, self._name(folder)) from exc
+        with wrapped_os_errors(self._name(folder)):
+            try:
+                with os.scandir(self.root / folder) as entries:
+                    return sorted(e.name for e in entries if e.is_file() and not e.name.startswith(TEMPORARY))
+            except FileNotFoundError:
+                return []
 
-    def tidy(self, *, deep: bool = True) -> int:
+    def tidy(self) -> int:
         """Remove temporary files whose writer is gone and return how many that was."""
         if self._only or not self.root.is_dir():
             return 0
         with wrapped_os_errors(self.url):
-            names = [f.path for f in self._walk("", skip_hidden=False)] if deep else os.listdir(self.root)
-            found = [name for name in names if Path(name).name.startswith(TEMPORARY)]
-            return sum(remove_leftover(self.root / path) for path in found)
+            paths = [self.root / found.path for found in self._walk(skip_hidden=False)]
+            return sum(remove_leftover(path) for path in paths if path.name.startswith(TEMPORARY))
 
     def settle(self) -> None:
         """Flush the folders that received files."""
@@ -317,13 +313,7 @@ class LocalPlace:
         with wrapped_os_errors(str(folder)):
             handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
-            deadline = time.monotonic() + wait_s
-            while not _try_lock(handle):
-                if time.monotonic() > deadline:
-                    raise UnavailableError(
-                        f"another run is writing to {self.root}", hint="wait until it is done and try again"
-                    )
-                time.sleep(0.02)
+            lock_alone(handle, str(self.root), wait_s)
             yield [handle]
         finally:
             os.close(handle)
@@ -348,22 +338,10 @@ def remove_leftover(path: Path) -> bool:
     return True
 
 
-def _try_lock(handle: int) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 @contextmanager
 def _locked_file(path: Path) -> Iterator[io.FileIO]:
-    with _open_new(path) as raw:
+    with io.FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), "r+") as raw:
         fcntl.flock(raw.fileno(), fcntl.LOCK_EX)
         if os.fstat(raw.fileno()).st_nlink == 0:  # a tidying run was faster than the lock
             raise BlockingIOError(errno.EAGAIN, "taken for a leftover")
         yield raw
-
-
-def _open_new(path: Path) -> io.FileIO:
-    return io.FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), "r+")

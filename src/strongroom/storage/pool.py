@@ -205,7 +205,6 @@ def _hello(setting: Setting, versions: Iterable[int]) -> dict[str, object]:
         "current": setting.ring.current()[0],
         "versions": keys,
         "dataset": setting.dataset_id.hex(),
-        "run": setting.run_id.hex(),
     }
 
 

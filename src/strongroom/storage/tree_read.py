@@ -8,18 +8,17 @@ from __future__ import annotations
 
 from strongroom.crypto.keys import KeyRing
 from strongroom.errors import InputError
-from strongroom.storage.dataset import Head, Manifest, load_manifest
+from strongroom.storage.dataset import Head, load_manifest
 from strongroom.storage.leftovers import check_settled
 from strongroom.storage.places import Location, place
 from strongroom.storage.pool import run_tasks
 from strongroom.storage.tree_run import (
-    OWNER_RUN,
     OnProgress,
     Run,
     TreeResult,
     check_apart,
     listing_problems,
-    reading_tasks,
+    reading_task,
     refuse,
     result,
     versions_of,
@@ -64,8 +63,8 @@ def open_tree(
                 hint="open into an empty folder, or allow overwriting",
             )
         kind: Kind = "open" if existing is None else "compare"
-        tasks += reading_tasks(kind, Manifest(dataset=head.dataset, entries=(entry,)))
-    setting = Setting(source=here, target=there, ring=ring, dataset_id=head.dataset_id, run_id=OWNER_RUN)
+        tasks.append(reading_task(kind, entry))
+    setting = Setting(source=here, target=there, ring=ring, dataset_id=head.dataset_id)
     run = Run(tasks, progress, on_done=lambda done: there.touched(done.task.path) if done.task.kind == "open" else None)
     run_tasks(tasks, setting, run, versions=versions_of(manifest), workers=workers)
     there.settle()
@@ -93,8 +92,8 @@ def verify_tree(
     manifest = load_manifest(here, head, ring)
     problems = listing_problems(here, manifest)
     known_bad = {problem.details["path"] for problem in problems}
-    tasks = [task for task in reading_tasks("verify", manifest) if task.path not in known_bad]
-    setting = Setting(source=here, target=here, ring=ring, dataset_id=head.dataset_id, run_id=OWNER_RUN)
+    tasks = [reading_task("verify", entry) for entry in manifest.entries if entry.path not in known_bad]
+    setting = Setting(source=here, target=here, ring=ring, dataset_id=head.dataset_id)
     run = Run(tasks, progress, first_error_ends=False)
     run_tasks(tasks, setting, run, versions=versions_of(manifest), workers=workers)
     refuse(problems + run.problems)

@@ -6,16 +6,14 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from strongroom.crypto.header import ID_BYTES
 from strongroom.crypto.stream import sealed_size
 from strongroom.errors import InputError, IntegrityError, StrongroomError
-from strongroom.storage.dataset import Head, Manifest, tampered
+from strongroom.storage.dataset import Head, Manifest, ManifestEntry, tampered
 from strongroom.storage.places import LocalPlace, Place
 from strongroom.storage.pool import Done, Event, Failed, Moved
 from strongroom.storage.worker import Kind, Task
 
 __all__ = [
-    "OWNER_RUN",
     "OnProgress",
     "Progress",
     "Run",
@@ -23,13 +21,12 @@ __all__ = [
     "check_apart",
     "listed",
     "listing_problems",
-    "reading_tasks",
+    "reading_task",
     "refuse",
     "result",
     "versions_of",
 ]
 
-OWNER_RUN = bytes(ID_BYTES)
 _SHOWN = 20
 _PUT_BACK = "put the files back from a copy; to go on with an older copy of all: `strongroom data accept-epoch`"
 
@@ -170,9 +167,9 @@ def refuse(problems: Sequence[StrongroomError]) -> None:
     raise IntegrityError(said, hint=hint, details={"problems": found})
 
 
-def reading_tasks(kind: Kind, manifest: Manifest) -> list[Task]:
-    """Return a task for every file of `manifest`."""
-    return [Task(kind=kind, path=e.path, size=e.size, salt=e.salt.hex()) for e in manifest.entries]
+def reading_task(kind: Kind, entry: ManifestEntry) -> Task:
+    """Return what is to be done with the file that `entry` lists."""
+    return Task(kind=kind, path=entry.path, size=entry.size, salt=entry.salt.hex())
 
 
 def versions_of(manifest: Manifest) -> set[int]:

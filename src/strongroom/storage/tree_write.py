@@ -32,20 +32,19 @@ from strongroom.storage.dataset import (
     write_info,
     write_manifest,
 )
-from strongroom.storage.files import Expected, open_sealed
+from strongroom.storage.files import OWNER_RUN, Expected, open_sealed
 from strongroom.storage.journal import Journal
 from strongroom.storage.leftovers import check_settled
 from strongroom.storage.places import FileStat, LocalPlace, Location, Place, place
 from strongroom.storage.pool import Done, run_tasks
 from strongroom.storage.tree_run import (
-    OWNER_RUN,
     OnProgress,
     Run,
     TreeResult,
     check_apart,
     listed,
     listing_problems,
-    reading_tasks,
+    reading_task,
     refuse,
     result,
     versions_of,
@@ -62,7 +61,6 @@ def seal_tree(
     heads: HeadStore,
     *,
     info: DatasetInfo,
-    run_id: bytes = OWNER_RUN,
     workers: int | None = None,
     progress: OnProgress | None = None,
 ) -> TreeResult:
@@ -77,7 +75,6 @@ def seal_tree(
         ring: Its current version seals.
         heads: Who keeps the head.
         info: The data set.
-        run_id: Zero if the owner seals.
         workers: Processes; None for one a core.
         progress: Called often.
 
@@ -95,7 +92,7 @@ def seal_tree(
         check_settled(there)
         there.tidy()
         committed = load_manifest(there, head, ring)
-        setting = Setting(source=here, target=there, ring=ring, dataset_id=info.dataset_id, run_id=run_id)
+        setting = Setting(source=here, target=there, ring=ring, dataset_id=info.dataset_id)
         _clear_orphans(there, setting, committed, {file.path for file in found})
         journal = Journal(there, info.dataset, ring)
         old = _resealed_before(committed, setting, journal)
@@ -130,9 +127,7 @@ def _run_writing(
 
     def note(done: Done) -> None:
         task, entry = done.task, done.entry
-        written[task.path] = ManifestEntry(
-            path=task.path, size=entry.size, salt=entry.salt, key_version=entry.key_version
-        )
+        written[task.path] = ManifestEntry.of(task.path, entry)
         setting.target.touched(task.path)
         if task.kind == "seal":
             journal.add(journal.sealed(task.path, task.identity, entry.salt, entry.key_version))
@@ -151,7 +146,7 @@ def _commit(setting: Setting, heads: HeadStore, head: Head, *, old: Manifest, ne
     there = setting.target
     there.settle()
     versions = sorted({setting.ring.current()[0], *(entry.key_version for entry in new.entries)})
-    head = heads.commit(head, write_manifest(there, new, setting.ring, setting.run_id), versions)
+    head = heads.commit(head, write_manifest(there, new, setting.ring, OWNER_RUN), versions)
     remove_stale_manifests(there, head)
     return head
 
@@ -210,7 +205,7 @@ def _clear_orphans(there: Place, setting: Setting, old: Manifest, wanted: set[st
             if file.trouble:
                 raise InputError(f"it is {file.trouble}")
             with there.read(file.path) as raw:
-                open_sealed(raw, setting.ring, Expected(dataset_id=setting.dataset_id, run_id=setting.run_id))
+                open_sealed(raw, setting.ring, Expected(dataset_id=setting.dataset_id, run_id=OWNER_RUN))
         except StrongroomError as exc:
             raise InputError(
                 f"{there.url} holds {file.path}, which is not of this data set: {exc}", hint="move it away"
@@ -241,7 +236,7 @@ def _whole(path: str, setting: Setting) -> ManifestEntry | None:
             entry = open_sealed(raw, setting.ring, Expected(dataset_id=setting.dataset_id)).entry
     except StrongroomError:
         return None
-    return ManifestEntry(path=path, size=entry.size, salt=entry.salt, key_version=entry.key_version)
+    return ManifestEntry.of(path, entry)
 
 
 def reseal_tree(
@@ -250,7 +245,6 @@ def reseal_tree(
     heads: HeadStore,
     *,
     dataset: str | None = None,
-    run_id: bytes = OWNER_RUN,
     workers: int | None = None,
     progress: OnProgress | None = None,
 ) -> TreeResult:
@@ -263,7 +257,6 @@ def reseal_tree(
         ring: Holds the current version and every version that files are under.
         heads: Who keeps the head.
         dataset: The id that `folder` must have; None takes the folder's word for it.
-        run_id: Zero if the owner reseals.
         workers: Processes; None for one a core.
         progress: Called often.
 
@@ -280,16 +273,14 @@ def reseal_tree(
         check_settled(at)
         at.tidy()
         old = load_manifest(at, head, ring)
-        setting = Setting(source=at, target=at, ring=ring, dataset_id=info.dataset_id, run_id=run_id)
+        setting = Setting(source=at, target=at, ring=ring, dataset_id=info.dataset_id)
         journal = Journal(at, info.dataset, ring)
         present = _resealed_before(old, setting, journal)
         refuse(listing_problems(at, present))
         version = ring.current()[0]
-        stale = Manifest(
-            dataset=info.dataset, entries=tuple(entry for entry in present.entries if entry.key_version != version)
-        )
+        stale = [entry for entry in present.entries if entry.key_version != version]
         salts = {entry.path: entry.salt.hex() for entry in old.entries}
-        tasks = [replace(task, committed=salts[task.path]) for task in reading_tasks("reseal", stale)]
+        tasks = [replace(reading_task("reseal", entry), committed=salts[entry.path]) for entry in stale]
         sealed = _run_writing(
             tasks, setting, journal, progress=progress, workers=workers, hold=hold, versions=versions_of(present)
         )

@@ -16,18 +16,18 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Literal, NoReturn, Protocol, cast
+from typing import Literal, NoReturn, cast
 
 from strongroom._encoding import canonical_json, parse_json
 from strongroom._secret import SecretBytes
 from strongroom.crypto.keys import KeyRing, StaticKeyRing
-from strongroom.crypto.stream import RawSource, RawTarget, write_all
+from strongroom.crypto.stream import RawSource, RawTarget, fill, write_all
 from strongroom.errors import InputError, IntegrityError, StrongroomError
 from strongroom.storage.files import Expected, Opened, SealedEntry, open_sealed, seal_stream
 from strongroom.storage.journal import Journal
 from strongroom.storage.places import Place, place
 
-__all__ = ["Pipe", "Setting", "Task", "main", "perform", "receive", "send"]
+__all__ = ["Setting", "Task", "main", "perform", "receive", "send"]
 
 MAX_FRAME_BYTES = 1 << 20
 _LENGTH = struct.Struct(">I")
@@ -64,15 +64,6 @@ class Setting:
     target: Place
     ring: KeyRing
     dataset_id: bytes
-    run_id: bytes
-
-
-class Pipe(Protocol):
-    """The reading end of a pipe."""
-
-    def readinto(self, buffer: memoryview, /) -> int | None:
-        """Fill some of `buffer`; 0 at the end."""
-        ...
 
 
 def perform(task: Task, setting: Setting, on_bytes: Callable[[int], None]) -> SealedEntry:
@@ -104,7 +95,7 @@ def _seal(task: Task, setting: Setting, on_bytes: Callable[[int], None]) -> Seal
 
 
 def _seal_to(raw: RawSource, out: RawTarget, setting: Setting, on_bytes: Callable[[int], None]) -> SealedEntry:
-    return seal_stream(raw, out, setting.ring, dataset_id=setting.dataset_id, run_id=setting.run_id, on_bytes=on_bytes)
+    return seal_stream(raw, out, setting.ring, dataset_id=setting.dataset_id, on_bytes=on_bytes)
 
 
 def _opened(task: Task, setting: Setting, opened: Opened, on_bytes: Callable[[int], None]) -> SealedEntry:
@@ -136,10 +127,7 @@ class _Same:
 
     def __call__(self, view: memoryview) -> None:
         own = memoryview(bytearray(len(view)))
-        filled = 0
-        while filled < len(own) and (got := self._existing.readinto(own[filled:])):
-            filled += got
-        if filled != len(view) or own != view:
+        if fill(self._existing, own) != len(view) or own != view:
             raise InputError(
                 f"{self._path} is already there with another content",
                 hint="open into an empty folder, or allow overwriting",
@@ -152,7 +140,7 @@ def send(pipe: RawTarget, message: dict[str, object]) -> None:
     write_all(pipe, memoryview(_LENGTH.pack(len(raw)) + raw))
 
 
-def receive(pipe: Pipe) -> dict[str, object] | None:
+def receive(pipe: RawSource) -> dict[str, object] | None:
     """Return the next frame, or None at the end of the pipe."""
     head = _exactly(pipe, _LENGTH.size)
     if head is None:
@@ -164,15 +152,9 @@ def receive(pipe: Pipe) -> dict[str, object] | None:
     return None if raw is None else cast(dict[str, object], parse_json(raw, "frame", max_bytes=MAX_FRAME_BYTES))
 
 
-def _exactly(pipe: Pipe, size: int) -> bytes | None:
+def _exactly(pipe: RawSource, size: int) -> bytes | None:
     raw = bytearray(size)
-    view, filled = memoryview(raw), 0
-    while filled < size:
-        got = pipe.readinto(view[filled:])
-        if not got:
-            return None
-        filled += got
-    return bytes(raw)
+    return bytes(raw) if fill(pipe, memoryview(raw)) == size else None
 
 
 def main() -> None:
@@ -244,11 +226,10 @@ def _setting(first: dict[str, object]) -> Setting:
             current=cast(int, first["current"]),
         ),
         dataset_id=bytes.fromhex(str(first["dataset"])),
-        run_id=bytes.fromhex(str(first["run"])),
     )
 
 
-def _listen(pipe: Pipe, tasks: queue.SimpleQueue[Task]) -> None:
+def _listen(pipe: RawSource, tasks: queue.SimpleQueue[Task]) -> None:
     while (message := receive(pipe)) is not None:
         tasks.put(Task(**message))  # type: ignore[arg-type]  # written by `asdict` on the other side
     os.kill(os.getpid(), signal.SIGTERM)

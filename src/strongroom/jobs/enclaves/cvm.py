@@ -27,9 +27,8 @@ from strongroom.attest.binding import config_id, expected_register, init_data_di
 from strongroom.attest.launch_digest import launch_digest
 from strongroom.errors import InputError
 from strongroom.jobs.differences import keep_build
-from strongroom.jobs.enclaves.libos import link_volumes, walk_files, write_launch
+from strongroom.jobs.enclaves.libos import HardwareEnclave, link_volumes, walk_files, write_launch
 from strongroom.jobs.plan import Bundle, LaunchPlan
-from strongroom.jobs.runtimes import Runtimes
 from strongroom.jobs.spec import Cvm
 
 __all__ = ["ConfidentialVM", "write_cpio"]
@@ -55,17 +54,8 @@ NOT_MEASURED = (
 )
 
 
-class ConfidentialVM:
-    """Builds bundles for confidential VMs.
-
-    Args:
-        runtimes: Where runtimes come from.
-        identity_pem: The trust service's identity certificate; the guest checks it against the measured SPKI id.
-    """
-
-    def __init__(self, runtimes: Runtimes, *, identity_pem: str) -> None:
-        self._runtimes = runtimes
-        self._identity_pem = identity_pem
+class ConfidentialVM(HardwareEnclave):
+    """Builds bundles for confidential VMs."""
 
     def build(self, plan: LaunchPlan, folder: Path) -> Bundle:
         """Write the bundle of `plan` below `folder`.
@@ -80,21 +70,19 @@ class ConfidentialVM:
             raise InputError("enclave kind cvm: [cvm] names no kernel", hint='kernel = "/boot/vmlinuz-..."')
         target = folder / f"cvm-{plan.job.removeprefix('sha256:')[:16]}"
         target.mkdir(parents=True, exist_ok=True, mode=0o700)
-        places = self._runtimes.places(plan.command.runtimes, spec.venv)
+        places = self.runtimes.places(plan.command.runtimes, spec.venv)
         places |= {f"/strongroom/code/{path.name}": path for path in spec.code}
         texts = {"init": (_INIT, 0o755), "strongroom/job/init-data.toml": (plan.init_data, 0o644)}
         files = _write_initrd(target / "initrd.cpio", places, texts, machine)
         (target / "init-data.toml").write_text(plan.init_data)
         (target / "job.json").write_text(json.dumps(dict(plan.document), indent=1, ensure_ascii=False))
-        write_launch(target, "https://10.0.2.2:8701", self._identity_pem, spec)  # QEMU's own network calls the host so
+        write_launch(target, "https://10.0.2.2:8701", self.identity_pem, spec)  # QEMU's own network calls the host so
         link_volumes(target, spec)
         digest = init_data_digest(plan.init_data)
         kernel, initrd = _file_digest(Path(machine.kernel)), _file_digest(target / "initrd.cpio")
         firmware = _file_digest(Path(machine.firmware)) if machine.firmware else None
         snp, remaining = _launch_digest(machine, kernel, initrd)
-        names = [v.name for v in sorted(spec.volumes, key=lambda v: v.name)]
-        modes = {v.name: v.mode for v in spec.volumes}
-        for tee, script in _scripts(machine, digest, [(n, modes[n]) for n in names]).items():
+        for tee, script in _scripts(machine, digest, sorted((v.name, v.mode) for v in spec.volumes)).items():
             (target / f"launch-{tee}.sh").write_text(script)
             (target / f"launch-{tee}.sh").chmod(0o755)
         reference = {

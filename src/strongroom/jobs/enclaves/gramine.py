@@ -26,6 +26,7 @@ from strongroom.jobs.differences import keep_build
 from strongroom.jobs.enclaves.libos import (
     GUEST_CODE,
     SERVICE_CODE,
+    HardwareEnclave,
     Needs,
     begin_bundle,
     loaded_mb,
@@ -47,17 +48,8 @@ _LIBRARIES = "/lib:/usr/lib/x86_64-linux-gnu:/opt/env/lib"
 _JVM_LIBRARIES = "/lib:/usr/lib/x86_64-linux-gnu:/opt/jdk/lib:/opt/jdk/lib/server"
 
 
-class GramineEnclave:
-    """Builds bundles for Gramine.
-
-    Args:
-        runtimes: Where runtimes come from.
-        identity_pem: The trust service's identity certificate; the guest checks it against the measured SPKI id.
-    """
-
-    def __init__(self, runtimes: Runtimes, *, identity_pem: str) -> None:
-        self._runtimes = runtimes
-        self._identity_pem = identity_pem
+class GramineEnclave(HardwareEnclave):
+    """Builds bundles for Gramine."""
 
     def build(self, plan: LaunchPlan, folder: Path) -> Bundle:
         """Write the bundle of `plan` below `folder`.
@@ -65,7 +57,7 @@ class GramineEnclave:
         Raises:
             InputError: The job needs what Gramine lacks, or does not fit its enclave.
         """
-        target, size, digests = begin_bundle(plan, folder, "gramine", self._runtimes, self._identity_pem, forks=True)
+        target, size, digests = begin_bundle(plan, folder, "gramine", self.runtimes, self.identity_pem, forks=True)
         manifest = render_manifest(plan, size, digests)
         _write_template(target, manifest)
         total = sum((target / "root" / name).stat().st_size for name in digests)

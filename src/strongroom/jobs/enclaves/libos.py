@@ -12,9 +12,9 @@ import json
 import os
 import re
 import shutil
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from types import MappingProxyType
@@ -23,6 +23,7 @@ from strongroom.errors import InputError
 from strongroom.jobs.enclaves.size import Needs, loaded_mb, needs
 from strongroom.jobs.environments import plain_name
 from strongroom.jobs.plan import LaunchPlan
+from strongroom.jobs.runtime_env import PYTHON
 from strongroom.jobs.runtimes import Runtimes
 from strongroom.jobs.spec import JobSpec, doors
 
@@ -30,6 +31,7 @@ __all__ = [
     "GLIBC",
     "GUEST_CODE",
     "SERVICE_CODE",
+    "HardwareEnclave",
     "Needs",
     "begin_bundle",
     "check_job",
@@ -50,7 +52,7 @@ _SERVICE_PACKAGES = {
     "cryptography", "dcap_qvl", "httptools", "msgspec", "shamir_mnemonic", "sqlalchemy", "starlette", "uvicorn"
 }  # fmt: skip
 JOB_FOLDER = "/strongroom/job"
-_SITE = f"/opt/env/lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
+_SITE = f"/opt/env/lib/{PYTHON}/site-packages"
 SERVICE_CODE = (
     f"import sys; sys.path += ['/opt/strongroom', '{_SITE}']; "
     "from strongroom.service.main import main; sys.exit(main())"
@@ -66,6 +68,19 @@ Source: Gramine, subprojects/packagefiles/glibc-2.40/meson.build.
 """
 _FORKING = {"multiprocessing", "subprocess", "concurrent", "joblib", "torch.multiprocessing"}
 _TESTING_EXTRA = re.compile(r"(all|test|tests|testing|dev|doc|docs|lint)([_-].*)?")
+
+
+@dataclass(frozen=True, slots=True)
+class HardwareEnclave:
+    """What builds bundles for a kind of hardware enclave has.
+
+    Attributes:
+        runtimes: Where runtimes come from.
+        identity_pem: The trust service's identity certificate; the guest checks it against the measured SPKI id.
+    """
+
+    runtimes: Runtimes
+    identity_pem: str
 
 
 def begin_bundle(

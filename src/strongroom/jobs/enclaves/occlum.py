@@ -19,9 +19,8 @@ from pathlib import Path
 
 from strongroom.errors import InputError, UnavailableError
 from strongroom.jobs.differences import keep_build
-from strongroom.jobs.enclaves.libos import GUEST_CODE, Needs, begin_bundle
+from strongroom.jobs.enclaves.libos import GUEST_CODE, HardwareEnclave, Needs, begin_bundle
 from strongroom.jobs.plan import Bundle, LaunchPlan
-from strongroom.jobs.runtimes import Runtimes
 
 __all__ = ["OcclumEnclave", "render_bom", "render_occlum"]
 
@@ -48,17 +47,8 @@ _REMAINING = (
 )
 
 
-class OcclumEnclave:
-    """Builds bundles for Occlum.
-
-    Args:
-        runtimes: Where runtimes come from.
-        identity_pem: The trust service's identity certificate; the guest checks it against the measured SPKI id.
-    """
-
-    def __init__(self, runtimes: Runtimes, *, identity_pem: str) -> None:
-        self._runtimes = runtimes
-        self._identity_pem = identity_pem
+class OcclumEnclave(HardwareEnclave):
+    """Builds bundles for Occlum."""
 
     def build(self, plan: LaunchPlan, folder: Path) -> Bundle:
         """Write the bundle of `plan` below `folder`.
@@ -70,7 +60,7 @@ class OcclumEnclave:
             raise InputError("enclave kind occlum: [sgx] edmm is for gramine", hint="Occlum takes it where it is there")
         texts = {ENTRY: _ENTRY_SCRIPT}
         target, size, digests = begin_bundle(
-            plan, folder, "occlum", self._runtimes, self._identity_pem, forks=False, texts=texts
+            plan, folder, "occlum", self.runtimes, self.identity_pem, forks=False, texts=texts
         )
         (target / "root" / ENTRY[1:]).chmod(0o755)
         settings = render_occlum(plan, size)

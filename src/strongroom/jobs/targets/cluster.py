@@ -224,9 +224,8 @@ def worker_bundle(folder: Path, driver: str, number: int, listen: str) -> Path:
     """Write the bundle of one worker below its job's bundle: the same but for the host's words; return its folder."""
     target = folder / f"worker-{number}"
     target.mkdir(exist_ok=True, mode=0o700)
-    (target / "init-data.toml").write_bytes((folder / "init-data.toml").read_bytes())
-    for name in ("bundle.json", "launch.json"):
-        (target / name).write_bytes((folder / name).read_bytes())
+    for name in ("bundle.json", "init-data.toml", "launch.json"):
+        shutil.copy(folder / name, target)
     edit_json(target / "bundle.json", listen=listen)
     edit_json(target / "launch.json", role="worker", driver=driver)
     return target

@@ -30,17 +30,12 @@ class LocalTarget:
     def __init__(self, *, seed: Path, cache: Path, mounts: Mounts, output_to_stderr: bool = False) -> None:
         self._seed = seed
         self._cache = cache
-        self._mounts = mounts
+        self.mounts = mounts
         self._stdout = 2 if output_to_stderr else None
-
-    @property
-    def mounts(self) -> Mounts:
-        """What mounts volumes that lie in stores."""
-        return self._mounts
 
     def run(self, bundle: Bundle, plan: LaunchPlan) -> Outcome:
         """Run to the end; SIGINT and SIGTERM go to the workload."""
-        with self._mounts.mounted(bundle.stores) as mounted:
+        with self.mounts.mounted(bundle.stores) as mounted:
             return self.run_mounted(bundle, mounted)
 
     def run_mounted(

@@ -21,11 +21,11 @@ import secrets
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from strongroom._unix import lock_alone
 from strongroom.errors import InputError, UnavailableError, from_code
 
 __all__ = ["Mounts", "detach"]
@@ -133,17 +133,7 @@ def _held(path: Path, url: str, wait_s: float) -> Iterator[int]:
     # The server inherits the descriptor, and with it the lock.
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        deadline = time.monotonic() + wait_s
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as exc:
-                if time.monotonic() > deadline:
-                    raise UnavailableError(
-                        f"another run is writing to {url}", hint="wait until it is done and try again"
-                    ) from exc
-                time.sleep(0.02)
+        lock_alone(handle, url, wait_s)
         yield handle
     finally:
         os.close(handle)

@@ -121,9 +121,7 @@ class WrittenFile:
         if raw is not None:
             raw.close()
 
-    def close(self) -> None:
-        """Complete it in the store."""
-        self.finish()
+    close = finish
 
     def discard(self) -> None:
         """Give up a file that is removed; nothing can be written to it any more."""

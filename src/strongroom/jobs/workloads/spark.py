@@ -7,20 +7,19 @@ enclave memory, everything else is read-only. Settings that would take data arou
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from strongroom.errors import InputError
 from strongroom.jobs.plan import Command, Worker
+from strongroom.jobs.runtime_env import PYTHON
 from strongroom.jobs.spec import JobSpec
 from strongroom.jobs.workloads.python import FIXED_ENVIRONMENT, JOB_INTERFACE, LIBRARY, LOADERS
 
 __all__ = ["AGENT_SOCKET", "PROTECTION", "SparkWorkload"]
 
 AGENT_SOCKET = "/run/strongroom/agent.sock"
-_PACKAGES = f"/opt/env/lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
-_SPARK_HOME = f"{_PACKAGES}/pyspark"
+_SPARK_HOME = f"/opt/env/lib/{PYTHON}/site-packages/pyspark"
 _JAR = "/opt/strongroom/strongroom-spark.jar"
 _CONF = "/opt/strongroom/conf"
 _CLASS_PATH = f"{_CONF}:{_JAR}:{_SPARK_HOME}/jars/*"
@@ -154,9 +153,7 @@ class SparkWorkload:
         if settings.pop("spark.submit.deployMode", "client") != "client":
             raise InputError("deploy mode cluster is not available yet: the driver runs inside this enclave")
         _refuse(settings)
-        memory = settings.pop("spark.driver.memory", "1g")
-        if not re.fullmatch(r"\d+[kmgtKMGT]b?", memory):
-            raise InputError(f"spark.driver.memory is {memory!r}, expected a size such as 2g")
+        memory = _memory("spark.driver.memory", settings.pop("spark.driver.memory", "1g"))
         java_options = settings.pop("spark.driver.extraJavaOptions", "").split()
         _refuse_java(java_options)
         _refuse_environment(spec.environment)
@@ -170,7 +167,7 @@ class SparkWorkload:
             master = f"spark-enclaves[{executors.count}]"
             always |= _AMONG_PEERS
             environment["SPARK_LOCAL_IP"] = _DRIVER_ADDRESS
-        argv = ["/opt/jdk/bin/java", f"-Xmx{memory.rstrip('bB')}", *java_options]
+        argv = ["/opt/jdk/bin/java", f"-Xmx{memory}", *java_options]
         argv += ["-cp", _CLASS_PATH, "org.apache.spark.deploy.SparkSubmit", "--master", master]
         for name, value in sorted({**settings, **always}.items()):
             argv += ["--conf", f"{name}={value}"]
@@ -217,14 +214,18 @@ def _executors(settings: dict[str, str], machines: int) -> _Executors | None:
             hint="spark://... runs on this workspace's cluster: `strongroom cluster deploy --hosts hosts.txt`",
         )
     cores = settings.pop("spark.executor.cores", "") or cores or "1"
-    memory = settings.pop("spark.executor.memory", "") or memory or "1g"
+    wanted = settings.pop("spark.executor.memory", "") or memory or "1g"
     count = count or str(machines)
     for name, value in (("spark.executor.instances", count), ("spark.executor.cores", cores)):
         if not re.fullmatch(r"[1-9]\d{0,2}", value) or int(value) > 250:
             raise InputError(f"{name} is {value!r}, expected a number from 1 to 250")
-    if not re.fullmatch(r"\d+[kmgtKMGT]b?", memory):
-        raise InputError(f"spark.executor.memory is {memory!r}, expected a size such as 2g")
-    return _Executors(count=int(count), cores=int(cores), memory=memory.rstrip("bB"))
+    return _Executors(count=int(count), cores=int(cores), memory=_memory("spark.executor.memory", wanted))
+
+
+def _memory(name: str, text: str) -> str:
+    if not re.fullmatch(r"\d+[kmgtKMGT]b?", text):
+        raise InputError(f"{name} is {text!r}, expected a size such as 2g")
+    return text.rstrip("bB")
 
 
 def _worker(executors: _Executors, java_options: list[str], environment: Mapping[str, str]) -> Worker:
