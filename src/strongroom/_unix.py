@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import io
+import itertools
 import logging
 import os
 import resource
@@ -23,6 +24,7 @@ __all__ = [
     "flush_files",
     "flush_folder",
     "listen_unix",
+    "make_folders",
     "protect_process",
     "read_text",
     "receive_exactly",
@@ -101,6 +103,13 @@ def receive_exactly(sock: socket.socket, size: int) -> bytes:
             raise ConnectionResetError(errno.ECONNRESET, "the other end was closed")
         parts += part
     return bytes(parts)
+
+
+def make_folders(folder: Path) -> None:
+    """Make `folder` and those that it lies in: `mkdir` with `parents` calls itself for each, so they cannot be many."""
+    missing = [*itertools.takewhile(lambda at: not at.is_dir(), (folder, *folder.parents))]
+    for at in reversed(missing):
+        at.mkdir(exist_ok=True)
 
 
 def flush_folder(folder: Path) -> None:
