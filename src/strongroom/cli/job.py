@@ -197,7 +197,8 @@ def report(outcome: Outcome, plan: LaunchPlan, bundle: Bundle, as_json: bool) ->
         if details.get("request") is not None:
             hint = "the owner: " + _look(details["request"])
         if details.get("refused"):
-            details, hint = _each_owner(cast(list[dict[str, Any]], details["refused"]), Petnames.load(workspace()))
+            details, asked = _each_owner(cast(list[dict[str, Any]], details["refused"]), Petnames.load(workspace()))
+            hint = asked or hint
         output.fail(from_code(str(error["code"]), str(error["message"]), hint=hint, details=details))
     if not as_json:
         committed = cast(dict[str, Any], outcome.details.get("committed") or {})
