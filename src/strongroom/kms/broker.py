@@ -307,7 +307,7 @@ def _check_registered(tx: sa.Connection, key: KeyWanted) -> None:
     if not is_registered(tx, key.owner):
         raise DeniedError(
             f"the owner of key {key.name!r} is not registered here, or was revoked",
-            hint="nobody gets a revoked owner's keys: take that owner's volumes out of the job, or have their data sealed "
+            hint="nobody gets their keys any more: take that owner's volumes out of the job, or have the data sealed "
             "anew by an owner whom the service's administrator admits",
         )
 
