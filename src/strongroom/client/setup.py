@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509 import Certificate
 
 from strongroom._unix import read_text, write_whole
@@ -118,13 +117,13 @@ def first_look(workspace: Workspace, identity: Path) -> Iterator[Workspace]:
 
     It has a folder of its own, which goes afterwards: the certificate is the host's word until `accept_look`.
     """
-    pem = _read_identity(identity)
+    pem, spki = _read_identity(identity)
     with tempfile.TemporaryDirectory(dir=workspace.folder, prefix=".look-") as name:
         folder = Path(name)
         for own in ("owner.key", "owner.pem"):
             (folder / own).symlink_to(workspace.folder / own)
         write_whole(folder / "identity.pem", pem)
-        yield replace(workspace, folder=folder, identity=_spki(pem, identity))
+        yield replace(workspace, folder=folder, identity=spki)
 
 
 def accept_look(workspace: Workspace, looked: Workspace) -> None:
@@ -145,15 +144,17 @@ def accept_look(workspace: Workspace, looked: Workspace) -> None:
         replace(workspace, identity=looked.identity).written()
 
 
-def _read_identity(path: Path) -> str:
-    return x509.certificate_pem(x509.certificate_from_pem(read_text(path, "ask the administrator for it")))
-
-
-def _spki(pem: str, path: Path | None) -> str:
-    key = x509.certificate_from_pem(pem).public_key()
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise InputError(f"{path} is not a trust service's identity")
-    return x509.spki_id(key)
+def _read_identity(path: Path) -> tuple[str, str]:
+    # Its PEM, and its key's id.
+    text = read_text(path, "ask the administrator for it")
+    try:
+        certificate = x509.certificate_from_pem(text)
+        x509.check_own(certificate, ca=True, now=datetime.now(UTC))
+    except InputError as exc:
+        exc.hint = "the administrator's .strongroom/identity.pem, not a request or an owner's certificate"
+        exc.args = (f"{path} is not a trust service's identity: {exc}",)
+        raise
+    return x509.certificate_pem(certificate), x509.spki_id(certificate.public_key())  # type: ignore[arg-type]  # P-256
 
 
 def _service(service: str, identity: Path | None, *, first: bool) -> tuple[str, str, str]:
@@ -163,7 +164,7 @@ def _service(service: str, identity: Path | None, *, first: bool) -> tuple[str, 
         if not found.embedded:
             raise InputError(f"{service} has no trust service of its own", hint=f"name its service: {found.service}")
         pinned_identity(found)
-        if given is not None and given != found.identity_pem:
+        if given is not None and given[0] != found.identity_pem:
             raise VerificationError(f"the trust service in {service} has another identity than {identity}")
         return found.identity_pem, found.identity, str(found.folder)
     if not re.fullmatch(r"[^/\s:]+:[0-9]{1,5}|\[[0-9a-fA-F:]+\]:[0-9]{1,5}", service):
@@ -177,7 +178,7 @@ def _service(service: str, identity: Path | None, *, first: bool) -> tuple[str, 
             f"how to know the trust service at {service}?",
             hint="--identity FILE, its .strongroom/identity.pem, which its administrator hands you; or --first",
         )
-    return given, _spki(given, identity), service
+    return *given, service
 
 
 def _new_folder(parent: Path) -> Path:
