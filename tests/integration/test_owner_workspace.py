@@ -120,8 +120,11 @@ def test_services_that_are_none(tmp_path: Path, service: str, words: str) -> Non
     assert not (tmp_path / "new").exists()
 
 
-def _certificate(key: Any, *, ca: bool, now: datetime = datetime.now(UTC), days: int = 1) -> str:
-    made = x509.self_signed(x509.new_key(), "x", now=now, days=days, ca=ca)
+NOW = datetime.now(UTC)
+
+
+def _certificate(key: Any, *, ca: bool, now: datetime = NOW) -> str:
+    made = x509.self_signed(x509.new_key(), "x", now=now, days=1, ca=ca)
     if key is not None:
         name = made.subject
         builder = cx.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
@@ -130,7 +133,7 @@ def _certificate(key: Any, *, ca: bool, now: datetime = datetime.now(UTC), days:
     return x509.certificate_pem(made)
 
 
-LATER, EARLIER = datetime.now(UTC) + timedelta(days=9), datetime.now(UTC) - timedelta(days=9)
+LATER, EARLIER = NOW + timedelta(days=9), NOW - timedelta(days=9)
 
 
 @pytest.mark.parametrize(

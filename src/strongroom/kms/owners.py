@@ -25,8 +25,8 @@ def add_owner(tx: sa.Connection, name: str, pem: str, *, now: datetime) -> str:
     """Register an owner; return the owner's id, the certificate's fingerprint.
 
     Raises:
-        InputError: Not an owner's certificate that its own key signed and that holds now, or name or certificate are taken, be it by a revoked
-            owner.
+        InputError: Not an owner's certificate, signed by its own key, that holds now; or name or certificate are taken,
+            be it by a revoked owner.
     """
     certificate = x509.certificate_from_pem(pem)  # the first one; whatever else is in the text gets no trust
     try:
