@@ -177,9 +177,18 @@ def write_whole(path: Path, raw: bytes | str, mode: int = 0o666) -> None:
         path: Replaced, with its permissions, if it is there.
         raw: All of it.
         mode: Less what the umask takes.
+
+    Raises:
+        OSError: It cannot be written; names `path`. Or it is a pipe, device or folder, which would be gone: /dev/null.
     """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
     beside = path.with_name(f".{path.name[:200]}.{os.urandom(6).hex()}")
-    handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    except OSError as exc:
+        exc.filename = str(path)
+        raise
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(raw.encode() if isinstance(raw, str) else raw)

@@ -1,5 +1,6 @@
 """The signing key stays encrypted, and signs only what its holder named."""
 
+import errno
 import json
 import os
 from dataclasses import replace
@@ -122,6 +123,19 @@ def test_a_wrong_passphrase_a_short_one_and_an_old_file_are_refused(folder: Path
     (tmp_path / "plain.pem").write_text("-----BEGIN PRIVATE KEY-----\n")
     with pytest.raises(InputError, match="is not an encrypted signing key"):
         call("show", tmp_path / "plain.pem", "--passphrase-file", folder / "passphrase")
+
+
+@pytest.mark.parametrize("end", [OSError(errno.ENOSPC, "no space"), KeyboardInterrupt()])
+def test_a_key_that_could_not_be_written_leaves_no_half_of_it(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: BaseException
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _handle: (_ for _ in ()).throw(end))
+        words = ["create", str(tmp_path / "k"), "--passphrase-file", str(folder / "passphrase")]
+        done = CliRunner().invoke(command, words)
+        assert done.exit_code == 1
+    assert os.listdir(tmp_path) == []
+    call("create", tmp_path / "k", "--passphrase-file", folder / "passphrase")
 
 
 def test_an_altered_signature_is_not_shown(folder: Path, tmp_path: Path) -> None:

@@ -63,10 +63,14 @@ def create(key: Path, passphrase_file: Path | None, as_json: bool) -> None:
         handle = os.open(key, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError as exc:
         raise InputError(f"{key} exists: a signing key is never replaced", hint="name a new file") from exc
-    with open(handle, "wb") as file:
-        file.write(pem)
-        file.flush()
-        os.fsync(handle)
+    try:
+        with open(handle, "wb") as file:
+            file.write(pem)
+            file.flush()
+            os.fsync(handle)
+    except BaseException:
+        key.unlink()
+        raise
     flush_folder(key.parent)
     _show({"key": str(key), "signer": _signer(made)}, as_json)
 
@@ -200,7 +204,9 @@ def _load(raw: bytes, passphrase_file: Path | None, path: Path) -> RSAPrivateKey
     try:
         key = load_pem_private_key(raw, _read_passphrase(passphrase_file))
     except (ValueError, TypeError) as exc:  # TypeError: it is empty
-        raise DeniedError(f"the passphrase does not open {path}") from exc
+        raise DeniedError(
+            f"the passphrase does not open {path}", hint="it is what was typed, or the first line of --passphrase-file"
+        ) from exc
     if not isinstance(key, RSAPrivateKey):
         raise InputError(f"{path} is not an RSA key: an SGX signing key is RSA-3072 with exponent 3")
     return key
