@@ -112,6 +112,7 @@ def test_both_owners_build_the_job_and_allow_it_unseen(shop: Enclave) -> None:
         ("https://x:1", "neither a workspace nor host:port"),
         ("127.0.0.1:8700", "how to know the trust service"),
         ("/tmp", "there is no workspace here"),
+        ("", "neither a workspace nor host:port"),  # of a variable that is not set: not the current folder's
     ],
 )
 def test_services_that_are_none(tmp_path: Path, service: str, words: str) -> None:

@@ -159,7 +159,7 @@ def _read_identity(path: Path) -> tuple[str, str]:
 
 def _service(service: str, identity: Path | None, *, first: bool) -> tuple[str, str, str]:
     given = _read_identity(identity) if identity else None
-    if not first and Path(service).is_dir():
+    if not first and service and Path(service).is_dir():
         found = Workspace.find(Path(service))
         if not found.embedded:
             raise InputError(f"{service} has no trust service of its own", hint=f"name its service: {found.service}")
