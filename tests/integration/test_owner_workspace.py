@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import subprocess
@@ -178,6 +179,18 @@ def test_a_workspace_or_request_that_exists_is_kept(shop: Enclave, tmp_path: Pat
     with pytest.raises(InputError, match="has no trust service of its own"):
         request_workspace(tmp_path / "three", name="three", service=str(tmp_path))
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_a_request_that_the_disk_has_no_room_for_can_be_made_again(
+    shop: Enclave, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        full = OSError(errno.ENOSPC, "No space left on device")
+        patch.setattr("strongroom.client.setup.write_workspace", lambda *_: (_ for _ in ()).throw(full))
+        with pytest.raises(InputError, match="cannot be written: No space left"):
+            request_workspace(tmp_path, name="one", service=str(shop.folder))
+    assert not (tmp_path / "one.pem").exists()
+    request_workspace(tmp_path, name="one", service=str(shop.folder))
 
 
 def test_service_at_an_address(shop: Enclave, tmp_path: Path) -> None:

@@ -107,6 +107,7 @@ def request_workspace(
         values = {"identity": pin, "owner": x509.fingerprint(certificate), "name": name, "service": where}
         write_workspace(folder, values)
     except OSError as exc:
+        request.unlink(missing_ok=True)  # else it would be in the way of the next one
         raise InputError(f"the workspace {folder} cannot be written: {exc.strerror}") from exc
     return Workspace.find(folder), request
 
