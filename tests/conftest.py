@@ -79,6 +79,13 @@ def tiny_disk(folder: Path, megabytes: int = 2) -> Iterator[Path]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.fixture
+def deep_path(tmp_path: Path) -> Iterator[Path]:
+    """`tmp_path`, for folders in folders without end: whoever removes it later calls itself for each."""
+    yield tmp_path
+    subprocess.run(["rm", "-rf", *tmp_path.iterdir()], check=True)
+
+
 def stop_service(workspace: Workspace) -> None:
     """Stop the embedded service of a workspace, if it runs, and wait until it is gone."""
     pid = workspace.pid()

@@ -6,6 +6,7 @@ import ctypes
 import errno
 import fcntl
 import io
+import itertools
 import logging
 import os
 import resource
@@ -25,6 +26,7 @@ __all__ = [
     "flush_folder",
     "listen_unix",
     "lock_alone",
+    "make_folders",
     "protect_process",
     "read_text",
     "receive_exactly",
@@ -126,6 +128,13 @@ def lock_alone(handle: int, what: str, wait_s: float) -> None:
             time.sleep(_LOCK_AGAIN_S)
 
 
+def make_folders(folder: Path) -> None:
+    """Make `folder` and those that it lies in: `mkdir` with `parents` calls itself for each, so they cannot be many."""
+    missing = [*itertools.takewhile(lambda at: not at.is_dir(), (folder, *folder.parents))]
+    for at in reversed(missing):
+        at.mkdir(exist_ok=True)
+
+
 def flush_folder(folder: Path) -> None:
     """Flush the names in `folder` to the disk: a file that was flushed may still lose its name without this."""
     _flush(folder, os.O_DIRECTORY)
@@ -185,16 +194,20 @@ def read_text(path: Path, hint: str) -> str:
 
 
 def write_new(path: Path, raw: bytes, mode: int) -> None:
-    """Write a file that was not there, and flush it; its name is on the disk once its folder is flushed.
+    """Write a file that was not there, flushed, or none; its name is on the disk once its folder is flushed.
 
     Raises:
         FileExistsError: It is there; it stays as it is.
     """
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    with os.fdopen(handle, "wb") as file:
-        file.write(raw)
-        file.flush()
-        os.fsync(handle)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(raw)
+            file.flush()
+            os.fsync(handle)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def write_whole(path: Path, raw: bytes | str, mode: int = 0o666) -> None:
@@ -204,10 +217,19 @@ def write_whole(path: Path, raw: bytes | str, mode: int = 0o666) -> None:
         path: Replaced, with its permissions, if it is there.
         raw: All of it.
         mode: Less what the umask takes.
+
+    Raises:
+        OSError: It cannot be written; names `path`. Or it is a pipe, device or folder, which would be gone: /dev/null.
     """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
     beside = path.with_name(f".{path.name[:200]}.{os.urandom(6).hex()}")
     try:
         write_new(beside, raw.encode() if isinstance(raw, str) else raw, mode)
+    except OSError as exc:
+        exc.filename = str(path)
+        raise
+    try:
         beside.replace(path)
     except BaseException:
         beside.unlink(missing_ok=True)

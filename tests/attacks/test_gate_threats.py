@@ -32,6 +32,7 @@ from strongroom.attest.result import verify_ear
 from strongroom.crypto import jose, x509
 from strongroom.errors import VerificationError
 from strongroom.guest.session import ServiceSession
+from strongroom.kms.policies import PolicyStore
 from strongroom.kms.stores.sql import policies
 
 
@@ -79,6 +80,14 @@ def test_T162_the_result_says_nothing_about_code_that_nobody_appraised(house: Ho
     assert cpu["ear.status"] == "contraindicated", "simulated"
     assert cpu["ear.trustworthiness-vector"]["executables"] == 0
     assert cpu["ear.trustworthiness-vector"]["configuration"] == 0
+
+
+def test_a_result_asks_once_for_what_a_key_s_policies_are(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, _ = house.ready()
+    guest, get, read = house.guest(job).attested(), PolicyStore.get, list[str]()
+    monkeypatch.setattr(PolicyStore, "get", lambda self, tx, owner, key: read.append(key) or get(self, tx, owner, key))
+    assert guest.resource(house.owner, kind="ear").status == 200
+    assert read == ["sales"]
 
 
 def test_T385_a_result_affirms_only_what_the_gate_decided_now(house: House) -> None:

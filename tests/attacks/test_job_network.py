@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,6 +32,7 @@ from tests.fakes.attest_parts import MEASUREMENT, FakeAttester, Platform
 from strongroom.attest import ratls
 from strongroom.attest.endorsement_files import write_bundle
 from strongroom.attest.evidence import MAX_EVIDENCE_BYTES, Evidence
+from strongroom.attest.simulated.doorway import doorway, serve_door
 from strongroom.cli.attest import command as attest
 from strongroom.crypto import tls, x509
 from strongroom.errors import DeniedError, StrongroomError, UnavailableError
@@ -256,6 +259,61 @@ def _shows(ca: WorkloadCA, evidence: bytes | None) -> Peers:
     peers.renew(forged)
     peers._check = lambda _sock: None  # type: ignore[method-assign]
     return peers
+
+
+def test_T368_an_address_that_does_not_answer_keeps_nobody_from_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    listener, waiting, answered = socket.create_server(("127.0.0.1", 0)), threading.Event(), threading.Event()
+    at = f"127.0.0.1:{listener.getsockname()[1]}"
+    connect = socket.create_connection
+
+    def slow(address: tuple[str, int], **options: float) -> socket.socket:
+        if address[0] == "silent":
+            waiting.set()
+            answered.wait(30)
+            raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
+        return connect(address, **options)
+
+    monkeypatch.setattr(socket, "create_connection", slow)
+    outside, inside = doorway()
+    serve = partial(serve_door, outside, listen="127.0.0.1:0", outward=())
+    threading.Thread(target=serve, daemon=True).start()
+    door, refused = Door(inside), list[Exception]()
+
+    def ask() -> None:
+        try:
+            door.connect("silent:1")
+        except UnavailableError as exc:
+            refused.append(exc)
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    assert waiting.wait(10)
+    with door.connect(at) as sock:
+        assert sock.getpeername() == listener.getsockname()
+    opened, address = door.listen()
+    with opened, connect((address.rpartition(":")[0], int(address.rpartition(":")[2])), timeout=5):
+        pass
+    answered.set()
+    asking.join(10)
+    assert [str(exc) for exc in refused] == ["connect silent:1: Connection refused"]
+    outside.shutdown(socket.SHUT_RDWR)
+    with pytest.raises(UnavailableError, match="connect silent:1: the platform's door"):
+        door.connect("silent:1")
+
+
+def test_T368_the_door_leads_where_the_job_says_and_gives_one_socket_at_a_time() -> None:
+    outside, inside = doorway()
+    serve = partial(serve_door, outside, listen="", outward=("127.0.0.1:9",))
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    for words in ("127.0.0.1:1", "nonsense", "127.0.0.1:9 ", ""):
+        with pytest.raises(UnavailableError, match="not an address of this job"):
+            Door(inside).connect(words)
+    with pytest.raises(UnavailableError, match="not an address of this job"):
+        Door(inside).listen()
+    inside.send(b"listen")  # nowhere to answer: the door closes
+    thread.join(10)
+    assert not thread.is_alive()
 
 
 def test_the_newest_certificate_is_shown(ca: WorkloadCA, driver: tuple[str, list[int]]) -> None:
@@ -574,21 +632,30 @@ def test_a_worker_that_has_to_end_begins_no_further_program() -> None:
 
 
 def test_what_the_platform_hands_in_is_a_socket_or_closed_again() -> None:
-    near, far = socket.socketpair()
+    far, near = doorway()
     held, _other = socket.socketpair()
     before = len(os.listdir("/proc/self/fd"))
-    for answer, reason in (
-        ((1).to_bytes(4, "big") + b"\1", "answers nonsense"),
-        ((6).to_bytes(4, "big") + b"\1wrong", "wrong"),
-        ((1 << 20).to_bytes(4, "big"), "answers nonsense"),
-        (bytes(4), "answers nonsense"),
-    ):
-        socket.send_fds(far, [answer], [held.fileno()])
+
+    def answered(answer: bytes) -> None:
+        _, handles, _, _ = socket.recv_fds(far, 4096, 1)
+        with socket.socket(fileno=handles[0]) as sock:
+            if answer:
+                socket.send_fds(sock, [answer], [held.fileno()])
+
+    def asked(answer: bytes) -> socket.socket:
+        with ThreadPoolExecutor(1) as pool:
+            done = pool.submit(answered, answer)
+            try:
+                return Door(near).connect("there:1")
+            finally:
+                done.result()
+
+    wrong = ((b"\1", "answers nonsense"), (b"\1wrong", "wrong"), (b"\2x", "x"), (b"", "answers nonsense"))
+    for answer, reason in wrong:
         with pytest.raises(UnavailableError, match=f"connect there:1: .*{reason}"):
-            Door(near).connect("there:1")
+            asked(answer)
     assert len(os.listdir("/proc/self/fd")) == before
-    socket.send_fds(far, [(3).to_bytes(4, "big") + b"\0ok"], [held.fileno()])
-    Door(near).connect("there:1").close()
+    asked(b"\0ok").close()
     far.close()
     with pytest.raises(UnavailableError, match="the platform's door"):
         Door(near).connect("there:1")

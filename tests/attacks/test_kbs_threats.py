@@ -10,7 +10,8 @@ from tests.conftest import stop_service
 from tests.fakes.enclave_shell import APPROVE, Enclave, make_enclave
 from tests.fakes.stock_kbs import StockKBS
 
-from strongroom.attest.simulated.platform import SandboxBundle, _Platform
+from strongroom.attest.simulated.doorway import open_door
+from strongroom.attest.simulated.platform import SandboxBundle
 from strongroom.client.job_files import read_job_file
 from strongroom.errors import InputError
 
@@ -88,10 +89,10 @@ def test_T285_the_door_leads_to_the_named_kbs_alone(tmp_path: Path) -> None:
         runtimes={}, code={}, volumes=(), staged=True, init_data=tmp_path, launch=tmp_path, service="", network=False,
         scratch_mb=1, outward=("kbs.example:8080",),
     )  # fmt: skip
-    platform = _Platform(bundle, bytes(32), tmp_path)
+    assert bundle.door
     for request in ("connect 127.0.0.1:22", "listen", "connect kbs.example:80800", "connect "):
         with pytest.raises(ValueError, match="not an address of this job"):
-            platform._open_door(request)
+            open_door(request, listen=bundle.listen, outward=bundle.outward)
 
 
 @pytest.mark.parametrize(

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
+from cryptography import x509 as cx
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from tests.conftest import STRONGROOM, Shell, stop_service
 from tests.fakes.enclave_shell import Enclave
 from tests.fakes.parties import UNSAFE, admitted, first_owner
 
 from strongroom.client.setup import request_workspace
+from strongroom.crypto import x509
 from strongroom.errors import InputError, VerificationError
 
 JOB = """
@@ -106,12 +113,62 @@ def test_both_owners_build_the_job_and_allow_it_unseen(shop: Enclave) -> None:
         ("https://x:1", "neither a workspace nor host:port"),
         ("127.0.0.1:8700", "how to know the trust service"),
         ("/tmp", "there is no workspace here"),
+        ("", "neither a workspace nor host:port"),  # of a variable that is not set: not the current folder's
     ],
 )
 def test_services_that_are_none(tmp_path: Path, service: str, words: str) -> None:
     with pytest.raises(InputError, match=words):
         request_workspace(tmp_path / "new", name="new", service=service)
     assert not (tmp_path / "new").exists()
+
+
+NOW = datetime.now(UTC)
+
+
+def _certificate(key: Any, *, ca: bool, now: datetime = NOW) -> str:
+    made = x509.self_signed(x509.new_key(), "x", now=now, days=1, ca=ca)
+    if key is not None:
+        name = made.subject
+        builder = cx.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+        builder = builder.not_valid_before(now).not_valid_after(now + timedelta(days=1)).serial_number(1)
+        made = builder.sign(key, None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256())
+    return x509.certificate_pem(made)
+
+
+LATER, EARLIER = NOW + timedelta(days=9), NOW - timedelta(days=9)
+
+
+@pytest.mark.parametrize(
+    ("pem", "words"),
+    [
+        (_certificate(None, ca=False), "expected a trust service's, which signs others, got an owner's"),
+        (_certificate(None, ca=True, now=EARLIER), "the certificate holds from .* to .*, not on"),
+        (_certificate(None, ca=True, now=LATER), "the certificate holds from .* to .*, not on"),
+        (_certificate(ed25519.Ed25519PrivateKey.generate(), ca=True), "not for a P-256 key"),
+        (_certificate(ec.generate_private_key(ec.SECP384R1()), ca=True), "not for a P-256 key"),
+        (_certificate(rsa.generate_private_key(65537, 2048), ca=True), "not for a P-256 key"),
+        ("nonsense", "not readable PEM"),
+    ],
+)
+def test_T369_a_certificate_that_is_no_services_identity(tmp_path: Path, pem: str, words: str) -> None:
+    (tmp_path / "given.pem").write_text(pem)
+    with pytest.raises(InputError, match=rf"given.pem is not a trust service's identity: .*{words}") as refused:
+        request_workspace(tmp_path / "new", name="new", service="127.0.0.1:8700", identity=tmp_path / "given.pem")
+    assert "identity.pem, not a request" in refused.value.hint
+    assert not (tmp_path / "new").exists()
+
+
+def test_T369_a_certificate_that_is_no_owners_is_not_admitted(shop: Enclave) -> None:
+    for pem, words in (
+        ((shop.workspace.folder / "identity.pem").read_text(), "got a trust service's, which signs others"),
+        (_certificate(None, ca=False, now=EARLIER), "the certificate holds from"),
+    ):
+        (shop.folder / "given.pem").write_text(pem)
+        done = shop.run("owner", "admit", "nobody", "given.pem", check=False)
+        assert done.returncode == 1
+        assert words in done.stderr, done.stderr
+        assert "hint: `strongroom owner request` writes it" in done.stderr
+        assert "nobody" not in shop.run("owner", "list").stdout
 
 
 def test_a_workspace_or_request_that_exists_is_kept(shop: Enclave, tmp_path: Path) -> None:
@@ -122,6 +179,18 @@ def test_a_workspace_or_request_that_exists_is_kept(shop: Enclave, tmp_path: Pat
     with pytest.raises(InputError, match="has no trust service of its own"):
         request_workspace(tmp_path / "three", name="three", service=str(tmp_path))
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_a_request_that_the_disk_has_no_room_for_can_be_made_again(
+    shop: Enclave, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        full = OSError(errno.ENOSPC, "No space left on device")
+        patch.setattr("strongroom.client.setup.write_workspace", lambda *_: (_ for _ in ()).throw(full))
+        with pytest.raises(InputError, match="cannot be written: No space left"):
+            request_workspace(tmp_path, name="one", service=str(shop.folder))
+    assert not (tmp_path / "one.pem").exists()
+    request_workspace(tmp_path, name="one", service=str(shop.folder))
 
 
 def test_service_at_an_address(shop: Enclave, tmp_path: Path) -> None:

@@ -131,6 +131,51 @@ def test_hints_lead_on(shell: Enclave, words: tuple[str, ...]) -> None:
     assert HINTS[words] in hint
 
 
+def _listed(shell: Enclave) -> list[dict[str, object]]:
+    return list(shell.json("data", "list")["datasets"])  # type: ignore[call-overload]
+
+
+def test_T370_what_fails_leaves_no_half_made_data_set(shell: Enclave) -> None:
+    before = _listed(shell)
+    (shell.folder / "links").mkdir()
+    (shell.folder / "links/l").symlink_to("/etc/passwd")
+    (shell.folder / "full").mkdir()
+    (shell.folder / "full/strange").write_text("x")
+    (shell.folder / "a file").write_text("x")
+    for words in (
+        ("data", "seal", "links", "t1", "--key", "sales"),
+        ("data", "seal", "plain", "full", "--key", "sales"),
+        ("data", "seal", "plain", "plain/inside", "--key", "sales"),
+        ("data", "seal", "plain", "a file/t", "--key", "sales"),
+        ("data", "create", "a file/t", "--key", "sales"),
+        ("run", "--volume", "o=a file/t:sales:rw", "--", "python", "app.py"),
+    ):
+        clear(shell.run(*words, check=False))
+        assert _listed(shell) == before, words
+    (shell.folder / "links/l").unlink()
+    (shell.folder / "links/l").write_text("x")
+    shell.run("data", "seal", "links", "t1", "--key", "sales")
+    assert len(_listed(shell)) == len(before) + 1
+
+
+def test_data_list_says_where_data_sets_are_and_when_they_changed(shell: Enclave) -> None:
+    shell.seal("one", {"a": "a"})
+    shell.run("data", "create", "sub/empty", "--key", "sales")
+    assert shell.outcome("--volume", "o=made:sales:rw", "--", "python", "-c", "open('/work/o/x', 'w')")["outcome"] == "completed"
+    found = {str(d["folder"]): d for d in _listed(shell)}
+    one, empty, made = (found[str(shell.folder / name)] for name in ("one", "sub/empty", "made"))
+    assert (one["key"], one["epoch"], empty["epoch"], made["epoch"]) == ("sales", 1, 0, 1)
+    assert str(one["created"]) < str(one["updated"])
+    text = {line.split()[0]: line.split() for line in shell.run("data", "list").stdout.splitlines()}
+    assert text["folder"] == ["folder", "key", "epoch", "last", "commit", "data", "set"]
+    assert text[str(shell.folder / "one")][1:] == ["sales", "1", str(one["updated"])[:19], one["dataset"]]
+    assert text[str(shell.folder / "sub/empty")][1:] == ["sales", "0", "-", empty["dataset"]]
+    (shell.folder / "one").rename(shell.folder / "elsewhere")  # nobody knows where, until somebody says it
+    assert str(shell.folder / "one") not in shell.run("data", "list").stdout
+    shell.run("data", "verify", "elsewhere")
+    assert str(shell.folder / "elsewhere") in shell.run("data", "list").stdout
+
+
 def test_tampered_files_say_what_to_do(shell: Enclave) -> None:
     shell.seal("hurt", {"a": "a" * 10, "b": "b"})
     (shell.folder / "hurt/a").write_bytes(b"x")

@@ -1,7 +1,10 @@
 """The signing key stays encrypted, and signs only what its holder named."""
 
+import errno
+import io
 import json
 import os
+import sys
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -11,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from strongroom.attest.sigstruct import Sigstruct
+from strongroom.cli.common import passphrase, read_shares
 from strongroom.cli.enclave_key import command
 from strongroom.errors import DeniedError, EvidenceError, InputError
 
@@ -122,6 +126,30 @@ def test_a_wrong_passphrase_a_short_one_and_an_old_file_are_refused(folder: Path
     (tmp_path / "plain.pem").write_text("-----BEGIN PRIVATE KEY-----\n")
     with pytest.raises(InputError, match="is not an encrypted signing key"):
         call("show", tmp_path / "plain.pem", "--passphrase-file", folder / "passphrase")
+
+
+@pytest.mark.parametrize("end", [OSError(errno.ENOSPC, "no space"), KeyboardInterrupt()])
+def test_a_key_that_could_not_be_written_leaves_no_half_of_it(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: BaseException
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _handle: (_ for _ in ()).throw(end))
+        words = ["create", str(tmp_path / "k"), "--passphrase-file", str(folder / "passphrase")]
+        done = CliRunner().invoke(command, words)
+        assert done.exit_code == 1
+    assert os.listdir(tmp_path) == []
+    call("create", tmp_path / "k", "--passphrase-file", folder / "passphrase")
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_a_typed_passphrase_that_is_no_text_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, errors: str
+) -> None:
+    for read in (passphrase, read_shares):
+        typed = io.TextIOWrapper(io.BytesIO(b"\xff\xfe" * 20), encoding="utf-8", errors=errors)
+        monkeypatch.setattr(sys, "stdin", typed)
+        with pytest.raises(InputError, match="standard input: expected text in UTF-8"):
+            read()
 
 
 def test_an_altered_signature_is_not_shown(folder: Path, tmp_path: Path) -> None:

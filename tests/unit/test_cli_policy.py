@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ from tests.fakes.attest_parts import JOB, MEASUREMENT, Platform
 from strongroom.attest.appraisal import findings, policy_from_json
 from strongroom.attest.binding import init_data_digest, job_init_data
 from strongroom.attest.findings import AppraisalContext
-from strongroom.attest.policies import TcbStatus
+from strongroom.attest.policies import TcbStatus, job_digest
+from strongroom.attest.reference import ReferenceValues, sign_reference
 from strongroom.cli import output
 from strongroom.cli.policy import command as policy
 from strongroom.cli.requests import _explain
 from strongroom.client.petnames import Petnames
 from strongroom.client.policies import allow_job
+from strongroom.crypto import x509
 from strongroom.errors import InputError
 
 ME, BANK = "a" * 64, "b" * 64
@@ -76,6 +79,38 @@ def test_a_platform_that_is_not_up_to_date_is_allowed_by_name_and_no_longer_than
     assert "tcb_status: expected" in refused(hardening, "OutOfDate", "INTEL-SA-00615")
     assert refused(hardening, "UpToDate") == ""
     assert "tcb_status: expected UpToDate" in refused(None, "SWHardeningNeeded", "INTEL-SA-00615")  # it is taken back
+
+
+def test_imported_values_are_accepted_of_the_platforms_that_the_owner_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = {"name": "in", "dataset": "0" * 32, "key": "sales", "owner": ME, "mode": "ro"}
+    signer, document, policy_set = x509.new_key(), {**JOB, "volumes": [volume]}, dict[str, Any](read=None, write=None)
+    values = ReferenceValues(
+        name="job", job=job_digest(document), document=document, values={"measurement": "ab" * 32}, simulated=False
+    )
+    (tmp_path / "job.reference.json").write_bytes(sign_reference(values, signer))
+    pem = x509.certificate_pem(x509.self_signed(signer, "builder", now=datetime.now(UTC), days=1, ca=False))
+    (tmp_path / "builder.pem").write_text(pem)
+
+    class Owner:
+        owner = ME
+
+        def call(self, _method: str, _path: str, body: Any = None) -> dict[str, Any]:
+            policy_set.update(body["policy"] if body else {})
+            return {"policy": policy_set, "revision": 1}
+
+    monkeypatch.setattr("strongroom.cli.policy.owner", Owner)
+    words = ["import", "sales", str(tmp_path / "job.reference.json"), "--signer", str(tmp_path / "builder.pem")]
+    words += ["--tcb-status", "SWHardeningNeeded", "--advisory", "INTEL-SA-00615", "--root", "CD" * 32]
+    done = CliRunner().invoke(policy, words, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    said = policy_set["read"]["policies"][0]
+    assert said["kind"] == "reference"
+    checks = said["policies"]
+    tcb = {"kind": "tcb_status", "allowed": ["UpToDate", "SWHardeningNeeded"], "advisories": ["INTEL-SA-00615"]}
+    assert any(check.items() >= tcb.items() for check in checks), checks
+    assert {"kind": "root", "values": ["cd" * 32]} in checks
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from strongroom.crypto.stream import Reader, Writer
 from strongroom.errors import DeniedError, InputError, IntegrityError, StrongroomError, UnavailableError
 from strongroom.guest.session import Grant
 from strongroom.guest.staging import StagedVolume
-from strongroom.guest.straight import StraightFile
+from strongroom.guest.straight import StraightFile, walk
 from strongroom.guest.volumes import SealedVolume
 from strongroom.keyagent.protocol import FOLDER, OPEN_FILE
 from strongroom.storage.dataset import DatasetInfo, Head, load_manifest, write_info
@@ -610,6 +610,65 @@ def test_links_by_links_to_what_was_sealed_as_it_was_written(committed: tuple[Se
     assert {p: get(after, p) for p, _ in after.paths() if p not in ("a", "d/b")} == dict.fromkeys(
         ("m", "latest", "d/up", "other"), b"large"
     )
+
+
+def _nest(folder: Path, depth: int, name: str = "n") -> str:
+    """Make folders in folders below `folder`, which may be too many for one path; return the path of the last."""
+    at = os.open(folder, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir(name, dir_fd=at)
+        below = os.open(name, os.O_RDONLY, dir_fd=at)
+        os.close(at)
+        at = below
+    os.close(os.open("file", os.O_CREAT | os.O_WRONLY, 0o600, dir_fd=at))
+    os.close(at)
+    return "/".join([name] * depth)
+
+
+def test_T367_files_in_a_thousand_folders_are_sealed_and_opened(
+    staged: StagedVolume, committed: tuple[Session, Path], deep_path: Path
+) -> None:
+    session, folder = committed
+    deep = f"{_nest(staged.place, 1200)}/file"
+    publish(staged, session)
+    again = StagedVolume(volume(folder, session.head), deep_path / "again", holes=False)
+    again.open_all()
+    assert (deep_path / "again" / deep).read_bytes() == b""
+
+
+def test_T367_folders_nested_deeper_than_a_name_can_say_are_refused_in_order(
+    staged: StagedVolume, committed: tuple[Session, Path], deep_path: Path
+) -> None:
+    del deep_path
+    _nest(staged.place, 3000)
+    with pytest.raises(UnavailableError, match="a folder of volume out cannot be listed: File name too long"):
+        publish(staged, committed[0])
+    assert committed[0].commits == 1
+
+
+def test_T367_a_walk_sees_what_is_there_and_looks_at_nothing_else(tmp_path: Path) -> None:
+    for name in ("a/b/c", "a/d", "left/out", "gone/x", "swapped/x"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "a/b/file").touch()
+    (tmp_path / "link").symlink_to("a")
+    seen, descriptors = dict[str, object](), len(os.listdir("/proc/self/fd"))
+    for found in walk(tmp_path, ["left", "link"]):
+        seen[found.path] = found.link
+        if found.path == "gone":
+            shutil.rmtree(tmp_path / "gone")
+        if found.path == "swapped":
+            shutil.rmtree(tmp_path / "swapped")
+            (tmp_path / "swapped").symlink_to("left")
+        if found.path == "a/b":  # in the middle of it what is above becomes a link
+            (tmp_path / "a").rename(tmp_path / "moved")
+            (tmp_path / "a").symlink_to("left")
+    assert {"left", "left/out", "a/b/out", "swapped/out"}.isdisjoint(seen)
+    assert seen.keys() >= {"a", "gone", "swapped"}
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert {f.path: f.link for f in walk(tmp_path, ["left"])} == {
+        "moved": None, "moved/b": None, "moved/b/c": None, "moved/b/file": None, "moved/d": None,
+        "a": "left", "link": "a", "swapped": "left",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("link", ["{}/.sealed/out/model", "../.sealed/out/model", "z"])

@@ -11,6 +11,7 @@ from strongroom.client.volumes import VolumeRequest, parse_volume, resolve_volum
 from strongroom.errors import InputError
 from strongroom.jobs.spec import JobKey
 from strongroom.storage.dataset import DatasetInfo, read_info, write_info
+from strongroom.storage.places import Place
 
 ME, BANK = "a" * 64, "b" * 64
 INFO = DatasetInfo(dataset="ab" * 16, key="sales", owner=ME)
@@ -181,7 +182,7 @@ def test_urls_of_stores(sealed: Path) -> None:
     changed, volumes = with_known_paths(arguments, [out])
     assert changed == ("/work/out/a", "--to=/work/out/", f"{store}/other", "http://nn/out", "hdfs:/x")
     assert volumes == (out,)
-    assert resolve_volume(out, lambda _key: INFO, OWNERS).location == f"{store}/out"
+    assert resolve_volume(out, registered, OWNERS).location == f"{store}/out"
     assert read_info(f"{store}/out") == INFO
     again = resolve_volume(VolumeRequest(name="in", path=f"{store}/out"), None, OWNERS)
     assert (again.dataset, again.location) == (INFO.dataset, f"{store}/out")
@@ -189,7 +190,7 @@ def test_urls_of_stores(sealed: Path) -> None:
     job.write_text(JOB + "[[volume]]\nname = 'in'\npath = 'hdfs://nn:9000/a'\n[[volume]]\nname = 'b'\npath = 'b'")
     assert [v.path for v in read_job_file(job)[1]] == ["hdfs://nn:9000/a", sealed / "b"]
     with pytest.raises(InputError, match="has no folders"):
-        resolve_volume(replace(out, path="memory://store/out"), lambda _key: INFO, OWNERS)
+        resolve_volume(replace(out, path="memory://store/out"), registered, OWNERS)
     assert read_info("memory://store/out") is None
 
 
@@ -211,6 +212,11 @@ def test_two_folders_of_one_name_get_two_names(sealed: Path) -> None:
     assert len(volumes) == 2
 
 
+def registered(_key: str, at: Place) -> DatasetInfo:
+    write_info(at, INFO)
+    return INFO
+
+
 def test_resolving(sealed: Path, tmp_path: Path) -> None:
     assert resolve_volume(VolumeRequest(name="in", path=sealed), None, OWNERS).dataset == INFO.dataset
     with pytest.raises(InputError, match="under key 'sales', not 'other'"):
@@ -222,13 +228,13 @@ def test_resolving(sealed: Path, tmp_path: Path) -> None:
         VolumeRequest(name="in", path=Path("new"), key="sales"),
     ):
         with pytest.raises(InputError, match="not a sealed data set"):
-            resolve_volume(request, lambda _key: INFO, OWNERS)
+            resolve_volume(request, registered, OWNERS)
     (tmp_path / "plain/x").touch()
     with pytest.raises(InputError, match="not empty"):
-        resolve_volume(VolumeRequest(name="in", path=Path("plain"), key="sales", mode="rw"), lambda _key: INFO, OWNERS)
+        resolve_volume(VolumeRequest(name="in", path=Path("plain"), key="sales", mode="rw"), registered, OWNERS)
     assert (
         resolve_volume(
-            VolumeRequest(name="in", path=Path("new"), key="sales", mode="rw"), lambda _key: INFO, OWNERS
+            VolumeRequest(name="in", path=Path("new"), key="sales", mode="rw"), registered, OWNERS
         ).mode
         == "rw"
     )
@@ -272,7 +278,7 @@ def test_a_volume_of_another_owner_is_named_with_its_owner(sealed: Path) -> None
         (VolumeRequest(name="in", path=Path("new"), key="people", owner="bank", mode="rw"), "not a sealed data set"),
     ):
         with pytest.raises(InputError, match=words):
-            resolve_volume(request, lambda _key: INFO, OWNERS)
+            resolve_volume(request, registered, OWNERS)
     assert not Path("new").exists()
 
 

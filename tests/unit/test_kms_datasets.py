@@ -50,7 +50,7 @@ def test_a_new_data_set_is_empty(tx: sa.Connection) -> None:
     head = STORE.create(tx, "a", "sales", now=NOW)
     assert (head["epoch"], head["manifest"], head["key"], head["owner"]) == (0, None, "sales", "a")
     assert len(str(head["dataset"])) == 32
-    assert STORE.all(tx, "a") == [head]
+    assert STORE.all(tx, "a") == [{**head, "created": NOW.isoformat(), "updated": NOW.isoformat()}]
     assert STORE.all(tx, "b") == []
 
 

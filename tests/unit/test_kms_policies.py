@@ -30,16 +30,16 @@ def _refuse(tx: sa.Connection, owner: str = "a", job: str = "sha256:1", **docume
 
 def test_no_policy_is_no_policy(tx: sa.Connection) -> None:
     assert STORE.get(tx, "a", "sales")["revision"] == 0
-    assert STORE.policy(tx, "a", "sales", "read") is None
+    assert STORE.policy(STORE.get(tx, "a", "sales"), "read") is None
 
 
 def test_each_use_has_its_own_policy(tx: sa.Connection) -> None:
     assert STORE.put(tx, "a", "sales", {"read": POLICY}, now=NOW) == 1
-    assert STORE.policy(tx, "a", "sales", "read") is not None
-    assert STORE.policy(tx, "a", "sales", "write") is None
-    assert STORE.policy(tx, "b", "sales", "read") is None
+    assert STORE.policy(STORE.get(tx, "a", "sales"), "read") is not None
+    assert STORE.policy(STORE.get(tx, "a", "sales"), "write") is None
+    assert STORE.policy(STORE.get(tx, "b", "sales"), "read") is None
     assert STORE.put(tx, "a", "sales", {"write": POLICY}, now=NOW) == 2
-    assert STORE.policy(tx, "a", "sales", "read") is None, "the whole document is replaced"
+    assert STORE.policy(STORE.get(tx, "a", "sales"), "read") is None, "the whole document is replaced"
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,12 @@ import fsspec
 import pytest
 
 from strongroom._secret import SecretBytes
+from strongroom._unix import make_folders
 from strongroom.crypto.keys import StaticKeyRing
 from strongroom.errors import DeniedError, InputError, IntegrityError, StrongroomError, UnavailableError
 from strongroom.storage import pool, tree_write
 from strongroom.storage.dataset import DatasetInfo, Head, load_manifest
+from strongroom.storage.leftovers import begin_changes, restore
 from strongroom.storage.places import LocalPlace
 from strongroom.storage.tree_run import refuse
 from strongroom.storage.trees import Progress, open_tree, reseal_tree, seal_tree, verify_tree
@@ -70,6 +72,20 @@ def test_seal_verify_open(tmp_path: Path, workers: int | None) -> None:
     assert opened.written == 4
     assert content(tmp_path / "out") == content(source)
     assert not [n for n in content(tmp_path / "s") if ".~strongroom-" in n]
+
+
+def test_files_in_a_thousand_folders(deep_path: Path) -> None:
+    tmp_path = deep_path
+    deep, heads = tmp_path / "in" / "/".join(["n"] * 1200), Heads()
+    make_folders(deep)
+    (deep / "file").write_bytes(b"deep")
+    done = seal_tree(tmp_path / "in", tmp_path / "s", V1, heads, info=INFO)
+    assert reseal_tree(tmp_path / "s", V2, heads).head.epoch == 2
+    open_tree(tmp_path / "s", tmp_path / "out", V2, heads.head)
+    assert (tmp_path / "out" / deep.relative_to(tmp_path / "in") / "file").read_bytes() == b"deep"
+    begin_changes(LocalPlace(tmp_path / "s"))
+    found = restore(LocalPlace(tmp_path / "s"), load_manifest(tmp_path / "s", heads.head, V2))
+    assert (done.files, found.removed) == (1, 0)
 
 
 @pytest.mark.parametrize("workers", [1, 2, None])

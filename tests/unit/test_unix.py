@@ -67,6 +67,22 @@ def test_a_file_is_written_whole_and_is_on_the_disk_before_it_has_its_name(tmp_p
     assert (path.read_bytes(), os.listdir(tmp_path)) == (b"two", ["pin.json"])
 
 
+def test_T371_a_pipe_device_or_folder_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "null").symlink_to("/dev/null")  # never the device itself: root would replace it
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "null", "folder"):
+        before = (tmp_path / name).lstat()
+        with pytest.raises(OSError, match="not a regular file") as refused:
+            write_whole(tmp_path / name, "text")
+        assert refused.value.filename == str(tmp_path / name)
+        assert (tmp_path / name).lstat() == before
+    with pytest.raises(FileNotFoundError) as missing:
+        write_whole(tmp_path / "nowhere/x", "text")
+    assert missing.value.filename == str(tmp_path / "nowhere/x"), "not the one beside it"
+    assert sorted(os.listdir(tmp_path)) == ["folder", "null", "pipe"]
+
+
 def test_the_seed_is_made_whole_and_once(tmp_path: Path, flushed: list[str]) -> None:
     path = tmp_path / "platform" / "seed"
     seeds: set[bytes] = set()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from strongroom._unix import write_whole
 from strongroom.attest.claims import Claims
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.findings import shown_flag
@@ -46,11 +47,12 @@ def quote(job_file: Path, target: Path) -> None:
     from strongroom.attest.simulated.platform import load_seed
     from strongroom.attest.simulated.quoting import SimulatedQuotingEnclave
     from strongroom.cli.job import plan_file
+    from strongroom.jobs.registry import SIMULATED
 
     runner, plan = plan_file(job_file)
-    if plan.spec.enclave != "sim":
+    if plan.spec.enclave not in SIMULATED:
         raise InputError(
-            f"{job_file}: expected a job for the enclave kind sim, got {plan.spec.enclave}",
+            f"{job_file}: expected a job for the enclave kind {' or '.join(SIMULATED)}, got {plan.spec.enclave}",
             hint="its hardware alone quotes it: a run leaves the first evidence in the bundle's launch/quote.bin",
         )
     bundle = runner.build(plan)
@@ -60,7 +62,7 @@ def quote(job_file: Path, target: Path) -> None:
         report_data=bytes(64),
         config_id=config_id(init_data_digest(plan.init_data)),
     )
-    target.write_bytes(raw)
+    write_whole(target, raw)
     output.say(f"wrote {len(raw)} bytes, SIMULATED: `strongroom attest show {target}`")
 
 

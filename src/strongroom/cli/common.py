@@ -83,16 +83,25 @@ def passphrase(*, new: bool = False) -> str:
     if sys.stdin.isatty():
         asked = "passphrase, 12 characters or more" if new else "passphrase"
         return str(click.prompt(asked, hide_input=True, confirmation_prompt=new, err=True))
-    given = sys.stdin.readline().rstrip("\r\n")
+    given = _text(sys.stdin.readline).rstrip("\r\n")
     if not given:
         raise InputError("passphrase: expected one on a terminal or in the first line of standard input, got nothing")
     return given
 
 
+def _text(read: Callable[[], str]) -> str:
+    try:
+        text = read()
+        text.encode()  # what is no text may come through as halves of letters
+    except UnicodeError as exc:
+        raise InputError("standard input: expected text in UTF-8") from exc
+    return text
+
+
 def read_shares() -> list[str]:
     """Return what is typed unseen until an empty line; without a terminal, the lines of standard input."""
     if not sys.stdin.isatty():
-        return [line.strip() for line in sys.stdin if line.strip()]
+        return [line.strip() for line in _text(sys.stdin.read).split("\n") if line.strip()]
     asked, found = "share, or an empty line after the last", []
     while share := str(click.prompt(asked, default="", show_default=False, hide_input=True, err=True)).strip():
         found.append(share)

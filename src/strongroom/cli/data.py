@@ -7,11 +7,13 @@ from typing import Any, cast
 
 import click
 
+from strongroom._stores import is_url
 from strongroom.cli import output
 from strongroom.cli.common import epilog, json_option, owner
 from strongroom.cli.datasets import held, owned, seal_into, show_result
-from strongroom.errors import InputError
-from strongroom.storage.dataset import DatasetInfo, Head, Manifest, load_manifest, write_info
+from strongroom.client.new_datasets import new_dataset
+from strongroom.errors import InputError, StrongroomError
+from strongroom.storage.dataset import Head, Manifest, load_manifest, read_info, write_info
 from strongroom.storage.leftovers import Restored, restore, was_interrupted
 from strongroom.storage.places import place
 from strongroom.storage.trees import open_tree, reseal_tree, verify_tree
@@ -63,11 +65,10 @@ def create(target: str, key_name: str, as_json: bool) -> None:
     folder = place(target, single=False)
     if not folder.is_empty():
         raise InputError(f"{target} is not an empty folder", hint="choose another")
-    client = owner()
-    head = client.create_dataset(key_name)
-    write_info(folder, DatasetInfo(dataset=head.dataset, key=key_name, owner=client.owner))
-    value = {"dataset": head.dataset, "epoch": head.epoch, "key": key_name, "target": target}
-    output.data(value, as_json, [f"created data set {head.dataset}, empty, key {key_name}"])
+    with new_dataset(owner(), key_name, folder) as info:
+        write_info(folder, info)
+    value = {"dataset": info.dataset, "epoch": 0, "key": key_name, "target": target}
+    output.data(value, as_json, [f"created data set {info.dataset}, empty, key {key_name}"])
 
 
 @command.command("open", epilog=epilog("strongroom data open sealed/report report/"))
@@ -133,10 +134,28 @@ def restore_data(folder: str, as_json: bool) -> None:
 @command.command("list", epilog=epilog("strongroom data list"))
 @json_option
 def list_data(as_json: bool) -> None:
-    """List your data sets as the trust service knows them."""
-    found = owner().call("GET", "/v1/datasets")
-    rows = [(d["dataset"], d["key"], d["epoch"]) for d in cast(list[dict[str, Any]], found["datasets"])]
-    output.data(found, as_json, output.table(("data set", "key", "epoch"), rows))
+    """List your data sets as the trust service knows them, and where commands of this workspace met them last."""
+    client = owner()
+    found = cast(list[dict[str, Any]], client.call("GET", "/v1/datasets")["datasets"])
+    for one in found:
+        one["folder"] = _where(client.seen.folders.get(one["dataset"], ""), one["dataset"])
+    rows = [
+        (d["folder"] or "-", d["key"], d["epoch"], d["updated"][:19] if d["epoch"] else "-", d["dataset"])
+        for d in found
+    ]
+    table = output.table(("folder", "key", "epoch", "last commit", "data set"), rows)
+    output.data({"datasets": found}, as_json, table)
+
+
+def _where(folder: str, dataset: str) -> str:
+    # It may have been moved, or another be there.
+    if not folder or is_url(folder):
+        return folder
+    try:
+        info = read_info(folder)
+    except (StrongroomError, OSError):
+        return ""
+    return folder if info is not None and info.dataset == dataset else ""
 
 
 @command.command("show", epilog=epilog("strongroom data show sealed/sales"))

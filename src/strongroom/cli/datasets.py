@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 from strongroom._stores import is_url
 from strongroom.cli import output
 from strongroom.cli.common import settings
+from strongroom.client.new_datasets import new_dataset
 from strongroom.client.petnames import Petnames
 from strongroom.errors import DeniedError, InputError
 from strongroom.storage.dataset import DatasetInfo, read_info
-from strongroom.storage.places import LocalPlace
+from strongroom.storage.places import LocalPlace, place
 from strongroom.storage.trees import TreeResult, seal_tree
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def owned(folder: str, client: OwnerClient) -> DatasetInfo:
     if info.owner != client.owner:
         whose = Petnames.load(client.workspace).name(info.owner)
         raise DeniedError(f"{folder} belongs to owner {whose}", hint="only its owner and the jobs they allow open it")
+    client.seen.see_folder(info.dataset, place(folder, single=False).url)
     return info
 
 
@@ -81,11 +83,10 @@ def seal_into(
             hint=f"`strongroom data open {source} PLAIN`, or copy it: it is safe on any disk as it is",
         )
     ring = client.key_ring(key_name)
-    info = read_info(target)
-    if info is None:
-        head = client.create_dataset(key_name)
-        info = DatasetInfo(dataset=head.dataset, key=key_name, owner=client.owner)
-    elif owned(target, client).key != key_name:
-        raise InputError(f"{target} is under key {info.key!r}, not {key_name!r}", hint="choose another target")
-    with output.ProgressLine("sealing") as progress:
+    with contextlib.ExitStack() as block:
+        if read_info(target) is None:
+            info = block.enter_context(new_dataset(client, key_name, place(target, single=False)))
+        elif (info := owned(target, client)).key != key_name:
+            raise InputError(f"{target} is under key {info.key!r}, not {key_name!r}", hint="choose another target")
+        progress = block.enter_context(output.ProgressLine("sealing"))
         return seal_tree(source, target, ring, client, info=info, workers=workers, progress=progress)

@@ -195,7 +195,9 @@ def _load(raw: bytes, passphrase_file: Path | None, path: Path) -> RSAPrivateKey
     try:
         key = load_pem_private_key(raw, _read_passphrase(passphrase_file))
     except (ValueError, TypeError) as exc:  # TypeError: it is empty
-        raise DeniedError(f"the passphrase does not open {path}") from exc
+        raise DeniedError(
+            f"the passphrase does not open {path}", hint="it is what was typed, or the first line of --passphrase-file"
+        ) from exc
     if not isinstance(key, RSAPrivateKey):
         raise InputError(f"{path} is not an RSA key: an SGX signing key is RSA-3072 with exponent 3")
     return key

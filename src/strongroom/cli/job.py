@@ -17,7 +17,7 @@ from strongroom.cli.measured import measured_options, measured_values
 from strongroom.client.job_files import parse_venv, read_job_file
 from strongroom.client.jobs import JobRunner
 from strongroom.client.petnames import Petnames
-from strongroom.client.volumes import NOT_YET, VolumeRequest, parse_volume, with_known_paths
+from strongroom.client.volumes import NOT_YET, Datasets, VolumeRequest, parse_volume, with_known_paths
 from strongroom.client.workspace import Workspace
 from strongroom.errors import InputError, from_code
 from strongroom.jobs.plan import Bundle, LaunchPlan, Outcome, describe
@@ -26,7 +26,8 @@ from strongroom.jobs.spec import JobSpec, Limits, Sandbox
 
 if TYPE_CHECKING:
     from strongroom.client.owner import OwnerClient
-    from strongroom.storage.dataset import DatasetInfo
+    from strongroom.storage.info import DatasetInfo
+    from strongroom.storage.places import Place
 
 __all__ = ["command", "execute", "job_options", "plan_file", "submit"]
 
@@ -145,16 +146,17 @@ def _plan(
     return runner, runner.plan(replace(spec, arguments=arguments), known, _datasets(here, dry=dry))
 
 
-def _datasets(here: Workspace, *, dry: bool) -> Callable[[str], DatasetInfo]:
-    def create(key: str) -> DatasetInfo:
+def _datasets(here: Workspace, *, dry: bool) -> Datasets:
+    def create(key: str, at: Place) -> DatasetInfo:
+        from strongroom.client.new_datasets import new_dataset
         from strongroom.client.owner import OwnerClient
-        from strongroom.storage.dataset import DatasetInfo
+        from strongroom.storage.info import DatasetInfo, write_info
 
         if dry:
             return DatasetInfo(dataset=NOT_YET, key=key, owner=here.owner)
-        client = OwnerClient(here)
-        head = client.create_dataset(key)
-        return DatasetInfo(dataset=head.dataset, key=key, owner=client.owner)
+        with new_dataset(OwnerClient(here), key, at) as info:
+            write_info(at, info)
+        return info
 
     return create
 
@@ -197,7 +199,8 @@ def report(outcome: Outcome, plan: LaunchPlan, bundle: Bundle, as_json: bool) ->
         if details.get("request") is not None:
             hint = "the owner: " + _look(details["request"])
         if details.get("refused"):
-            details, hint = _each_owner(cast(list[dict[str, Any]], details["refused"]), Petnames.load(workspace()))
+            details, asked = _each_owner(cast(list[dict[str, Any]], details["refused"]), Petnames.load(workspace()))
+            hint = asked or hint
         output.fail(from_code(str(error["code"]), str(error["message"]), hint=hint, details=details))
     if not as_json:
         committed = cast(dict[str, Any], outcome.details.get("committed") or {})

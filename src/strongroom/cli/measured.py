@@ -57,9 +57,10 @@ def measured_values(bundle: Bundle, kind: str, named: Mapping[str, str]) -> dict
     if not named:
         return bundle.values
     from strongroom.attest.reference import check_values
+    from strongroom.jobs.registry import SIMULATED
 
-    if kind == "sim":
-        raise InputError("enclave kind sim: its build computes what it measures", hint="leave the value out")
+    if kind in SIMULATED:
+        raise InputError(f"enclave kind {kind}: its build computes what it measures", hint="leave the value out")
     expected, got = "measurement" if kind != "cvm" else "snp_measurement or TDX registers", ", ".join(named)
     if ("measurement" in named) is (kind == "cvm"):
         raise InputError(f"enclave kind {kind}: expected {expected}, got {got}")

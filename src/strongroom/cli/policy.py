@@ -111,6 +111,7 @@ def set_(
     epilog=epilog(
         "strongroom policy import sales job.reference.json --signer builder.pem",
         "strongroom policy import sales job.reference.json --signer builder.pem --unsafe-accept-simulated",
+        "strongroom policy import sales job.reference.json --signer builder.pem --tcb-status SWHardeningNeeded",
     ),
 )
 @key_argument("key")
@@ -123,9 +124,19 @@ def set_(
     type=PATH,
     help="Certificate of whoever built it, whom you trust to build what was reviewed.",
 )
+@root_option
+@tcb_options
 @unsafe_option
 @json_option
-def import_(key: str, file: Path, signers: tuple[Path, ...], unsafe_accept_simulated: bool, as_json: bool) -> None:
+def import_(
+    key: str,
+    file: Path,
+    signers: tuple[Path, ...],
+    root: str,
+    tcb: TcbStatus,
+    unsafe_accept_simulated: bool,
+    as_json: bool,
+) -> None:
     """Allow the job of signed reference values (`strongroom job sign`) to use KEY; decisions name them."""
     found = signed_values(file, signers)
     check_simulated(found.simulated, unsafe_accept_simulated)
@@ -136,6 +147,8 @@ def import_(key: str, file: Path, signers: tuple[Path, ...], unsafe_accept_simul
         job=found.job,
         unsafe_accept_simulated=found.simulated and unsafe_accept_simulated,
         reference=found,
+        root=root,
+        tcb=tcb,
         keys=[key],
     )
     value = {"key": key, "job": found.job, "reference": found.id, "signer": found.signer, "values": dict(found.values)}

@@ -12,7 +12,7 @@ from strongroom.client.workspace import Workspace
 from strongroom.config import Settings
 from strongroom.errors import InputError
 from strongroom.jobs.plan import Bundle, LaunchPlan, Outcome, plan_job
-from strongroom.jobs.registry import WORKLOADS, enclave
+from strongroom.jobs.registry import SIMULATED, WORKLOADS, enclave
 from strongroom.jobs.runtimes import Runtimes
 from strongroom.jobs.spec import JobSpec
 from strongroom.jobs.targets.local import LocalTarget
@@ -73,7 +73,7 @@ class JobRunner:
 
     def run(self, plan: LaunchPlan, bundle: Bundle, *, output_to_stderr: bool = False) -> Outcome:
         """Run a built job to its end; starts an embedded service that is not running."""
-        if plan.spec.enclave != "sim":
+        if plan.spec.enclave not in SIMULATED:
             raise InputError(
                 f"enclave kind {plan.spec.enclave} does not run on this machine's targets",
                 hint=f"its bundle {bundle.folder} runs on a machine that has it: docs/guides/hardware.md",

@@ -1,6 +1,7 @@
 """What this owner has seen of a trust service: its newest audit head and the highest epoch of each data set.
 
-A service that shows less was restored from an older database, or lies.
+A service that shows less was restored from an older database, or lies. And where each data set was met last: nothing
+but a person's memory.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class Seen:
     path: Path
     head: AuditHead | None = None
     epochs: dict[str, int] = field(default_factory=dict)
+    folders: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: Path) -> Seen:
@@ -45,6 +47,7 @@ class Seen:
                 path=path,
                 head=AuditHead(seq=int(head["seq"]), chain=str(head["chain"])) if head is not None else None,
                 epochs={str(k): int(v) for k, v in found["epochs"].items()},
+                folders={str(k): str(v) for k, v in found.get("folders", {}).items()},
             )
         except (OSError, AttributeError, ValueError, KeyError, TypeError) as exc:
             raise IntegrityError(f"{path} is damaged", hint="delete it to trust the service's present state") from exc
@@ -84,7 +87,13 @@ class Seen:
             self.epochs[dataset] = epoch
             self._save()
 
-    def _save(self) -> None:
+    def see_folder(self, dataset: str, folder: str) -> None:
+        """Remember that `dataset` is in `folder`, a path from the root or a URL."""
+        if self.folders.get(dataset) != folder:
+            self.folders[dataset] = folder
+            self._save(folder_of=dataset)
+
+    def _save(self, folder_of: str = "") -> None:
         # Commands run side by side: each adds to what the file says, none takes anything back.
         with open(self.path.with_name(f".{self.path.name}.lock"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -93,5 +102,6 @@ class Seen:
                 self.head = other.head
             for dataset, epoch in other.epochs.items():
                 self.epochs[dataset] = max(epoch, self.epochs.get(dataset, 0))
+            self.folders = {**self.folders, **other.folders} | {n: f for n, f in self.folders.items() if n == folder_of}
             head = {"seq": self.head.seq, "chain": self.head.chain} if self.head else None
-            write_whole(self.path, json.dumps({"head": head, "epochs": self.epochs}))
+            write_whole(self.path, json.dumps({"head": head, "epochs": self.epochs, "folders": self.folders}))

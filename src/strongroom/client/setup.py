@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509 import Certificate
 
 from strongroom._unix import read_text, write_whole
@@ -68,7 +67,7 @@ def create_workspace(
     write_whole(folder / "identity.pem", service.identity_pem)
     refresh_endorsements(folder, now=now)
     service.store.close()
-    identity = _spki(service.identity_pem, folder / "identity.pem")
+    _, identity = _read_identity(folder / "identity.pem")
     made = Workspace(folder=folder.resolve(), identity=identity, owner=x509.fingerprint(certificate), name=owner)
     return Created(workspace=made.written(), handout=handout)
 
@@ -106,6 +105,7 @@ def request_workspace(
         made = Workspace(folder=folder.resolve(), identity=pin, owner=own, name=name, service=where)
         return made.written(), request
     except OSError as exc:
+        request.unlink(missing_ok=True)  # else it would be in the way of the next one
         raise InputError(f"the workspace {folder} cannot be written: {exc.strerror}") from exc
 
 
@@ -115,13 +115,13 @@ def first_look(workspace: Workspace, identity: Path) -> Iterator[Workspace]:
 
     It has a folder of its own, which goes afterwards: the certificate is the host's word until `accept_look`.
     """
-    pem = _read_identity(identity)
+    pem, spki = _read_identity(identity)
     with tempfile.TemporaryDirectory(dir=workspace.folder, prefix=".look-") as name:
         folder = Path(name)
         for own in ("owner.key", "owner.pem"):
             (folder / own).symlink_to(workspace.folder / own)
         write_whole(folder / "identity.pem", pem)
-        yield replace(workspace, folder=folder, identity=_spki(pem, identity))
+        yield replace(workspace, folder=folder, identity=spki)
 
 
 def accept_look(workspace: Workspace, looked: Workspace) -> None:
@@ -142,25 +142,27 @@ def accept_look(workspace: Workspace, looked: Workspace) -> None:
         replace(workspace, identity=looked.identity).written()
 
 
-def _read_identity(path: Path) -> str:
-    return x509.certificate_pem(x509.certificate_from_pem(read_text(path, "ask the administrator for it")))
-
-
-def _spki(pem: str, path: Path | None) -> str:
-    key = x509.certificate_from_pem(pem).public_key()
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise InputError(f"{path} is not a trust service's identity")
-    return x509.spki_id(key)
+def _read_identity(path: Path) -> tuple[str, str]:
+    # Its PEM, and its key's id.
+    text = read_text(path, "ask the administrator for it")
+    try:
+        certificate = x509.certificate_from_pem(text)
+        x509.check_own(certificate, ca=True, now=datetime.now(UTC))
+    except InputError as exc:
+        exc.hint = "the administrator's .strongroom/identity.pem, not a request or an owner's certificate"
+        exc.args = (f"{path} is not a trust service's identity: {exc}",)
+        raise
+    return x509.certificate_pem(certificate), x509.spki_id(certificate.public_key())  # type: ignore[arg-type]  # P-256
 
 
 def _service(service: str, identity: Path | None, *, first: bool) -> tuple[str, str, str]:
     given = _read_identity(identity) if identity else None
-    if not first and Path(service).is_dir():
+    if not first and service and Path(service).is_dir():
         found = Workspace.find(Path(service))
         if not found.embedded:
             raise InputError(f"{service} has no trust service of its own", hint=f"name its service: {found.service}")
         pinned_identity(found)
-        if given is not None and given != found.identity_pem:
+        if given is not None and given[0] != found.identity_pem:
             raise VerificationError(f"the trust service in {service} has another identity than {identity}")
         return found.identity_pem, found.identity, str(found.folder)
     if not re.fullmatch(r"[^/\s:]+:[0-9]{1,5}|\[[0-9a-fA-F:]+\]:[0-9]{1,5}", service):
@@ -174,7 +176,7 @@ def _service(service: str, identity: Path | None, *, first: bool) -> tuple[str, 
             f"how to know the trust service at {service}?",
             hint="--identity FILE, its .strongroom/identity.pem, which its administrator hands you; or --first",
         )
-    return given, _spki(given, identity), service
+    return *given, service
 
 
 def _new_folder(parent: Path) -> Path:

@@ -16,7 +16,8 @@ from strongroom.errors import InputError
 from strongroom.jobs.spec import Location, Volume
 
 if TYPE_CHECKING:
-    from strongroom.storage.dataset import DatasetInfo
+    from strongroom.storage.info import DatasetInfo
+    from strongroom.storage.places import Place
 
 __all__ = [
     "NOT_YET",
@@ -35,8 +36,8 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 NOT_YET = "0" * 32
 """The id of a data set that a dry run does not register."""
 
-Datasets = Callable[[str], "DatasetInfo"]
-"""Whoever can register a new data set: takes the key, returns the new data set's description."""
+Datasets = Callable[[str, "Place"], "DatasetInfo"]
+"""Whoever can register a new data set: takes key and folder, describes it there, and returns its description."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +115,7 @@ def resolve_volume(request: VolumeRequest, datasets: Datasets | None, owners: Pe
     """
     at_kbs = bool(request.manifest)
     owner = owners.find(request.owner) if request.owner and not at_kbs else owners.own
-    from strongroom.storage.info import read_info, write_info  # noqa: PLC0415  # only volumes need it
+    from strongroom.storage.info import read_info  # noqa: PLC0415  # only volumes need it
     from strongroom.storage.places import place  # noqa: PLC0415  # only volumes need it
 
     if request.mode == "rw" and isinstance(request.path, str):
@@ -134,9 +135,7 @@ def resolve_volume(request: VolumeRequest, datasets: Datasets | None, owners: Pe
             )
         if not folder.is_empty():
             raise InputError(f"volume {request.name}: {request.path} is not empty and not a data set")
-        info = datasets(request.key)
-        if info.dataset != NOT_YET:
-            write_info(folder, info)
+        info = datasets(request.key, folder)
     if request.key and request.key != info.key:
         raise InputError(f"volume {request.name}: {request.path} is under key {info.key!r}, not {request.key!r}")
     if info.owner != owner and not at_kbs:

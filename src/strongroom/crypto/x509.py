@@ -22,7 +22,7 @@ __all__ = [
     "UNREADABLE",
     "certificate_from_pem",
     "certificate_pem",
-    "check_self_signed",
+    "check_own",
     "common_name",
     "extension_of_csr",
     "fingerprint",
@@ -93,11 +93,11 @@ def certificate_from_pem(text: str) -> x509.Certificate:
         raise InputError("the certificate is not readable PEM") from exc
 
 
-def check_self_signed(certificate: x509.Certificate) -> None:
-    """Return if the certificate is signed by its own P-256 key: whoever made it held that key.
+def check_own(certificate: x509.Certificate, *, ca: bool, now: datetime) -> None:
+    """Return if whoever made the certificate held its P-256 key: a service's identity (`ca`), or an owner's.
 
     Raises:
-        InputError: It is not.
+        InputError: It is not signed by its own key, is of the other kind, or does not hold `now`.
     """
     key = certificate.public_key()
     try:
@@ -106,6 +106,16 @@ def check_self_signed(certificate: x509.Certificate) -> None:
         certificate.verify_directly_issued_by(certificate)
     except (InvalidSignature, ValueError, TypeError) as exc:
         raise InputError("the certificate is not signed by its own key") from exc
+    try:
+        signs = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except x509.ExtensionNotFound:
+        signs = False
+    kinds = {True: "a trust service's, which signs others", False: "an owner's, which signs no others"}
+    if signs != ca:
+        raise InputError(f"the certificate: expected {kinds[ca]}, got {kinds[signs]}")
+    start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if not start <= now <= end:
+        raise InputError(f"the certificate holds from {start:%Y-%m-%d} to {end:%Y-%m-%d}, not on {now:%Y-%m-%d}")
 
 
 def common_name(name: x509.Name) -> str:

@@ -1,17 +1,16 @@
 """The way out of a sandbox without a network: the platform opens TCP sockets outside and hands them in.
 
 Where they lead is the host's business; what matters is who answers, which `peers.py` checks.
-Request: u32 big-endian length, then `listen` or `connect HOST:PORT`. Reply: u32 length, u8 status, then (status 0) the
-address in text with the socket beside it (SCM_RIGHTS), or (status 1) one sentence.
+Request: one message `listen` or `connect HOST:PORT`, with a socket beside it (SCM_RIGHTS) for its answer, so that none
+waits for another's. Answer: one message, u8 status, then (0) the address in text with the socket beside it, or (1) one
+sentence.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-import threading
 
-from strongroom._unix import receive_exactly
 from strongroom.errors import UnavailableError
 
 __all__ = ["Door"]
@@ -24,7 +23,6 @@ class Door:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._lock = threading.Lock()
 
     def listen(self) -> tuple[socket.socket, str]:
         """Return the listening socket and the address at which other machines reach it.
@@ -43,14 +41,13 @@ class Door:
         return self._ask(f"connect {at}")[0]
 
     def _ask(self, what: str) -> tuple[socket.socket, str]:
-        request = what.encode()
         handles: list[int] = []
         try:
-            with self._lock:
-                self._sock.sendall(len(request).to_bytes(4, "big") + request)
-                head, handles, _, _ = socket.recv_fds(self._sock, 4, 1)
-                size = int.from_bytes(head, "big")
-                body = receive_exactly(self._sock, size) if 1 <= size <= _MAX_REPLY else b""
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with ours:
+                with theirs:
+                    socket.send_fds(self._sock, [what.encode()], [theirs.fileno()])
+                body, handles, _, _ = socket.recv_fds(ours, _MAX_REPLY, 1)
         except OSError as exc:
             body, said = b"", f"the platform's door: {exc.strerror or type(exc).__name__}"
         else:

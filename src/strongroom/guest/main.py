@@ -200,7 +200,8 @@ def _refusal(refusals: list[tuple[str, str, AppraisalError | DeniedError]]) -> A
         own = error.reasons if isinstance(error, AppraisalError) else [str(error)]
         reasons += [f"key {key!r} of owner {owner:.16}: {reason}" for reason in own]
         refused.append({"owner": owner, "key": key, "reasons": own, "request": error.details.get("request")})
-    return AppraisalError(reasons, details={"refused": refused})
+    hint = "; ".join(dict.fromkeys(error.hint for _, _, error in refusals if error.hint))
+    return AppraisalError(reasons, hint=hint, details={"refused": refused})
 
 
 def _tell(platform: socket.socket, report: Report) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from strongroom._unix import WrittenEarly, flush_files
+from strongroom._unix import WrittenEarly, flush_files, make_folders
 from strongroom.crypto.keys import FileSecret
 from strongroom.crypto.stream import RawSource, Writer, sealed_size
 from strongroom.errors import DeniedError, InputError, StrongroomError, UnavailableError
@@ -100,7 +100,7 @@ class StagedVolume:
         self.place.mkdir(exist_ok=True)
         for path, _ in self.volume.paths():
             target = self.place / path
-            target.parent.mkdir(parents=True, exist_ok=True)
+            make_folders(target.parent)
             try:
                 with self.volume.reader(path) as reader:
                     put_plain(reader, target, holes=self._holes)
@@ -454,7 +454,7 @@ class StagedVolume:
             _remove_empty(self.volume.folder, Path(path).parent)
         for file in sealed:
             target = self.volume.folder / file.path
-            target.parent.mkdir(parents=True, exist_ok=True)
+            make_folders(target.parent)
             file.beside.replace(target)
             if file.straight is not None:
                 file.straight.placed = True

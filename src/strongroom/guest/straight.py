@@ -23,7 +23,7 @@ from strongroom.errors import DeniedError, StrongroomError
 from strongroom.guest.fuse import WritingServer, hold, mount
 from strongroom.guest.opening import read_sealed
 from strongroom.guest.volumes import SealedVolume
-from strongroom.storage.dataset import tampered
+from strongroom.storage.dataset import MAX_PATH_BYTES, tampered
 from strongroom.storage.places import TEMPORARY
 
 __all__ = ["STRAIGHT_FOLDER", "Found", "StraightFile", "StraightFolder", "walk"]
@@ -58,31 +58,53 @@ class Found:
 def walk(place: str | os.PathLike[str], without: Collection[str] = ()) -> Iterator[Found]:
     """Yield everything below `place` that is still there, never looking where a link leads, nor at these names in it.
 
-    That may be a view of this process: killed while it waits for itself, it would never end. `os.walk` looks.
+    That may be a view of this process: killed while it waits for itself, it would never end. `os.walk` looks. Programs
+    choose how deep folders lie in folders: there is no call and no descriptor for each.
 
     Raises:
-        OSError: A folder cannot be listed: what is in it is not known to be gone.
+        OSError: A folder cannot be listed, or its path is longer than a file's: what is in it is not known to be gone.
     """
-    yield from _walk(os.open(place, _FOLDER), "", without)
-
-
-def _walk(folder: int, at: str, without: Collection[str]) -> Iterator[Found]:
+    top = os.open(place, _FOLDER)
+    listed, last, waiting = top, "", [""]
     try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if not at and entry.name in without:
-                    continue
-                path = f"{at}{entry.name}"
-                if entry.is_dir(follow_symlinks=False):
-                    yield Found(path, entry.inode(), True, None)
-                    with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # gone, or a link now
-                        yield from _walk(os.open(entry.name, _FOLDER, dir_fd=folder), f"{path}/", without)
-                    continue
-                with contextlib.suppress(FileNotFoundError):
-                    link = os.readlink(entry.name, dir_fd=folder) if entry.is_symlink() else None
-                    yield Found(path, entry.inode(), False, link)
+        while waiting:
+            at = waiting.pop()
+            try:
+                found = _open_below(listed, at.removeprefix(last)) if at.startswith(last) else _open_below(top, at)
+            except (FileNotFoundError, NotADirectoryError):  # gone, or a link now
+                continue
+            if listed != top:
+                os.close(listed)
+            listed, last = found, at
+            with os.scandir(listed) as entries:
+                for entry in entries:
+                    if not at and entry.name in without:
+                        continue
+                    path = f"{at}{entry.name}"
+                    if entry.is_dir(follow_symlinks=False):
+                        if len(os.fsencode(path)) > MAX_PATH_BYTES:
+                            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+                        yield Found(path, entry.inode(), True, None)
+                        waiting.append(f"{path}/")
+                        continue
+                    with contextlib.suppress(FileNotFoundError):
+                        link = os.readlink(entry.name, dir_fd=listed) if entry.is_symlink() else None
+                        yield Found(path, entry.inode(), False, link)
     finally:
-        os.close(folder)
+        for folder in {listed, top}:
+            os.close(folder)
+
+
+def _open_below(folder: int, path: str) -> int:
+    # One name at a time: of a longer path, a link in its middle would be followed.
+    at = os.dup(folder)
+    for name in path.split("/")[:-1]:
+        try:
+            below = os.open(name, _FOLDER, dir_fd=at)
+        finally:
+            os.close(at)
+        at = below
+    return at
 
 
 class StraightFile:

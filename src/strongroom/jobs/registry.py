@@ -13,10 +13,12 @@ from strongroom.jobs.workloads.python import PythonWorkload
 from strongroom.jobs.workloads.spark import SparkWorkload
 from strongroom.jobs.workloads.torch import TorchWorkload
 
-__all__ = ["ENCLAVES", "WORKLOADS", "enclave"]
+__all__ = ["ENCLAVES", "SIMULATED", "WORKLOADS", "enclave"]
 
 WORKLOADS: Mapping[str, Workload] = {"python": PythonWorkload(), "spark": SparkWorkload(), "torchrun": TorchWorkload()}
 ENCLAVES = ("sim", "gramine", "occlum", "cvm")
+SIMULATED = ("sim",)
+"""Those that this machine's platform starts, measures and quotes; hardware alone does it for the others."""
 
 
 def enclave(kind: str, runtimes: Runtimes, *, cache: Path, service: Path, identity_pem: str) -> Enclave:

@@ -88,7 +88,8 @@ class Sandbox:
 
     Attributes:
         network: Whether the job sees the host's network.
-        scratch_mb: Size of /work and of /tmp, in MiB of enclave memory each.
+        scratch_mb: Size of /work and of /tmp, in MiB of enclave memory each. Of an SGX enclave, whose memory is fixed
+            when it is built: what both hold together, and under Gramine a file takes up to twice its size.
     """
 
     network: bool = False

@@ -14,7 +14,7 @@ Verification of evidence is `admit`: it turns evidence into a session and decide
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
 import sqlalchemy as sa
@@ -78,7 +78,7 @@ class Broker:
         if isinstance(receiver, OwnerReceiver):
             action = "export" if receiver.purpose == "export" else "release-to-owner"
         with self._decisions.made(receiver, action, now, wanted) as decision, self._store.transaction() as tx:
-            details = self._decide(tx, receiver, wanted, uptime_s)
+            details, _ = self._decide(tx, receiver, wanted, uptime_s)
             payload = self._payload(tx, receiver, wanted, uptime_s)
             self._decisions.allow(tx, decision, details)
         return jose.jwe_seal(canonical_json(payload), receiver.public_key)
@@ -110,7 +110,7 @@ class Broker:
             with self._store.transaction() as tx:
                 if not found or found[0]["mode"] != "rw":
                     raise DeniedError(f"the job may not write data set {dataset:.64}: its spec does not say rw")
-                by = self._decide(tx, guest, wanted, uptime_s)
+                by, _ = self._decide(tx, guest, wanted, uptime_s)
                 if self._datasets.head(tx, wanted.owner, dataset)["key"] != wanted.name:
                     raise DeniedError(f"data set {dataset} is not under key {wanted.name!r}")
                 origin = {"run": guest.run_id, "inputs": made_from(guest.document, inputs, wanted.owner)}
@@ -155,7 +155,7 @@ class Broker:
                 raise DeniedError("the job names no key, so no owner can say who its peers are")
             lifetime = min(timedelta(seconds=max_runtime_s(guest.document)), MAX_CERTIFICATE) + CERTIFICATE_SPARE
             with self._store.transaction() as tx:
-                by = [self._decide(tx, guest, wanted, uptime_s) for wanted in names]
+                by = [self._decide(tx, guest, wanted, uptime_s)[0] for wanted in names]
                 lease_s = guest.lease_s(uptime_s)
                 pem = self._ca.issue(
                     csr, job=guest.job, owner=names[0].owner, evidence=evidence, now=now, lifetime=lifetime
@@ -174,18 +174,18 @@ class Broker:
             AppraisalError, DeniedError: As for `release`.
         """
         with self._decisions.made(guest, "result", now, wanted) as decision, self._store.transaction() as tx:
-            details = self._decide(tx, guest, wanted, uptime_s)
+            details, policies = self._decide(tx, guest, wanted, uptime_s)
             lease_s = guest.lease_s(uptime_s)
             self._decisions.allow(tx, decision, details)
-            asked = self._asked(tx, guest, wanted).values()
-        named = all(policy is not None and names_job(policy) for policy in asked)
+        named = all(names_job(policy) for policy in policies)
         return f"{wanted.owner}/key/{wanted.name}#{details['policy_revision']}", named, lease_s
 
     # --- step 1 and 2: who, and may it
 
     def _decide(
         self, tx: sa.Connection, receiver: Guest | OwnerReceiver, wanted: KeyWanted, uptime_s: float
-    ) -> dict[str, object]:
+    ) -> tuple[dict[str, object], list[Policy]]:
+        # What to record of it, and the policies that accept the guest.
         if isinstance(receiver, OwnerReceiver):
             if receiver.owner != wanted.owner:
                 raise DeniedError("the key is another owner's")
@@ -193,29 +193,29 @@ class Broker:
                 raise DeniedError(
                     f"key {wanted.name!r} may not be exported", hint=f"`strongroom key permit-export {wanted.name}`"
                 )
-            return {"purpose": receiver.purpose}
+            return {"purpose": receiver.purpose}, []
         receiver.check_lease(uptime_s)
-        asked = self._asked(tx, receiver, wanted)
+        kept = self._policies.get(tx, wanted.owner, wanted.name)
+        asked = self._asked(kept, receiver, wanted)
         if not asked:
             raise DeniedError(f"the job does not use key {wanted.name!r} of this owner")
+        for key in needed(receiver.document):
+            _check_registered(tx, key)
         if reasons := self._reasons(tx, receiver, wanted, asked):
             raise AppraisalError(reasons)
         self._check_others(tx, receiver, wanted)
         self._keys.check_enabled(tx, wanted.owner, wanted.name)
-        policy = self._policies.get(tx, wanted.owner, wanted.name)
-        by = {"policy_revision": policy["revision"], "policy_set": policy["updated"]}
-        return {"uses": list(asked), **by, **_named(receiver, asked)}
+        policies = [policy for policy in asked.values() if policy is not None]
+        by = {"policy_revision": kept["revision"], "policy_set": kept["updated"]}
+        return {"uses": list(asked), **by, **_named(receiver, policies)}, policies
 
-    def _asked(self, tx: sa.Connection, guest: Guest, wanted: KeyWanted) -> dict[str, Policy | None]:
+    def _asked(self, kept: Mapping[str, object], guest: Guest, wanted: KeyWanted) -> dict[str, Policy | None]:
         # By use of the key: who decides about it, if there is anybody.
-        by_use = uses(guest.document, wanted)
-        return {use: self._policies.policy(tx, wanted.owner, wanted.name, use) for use in by_use}
+        return {use: self._policies.policy(kept, use) for use in uses(guest.document, wanted)}
 
     def _reasons(
         self, tx: sa.Connection, guest: Guest, wanted: KeyWanted, asked: Mapping[str, Policy | None]
     ) -> list[str]:
-        if not is_registered(tx, wanted.owner):
-            return [f"the owner of key {wanted.name!r} is not registered here, or was revoked"]
         reasons: list[str] = []
         for use, policy in asked.items():
             if policy is None:
@@ -233,7 +233,10 @@ class Broker:
     def _check_others(self, tx: sa.Connection, guest: Guest, wanted: KeyWanted) -> None:
         # Which key is missing is said, since the job names it; why is between the guest and that key's owner.
         for other in needed(guest.document):
-            if other != wanted and self._reasons(tx, guest, other, self._asked(tx, guest, other)):
+            if other == wanted:
+                continue
+            kept = self._policies.get(tx, other.owner, other.name)
+            if self._reasons(tx, guest, other, self._asked(kept, guest, other)):
                 whose = "the same owner" if other.owner == wanted.owner else f"owner {other.owner:.16}"
                 raise DeniedError(
                     f"key {wanted.name!r} is held back: the job also needs key {other.name!r} of {whose}, "
@@ -289,13 +292,23 @@ def _key(volume: Mapping[str, str]) -> KeyWanted:
     return KeyWanted(owner=volume["owner"], name=volume["key"])
 
 
+def _check_registered(tx: sa.Connection, key: KeyWanted) -> None:
+    # Denied, not appraised: nobody could approve it.
+    if not is_registered(tx, key.owner):
+        raise DeniedError(
+            f"the owner of key {key.name!r} is not registered here, or was revoked",
+            hint="nobody gets their keys any more: take that owner's volumes out of the job, or have the data sealed "
+            "anew by an owner whom the service's administrator admits",
+        )
+
+
 def _context(guest: Guest) -> AppraisalContext:
     return AppraisalContext(claims=guest.claims, job=dict(guest.document))
 
 
-def _named(guest: Guest, asked: Mapping[str, Policy | None]) -> dict[str, object]:
+def _named(guest: Guest, policies: Sequence[Policy]) -> dict[str, object]:
     # Which reference values and modules it was accepted by.
-    policies, context = [policy for policy in asked.values() if policy is not None], _context(guest)
+    context = _context(guest)
     found = {name for policy in policies for name in references(policy, context)}
     modules = {digest for policy in policies for digest in rego_modules(policy)}
     return {name: sorted(values) for name, values in (("references", found), ("rego", modules)) if values}

@@ -84,9 +84,10 @@ class DatasetStore:
         return jose.sign_jws(head, self._key, typ=DATASET_HEAD_TYPE)
 
     def all(self, tx: sa.Connection, owner: str) -> list[dict[str, object]]:
-        """Return the heads of all the owner's data sets."""
-        ids = tx.execute(sa.select(datasets.c.id).where(datasets.c.owner == owner).order_by(datasets.c.created))
-        return [self.head(tx, owner, str(i)) for i in ids.scalars().all()]
+        """Return the heads of all the owner's data sets, with when each came and changed."""
+        found = sa.select(datasets.c.id, datasets.c.created, datasets.c.updated).where(datasets.c.owner == owner)
+        rows = tx.execute(found.order_by(datasets.c.created)).all()
+        return [{**self.head(tx, owner, row.id), "created": row.created, "updated": row.updated} for row in rows]
 
     def commit(self, tx: sa.Connection, owner: str, dataset: str, step: Step, *, now: datetime) -> dict[str, object]:
         """Replace the head that `step` follows by the next epoch's; return the new head.

@@ -25,11 +25,15 @@ def add_owner(tx: sa.Connection, name: str, pem: str, *, now: datetime) -> str:
     """Register an owner; return the owner's id, the certificate's fingerprint.
 
     Raises:
-        InputError: Not a certificate that its own key signed, or name or certificate are taken, be it by a revoked
-            owner.
+        InputError: Not an owner's certificate, signed by its own key, that holds now; or name or certificate are taken,
+            be it by a revoked owner.
     """
     certificate = x509.certificate_from_pem(pem)  # the first one; whatever else is in the text gets no trust
-    x509.check_self_signed(certificate)
+    try:
+        x509.check_own(certificate, ca=False, now=now)
+    except InputError as exc:
+        exc.hint = "`strongroom owner request` writes it"
+        raise
     owner, pem = x509.fingerprint(certificate), x509.certificate_pem(certificate)
     taken = sa.select(owners.c.certificate).where(sa.or_(owners.c.id == owner, owners.c.name == name))
     row = tx.execute(taken).first()

@@ -73,9 +73,10 @@ class PolicyStore:
             return {"key": key, "revision": 0, "policy": dict.fromkeys(USES)}
         return {"key": key, "revision": row.revision, "policy": json.loads(row.document), "updated": row.updated}
 
-    def policy(self, tx: sa.Connection, owner: str, key: str, use: str) -> Policy | None:
-        """Return the policy for one use, or None if there is none."""
-        document = self.get(tx, owner, key)["policy"]
+    @staticmethod
+    def policy(found: Mapping[str, object], use: str) -> Policy | None:
+        """Return the policy for one use in what `get` found, or None if there is none."""
+        document = found["policy"]
         assert isinstance(document, dict)
         return None if document.get(use) is None else _checked(document[use])
 

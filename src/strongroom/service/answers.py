@@ -80,10 +80,17 @@ class SignedHead(Answer):
     signed: str
 
 
+class DatedHead(Head):
+    """A head, and when the data set was registered and last committed to."""
+
+    created: str
+    updated: str
+
+
 class Heads(Answer):
     """Heads of all data sets of the caller."""
 
-    datasets: list[Head]
+    datasets: list[DatedHead]
 
 
 class ForgottenDataset(Answer):

@@ -144,7 +144,10 @@ def _salt(place: LocalPlace, found: FileStat, dataset: str) -> bytes | None:
 
 
 def _remove_empty_folders(root: Path) -> None:
-    for folder, _, _ in os.walk(root, topdown=False):
-        below = Path(folder)
-        if below != root and DATASET_FOLDER not in below.relative_to(root).parts and not os.listdir(folder):
-            below.rmdir()
+    folders = [os.fspath(root)]
+    for folder in folders:  # which grow
+        with os.scandir(folder) as entries:
+            folders += [e.path for e in entries if e.is_dir(follow_symlinks=False) and e.name != DATASET_FOLDER]
+    for folder in reversed(folders[1:]):
+        if not os.listdir(folder):
+            os.rmdir(folder)

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from strongroom._unix import flush_folder, lock_alone
+from strongroom._unix import flush_folder, lock_alone, make_folders
 from strongroom.crypto.raw import RawSource, RawTarget
 from strongroom.errors import InputError, StrongroomError, UnavailableError
 
@@ -235,7 +235,7 @@ class LocalPlace:
         final, process = self.root / path, os.getpid()
         with wrapped_os_errors(self._name(path)):
             self._check_parents(path)
-            final.parent.mkdir(parents=True, exist_ok=True)
+            make_folders(final.parent)
             temporary = final.parent / (TEMPORARY + secrets.token_hex(8))
             with _locked_file(temporary) as raw:
                 try:
@@ -261,7 +261,7 @@ class LocalPlace:
         with wrapped_os_errors(self._name(target)):
             self._check_parents(path)
             self._check_parents(target)
-            (self.root / target).parent.mkdir(parents=True, exist_ok=True)
+            make_folders((self.root / target).parent)
             os.rename(self.root / path, self.root / target)
         self.touched(target)
 

@@ -32,6 +32,7 @@ from typing import NoReturn
 from strongroom._encoding import canonical_json, parse_json
 from strongroom._seccomp import filter_program
 from strongroom._unix import flush_folder, receive_exactly, write_new
+from strongroom.attest.simulated.doorway import doorway, serve_door
 from strongroom.attest.simulated.measure import measure_mounts
 from strongroom.errors import InputError, IntegrityError, StrongroomError, UnavailableError
 
@@ -50,7 +51,6 @@ __all__ = [
 PLATFORM_FD = 10
 _INFO_FD = 12
 _DOOR_FD = 13
-_CONNECT_S = 5.0
 _PR_SET_PDEATHSIG = 1
 FUSE = Path("/dev/fuse")
 _MAX_MESSAGE = 16 << 20
@@ -265,12 +265,13 @@ class _Platform:
     def run(self) -> dict[str, object]:
         """Run the sandbox to its end; return how it ended."""
         mine, theirs = (_out_of_the_way(part) for part in socket.socketpair())
-        door, guests_door = (_out_of_the_way(part) for part in socket.socketpair())
+        door, guests_door = (_out_of_the_way(part) for part in doorway())
         process = self._start(theirs, guests_door)
         theirs.close()
         guests_door.close()
         if self._bundle.door:
-            threading.Thread(target=self._serve_door, args=(door,), daemon=True).start()
+            where = {"listen": self._bundle.listen, "outward": self._bundle.outward}
+            threading.Thread(target=serve_door, args=(door,), kwargs=where, daemon=True).start()
         # Measuring what is mounted goes on while the guest boots; a quote waits for it.
         threading.Thread(target=self._measure, daemon=True).start()
         with mine:
@@ -349,34 +350,6 @@ class _Platform:
                 send(sock, b"\0")
             else:
                 send(sock, quoted(message, self._quote))
-
-    def _serve_door(self, sock: socket.socket) -> None:
-        # Sockets of the machine's network, for a sandbox that has none: guest/door.py. What passes through is TLS.
-        while True:
-            request = receive(sock)
-            if request is None:
-                return
-            try:
-                opened = self._open_door(request.decode())
-            except (OSError, ValueError) as exc:
-                send(sock, b"\1" + (getattr(exc, "strerror", None) or str(exc)).encode())
-                continue
-            with opened:
-                host, port = opened.getsockname()[:2]
-                said = b"\0" + f"{self._bundle.listen.rpartition(':')[0] or host}:{port}".encode()
-                socket.send_fds(sock, [struct.pack(">I", len(said)) + said], [opened.fileno()])
-
-    def _open_door(self, request: str) -> socket.socket:
-        what, _, at = request.partition(" ")
-        if not self._bundle.listen and at not in self._bundle.outward:
-            raise ValueError(f"not an address of this job: {at[:100]}")
-        host, _, port = (self._bundle.listen if what == "listen" else at).rpartition(":")
-        if what == "listen":
-            return socket.create_server((host, int(port)), backlog=128)
-        opened = socket.create_connection((host, int(port)), timeout=_CONNECT_S)
-        opened.settimeout(None)
-        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return opened
 
     def _prepare_quoting(self) -> None:
         # While the guest boots: these imports and keys take a tenth of a second.

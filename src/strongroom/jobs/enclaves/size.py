@@ -39,6 +39,10 @@ def needs(plan: LaunchPlan, files: Mapping[str, Path]) -> Needs:
         InputError: What the job names does not fit into the size or the threads that it asks for.
     """
     spec, argv = plan.spec, plan.command.argv
+    # Once, not for each memory file system: neither LibOS gives one of them a size, all take what they hold from the
+    # enclave's own memory, most of a job's files lie in /work, and memory that nobody needs costs every start. Gramine
+    # doubles a file's memory as it grows (libos_fs_mem.c); a volume that does not fit is refused, with a hint to raise
+    # this.
     parts = {"guest": 256, "LibOS": 64, "scratch": spec.sandbox.scratch_mb}
     parts["libraries"] = loaded_mb(files)
     if "jdk" in plan.command.runtimes:
