@@ -15,6 +15,7 @@ from tests.unit.test_jobs_cvm import unpacked
 from tests.unit.test_jobs_libos import FewFiles
 
 from strongroom.attest.appraisal import policy_to_json
+from strongroom.cli.job import command as job_command
 from strongroom.cli.service_verify import _policy
 from strongroom.cli.service_verify import build as build_command
 from strongroom.errors import InputError
@@ -80,6 +81,8 @@ def test_the_bundle_of_the_trust_service(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "vmlinuz").write_bytes(b"other")
     assert build(runtimes, folder, monkeypatch, *named)["measurement"] != first["measurement"]
     assert (folder / "service/state.db").read_text() == "of any age"
+    told = CliRunner().invoke(job_command, ["diff", str(folder)]).stdout.splitlines()
+    assert [line.partition(":")[0] for line in told] == ["kernel", "measurement", "snp.snp_measurement"]
 
 
 def test_what_a_bundle_of_the_trust_service_does_not_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,9 @@
 """Process one of a confidential VM: the kernel starts it from a first file system that the launch digest covers.
 
-1. load the modules that lie beside; 2. mount what a Linux system has, enclave memory, and the host's folders (sealed
-data, and one with the service's address); 3. bring the network up; 4. pass the guest's connections on to the trust
-service, so that a program without network has none; 5. run the guest, as in a sandbox, under a user of its own, and
-fetch it evidence from the kernel, the first of which the host gets too; 6. say how it ended, and power off.
+1. mount what a Linux system has; 2. mount enclave memory and the host's folders (sealed data, and one with the
+service's address); 3. bring the network up; 4. pass the guest's connections on to the trust service, so that a program
+without network has none; 5. run the guest, as in a sandbox, under a user of its own, and fetch it evidence from the
+kernel, the first of which the host gets too; 6. say how it ended, and power off.
 
 The guest is the first of its own process namespace: the kernel ends with it whatever the program left running. The
 host's folder is mounted nowhere by then: names that a program looks up in there would be words to the host.
