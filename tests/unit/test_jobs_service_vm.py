@@ -59,6 +59,8 @@ def test_the_bundle_of_the_trust_service(tmp_path: Path, monkeypatch: pytest.Mon
     for tee in ("snp", "tdx"):
         script = (folder / f"launch-{tee}.sh").read_text()
         assert subprocess.run(["sh", "-n"], input=script, text=True, check=False).returncode == 0
+        assert f"kernel={tmp_path}/vmlinuz\n" in script
+        assert '-kernel "${KERNEL:-$kernel}" -initrd "$here/initrd.cpio"' in script, "on another machine, elsewhere"
         assert "hostfwd=tcp::8700-:8700,hostfwd=tcp::8701-:8701," in script
         assert 'path="$(folder "launch")",mount_tag=launch,security_model=none,readonly=on \\' in script
         assert 'path="$(folder "service")",mount_tag=service,security_model=none \\' in script

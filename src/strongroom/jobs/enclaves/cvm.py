@@ -316,13 +316,14 @@ def _scripts(machine: Cvm, digest: bytes, shares: list[str], network: str, verb:
             thing,
             f"-cpu {processor[tee]} -smp {machine.vcpus} -m {machine.memory_mb}M",
             '-bios "${FIRMWARE:-$firmware}"',
-            f'-kernel {shlex.quote(machine.kernel)} -initrd "$here/initrd.cpio" -append {shlex.quote(COMMAND_LINE)}',
+            f'-kernel "${{KERNEL:-$kernel}}" -initrd "$here/initrd.cpio" -append {shlex.quote(COMMAND_LINE)}',
             f"-netdev {network},id=net -device virtio-net-pci,netdev=net,romfile=",  # which the firmware would ignore
             *shares,
             '-nographic -no-reboot "$@"',
         ]
         head = f"#!/bin/sh\n# Written by `strongroom {verb}`. Altered settings give another launch digest.\nset -eu\n"
         place = f'here=$(dirname "$(readlink -f "$0")")\nfirmware={shlex.quote(machine.firmware or "OVMF.fd")}\n'
+        place += f"kernel={shlex.quote(machine.kernel)}\n"
         place += 'folder() { readlink -f "$here/$1" | sed s/,/,,/g; }\n'
         command = " \\\n  ".join(["exec qemu-system-x86_64", *lines])
         scripts[tee] = f"{head}{place}{command}\n"
