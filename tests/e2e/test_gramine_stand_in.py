@@ -293,7 +293,7 @@ def test_the_trust_service_from_build_to_a_key_that_opens_there_alone(tmp_path: 
     template.write_text(template.read_text().replace('"error"', '"warning"'))
     gramine.sign(bundle)
     with gramine.started(bundle, seed, ports) as process:  # other code, of the same signer
-        _until(lambda: "is locked" in shell.run("key", "list", check=False).stderr, process)
+        _until(lambda: "measurement: expected" in shell.run("key", "list", check=False).stderr, process)
         assert "REFUSED" in shell.run(*words, "--unsafe-accept-simulated", check=False).stdout
         process.terminate()
         assert "sealed to other code or another machine" in process.communicate(timeout=30)[1]
