@@ -17,11 +17,11 @@ from strongroom.storage.dataset import DatasetInfo, write_info
 
 HOST = """
 import os, sys
+from strongroom import _vm
 from strongroom.guest import cvm
-mount = cvm._mount
-cvm._mount = lambda source, place, kind, flags, _: mount(source, place, "tmpfs", flags)  # there is no host to share 9p
-cvm._SHARE = cvm.Path(sys.argv[1])
-cvm._SHARE.mkdir(exist_ok=True)
+mount = _vm.mount
+_vm.mount = lambda source, place, kind, flags, _: mount(source, place, "tmpfs", flags)  # there is no host to share 9p
+cvm._SHARE = sys.argv[1]
 cvm._open_host()
 (cvm._HOST / "report.json").write_text("for the host")
 assert (cvm._HOST / "report.json").read_text() == "for the host"

@@ -72,11 +72,20 @@ class TsmAttester(QuotingAttester):
     who = "the host"
 
     def _ask(self, report_data):
-        import socket
+        return Evidence(tee="tdx", quote=_asked(report_data))
 
-        with socket.create_connection(("10.0.2.2", {port}), 60) as host:
-            host.sendall(report_data)
-            return Evidence(tee="tdx", quote=b"".join(iter(lambda: host.recv(1 << 16), b"")))
+    def sealing_key(self):
+        with open("/proc/self/status") as rights:
+            said = [line.split()[1] for line in rights if line.startswith(("CapEff:", "NoNewPrivs:"))]
+        return SecretBytes(_asked(" ".join(["key", *said]).encode().ljust(64)))
+
+
+def _asked(data):
+    import socket
+
+    with socket.create_connection(("10.0.2.2", {port}), 60) as host:
+        host.sendall(data)
+        return b"".join(iter(lambda: host.recv(1 << 16), b""))
 """
 
 
@@ -94,10 +103,13 @@ def kernel() -> tuple[Path, Path]:
 
 
 @contextlib.contextmanager
-def quoting(config_id: bytes) -> Iterator[int]:
-    """Sign, on a port of the host, what a VM with `config_id` and the registers asks."""
+def quoting(config_id: bytes, changed: dict[str, bytes] = {}, key: list[bytes] = []) -> Iterator[int]:  # noqa: B006
+    """Sign, on a port of the host, what a VM with `config_id` and the registers asks.
+
+    Who asks for a sealing key, which no TD has, gets the first of `key`; what it asked with is put behind it.
+    """
     enclave = SimulatedQuotingEnclave(SimulatedPKI.create(SEED, now=datetime.now(UTC)))
-    rtmrs = tuple(REGISTERS[f"rtmr{n}"] for n in range(4))
+    rtmrs = tuple((REGISTERS | changed)[f"rtmr{n}"] for n in range(4))
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
@@ -106,6 +118,10 @@ def quoting(config_id: bytes) -> Iterator[int]:
                     vm, _ = listener.accept()
                     with vm:
                         asked = vm.recv(64, socket.MSG_WAITALL)
+                        if key and asked.startswith(b"key "):
+                            key.append(asked)
+                            vm.sendall(key[0])
+                            continue
                         vm.sendall(
                             enclave.quote_tdx(
                                 measurement=REGISTERS["mrtd"], report_data=asked, config_id=config_id, rtmrs=rtmrs
@@ -117,16 +133,20 @@ def quoting(config_id: bytes) -> Iterator[int]:
         listener.shutdown(socket.SHUT_RDWR)
 
 
-def without_tee(bundle: Path, port: int) -> Path:
+def lay_over(initrd: Path, place: str, text: str) -> None:
+    """Let a first file system have `text` at `place`: of what is there twice, the kernel takes the last."""
+    layer = io.BytesIO()
+    write_cpio(layer, iter([(place, stat.S_IFREG | 0o444, text.encode(), 0)]))
+    with initrd.open("ab") as out:
+        out.write(layer.getvalue())
+
+
+def without_tee(bundle: Path, port: int, packages: str = "strongroom/guest") -> Path:
     """Return the launch script for TDX as this machine can run it, with the stand-in behind the first file system."""
     module = Path(tsm.__file__).read_text() + STAND_IN.format(port=port)
-    place = "strongroom/guest/strongroom/attest/attesters/tsm.py"
-    layer = io.BytesIO()
-    write_cpio(layer, iter([(place, stat.S_IFREG | 0o444, module.encode(), 0)]))
     initrd = bundle / "with-stand-in.cpio"
-    with initrd.open("wb") as out, (bundle / "initrd.cpio").open("rb") as built:
-        shutil.copyfileobj(built, out)
-        out.write(layer.getvalue())
+    shutil.copyfile(bundle / "initrd.cpio", initrd)
+    lay_over(initrd, f"{packages}/strongroom/attest/attesters/tsm.py", module)
     script = (bundle / "launch-tdx.sh").read_text()
     for had, has in {
         r"accel=kvm,confidential-guest-support=tee,(.*),kernel-irqchip=split,hpet=off": r"accel=tcg,\1",

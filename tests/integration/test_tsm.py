@@ -16,6 +16,7 @@ from tests.fakes.snp_parts import DER, MILAN
 from tests.fakes.tsm_tree import Entry, TsmTree, mounted
 from tests.servers.packages import need_fuse
 
+from strongroom import _vm
 from strongroom.attest.attesters import Attester
 from strongroom.attest.attesters.simulated import SimulatedAttester
 from strongroom.attest.attesters.tsm import TsmAttester
@@ -193,9 +194,8 @@ def test_what_is_not_believed_names_the_evidence_that_was_left(
 ) -> None:
     (tmp_path / "launch.json").write_text('{"service": "https://10.0.2.2:8701"}')
     (tmp_path / "init-data.toml").write_text(job_init_data({**JOB, "sandbox": {}}))
-    for name in ("_mount", "_load_modules", "_bring_up", "_pass_on"):
-        monkeypatch.setattr(cvm, name, lambda *_: None)
-    monkeypatch.setattr(socket, "sethostname", lambda _: None)
+    for module, name in ((_vm, "mount_system"), (_vm, "join_network"), (cvm, "_pass_on")):
+        monkeypatch.setattr(module, name, lambda *_: None)
     monkeypatch.setattr(cvm, "_mount_all", lambda _: 1000)
     monkeypatch.setattr(cvm, "TsmAttester", lambda: attester)
     monkeypatch.setattr(cvm, "_JOB", tmp_path)

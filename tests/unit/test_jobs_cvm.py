@@ -133,7 +133,7 @@ def test_reference_values_and_commands(plan: LaunchPlan, enclave: ConfidentialVM
         assert "mount_tag=sealed0,security_model=none \\" in script  # out: to be written
         assert "mount_tag=sealed1,security_model=none,readonly=on" in script
         assert f"-append '{cvm.COMMAND_LINE}'" in script
-    assert bundle.remaining[0] == "SEV-SNP: no launch digest: name [cvm] firmware"
+    assert bundle.remaining[0] == "SEV-SNP: no launch digest: name the firmware"
     assert "TDX: launch-tdx.sh once, on a machine that you trust" in bundle.remaining[1]
     with pytest.raises(InputError, match="the launch digest is not known"):
         _ = bundle.measurement
@@ -185,7 +185,7 @@ def test_modules_come_after_what_they_need(plan: LaunchPlan, enclave: Confidenti
 
 
 def test_refusals(plan: LaunchPlan, enclave: ConfidentialVM, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"\[cvm\] names no kernel"):
+    with pytest.raises(InputError, match=r"no kernel is named"):
         enclave.build(with_machine(plan, kernel=""), tmp_path / "b")
     with pytest.raises(InputError, match="is not readable"):
         enclave.build(with_machine(plan, kernel=str(tmp_path / "none")), tmp_path / "b")

@@ -6,13 +6,20 @@ from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from strongroom._unix import write_whole
 from strongroom.attest.findings import Policy
-from strongroom.attest.policies import AllOf, Measurement, NotDebug, TcbStatus, UnsafeAcceptSimulated
+from strongroom.attest.policies import (
+    AllOf,
+    Measurement,
+    NotDebug,
+    SnpMeasurement,
+    TcbStatus,
+    UnsafeAcceptSimulated,
+)
 from strongroom.cli import output
 from strongroom.cli.common import PATH, epilog, json_option, workspace
 from strongroom.cli.endorsements import snp_settings
@@ -37,6 +44,7 @@ _FETCH = (
     "if endorsements for its machine are missing: `--out quote.bin`, `strongroom attest endorsements fetch quote.bin "
     "--out bundle.json`, `--endorsements bundle.json`"
 )
+_VM_MEMORY_MB = 2048
 _OTHER = "compare it with your own build of the service, and give this one nothing meanwhile"
 
 
@@ -63,7 +71,9 @@ def measure(as_json: bool) -> None:
         "strongroom service verify --measurement $(strongroom service measure) --unsafe-accept-simulated",
     ),
 )
-@click.option("--measurement", metavar="HEX", help="SGX: the MRENCLAVE of the service that you built or looked at.")
+@click.option(
+    "--measurement", metavar="HEX", help="Of the service that you built: MRENCLAVE (SGX) or launch digest (SEV-SNP)."
+)
 @click.option("--policy", "policy_file", type=PATH, help="What is acceptable instead (JSON).")
 @bundle_option
 @snp_settings
@@ -153,23 +163,48 @@ def _policy(measurement: str | None, file: Path | None, simulated: bool) -> Poli
     waiver = [UnsafeAcceptSimulated()] if simulated else []
     if file is not None:
         return AllOf((read_policy(file), *waiver)) if waiver else read_policy(file)
-    return AllOf((Measurement((str(measurement).lower(),)), TcbStatus(), NotDebug(), *waiver))
+    value = (str(measurement).lower(),)
+    code = SnpMeasurement(value) if len(value[0]) == 96 else Measurement(value)
+    return AllOf((code, TcbStatus(), NotDebug(), *waiver))
 
 
-@click.command("build", epilog=epilog("strongroom service build service-bundle"))
+@click.command(
+    "build",
+    epilog=epilog(
+        "strongroom service build service-bundle",
+        "strongroom service build service-vm --enclave cvm --kernel /boot/vmlinuz-6.16.0 --firmware OVMF.amdsev.fd",
+    ),
+)
 @click.argument("folder", type=PATH)
+@click.option(
+    "--enclave", type=click.Choice(["gramine", "cvm"]), default="gramine", help="SGX, or a VM in SEV-SNP or TDX."
+)
+@click.option("--kernel", type=PATH, help="cvm: the VM's kernel, Linux 6.7 or later.")
+@click.option("--modules", type=PATH, help="cvm: the folder of its modules, if 9p, virtio and the TEE's are not in it.")
+@click.option("--firmware", type=PATH, help="cvm: OVMF for SEV-SNP; its launch digest covers it.")
 @json_option
-def build(folder: Path, as_json: bool) -> None:
-    """Build the trust service into FOLDER, for SGX under Gramine; print its measurement, or what remains to have it.
+def build(
+    folder: Path, enclave: str, kernel: Path | None, modules: Path | None, firmware: Path | None, as_json: bool
+) -> None:
+    """Build the trust service into FOLDER, for a TEE; print its measurement, or what remains to have it.
 
     The same packages give the same measurement on any machine, whoever it will serve. Whoever runs it puts the request
     of its first owner (`owner request --first`) there as launch/admin.pem; its state is in service/.
     """
     from strongroom.config import Settings
-    from strongroom.jobs.enclaves.gramine import build_service
+    from strongroom.jobs.enclaves import cvm, gramine
     from strongroom.jobs.runtimes import Runtimes
+    from strongroom.jobs.spec import Cvm
 
-    bundle = build_service(Runtimes(Settings.from_environment().cache / "runtimes", output.say), folder)
+    named = {"kernel": kernel, "modules": modules, "firmware": firmware}
+    given: dict[str, Any] = {name: str(path.resolve()) for name, path in named.items() if path is not None}
+    if given and enclave != "cvm":
+        raise InputError(f"--{next(iter(given))}: expected with --enclave cvm, got {enclave}")
+    runtimes = Runtimes(Settings.from_environment().cache / "runtimes", output.say)
+    if enclave == "cvm":
+        bundle = cvm.build_service(runtimes, folder, Cvm(**given, memory_mb=_VM_MEMORY_MB))
+    else:
+        bundle = gramine.build_service(runtimes, folder)
     value = {"bundle": str(bundle.folder), "measurement": "" if bundle.remaining else bundle.measurement}
     output.data({**value, "remaining": list(bundle.remaining)}, as_json, output.facts(value))
     for number, step in enumerate(bundle.remaining, 1):

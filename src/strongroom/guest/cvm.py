@@ -1,9 +1,9 @@
 """Process one of a confidential VM: the kernel starts it from a first file system that the launch digest covers.
 
-1. load the modules that lie beside; 2. mount what a Linux system has, enclave memory, and the host's folders (sealed
-data, and one with the service's address); 3. bring the network up; 4. pass the guest's connections on to the trust
-service, so that a program without network has none; 5. run the guest, as in a sandbox, under a user of its own, and
-fetch it evidence from the kernel, the first of which the host gets too; 6. say how it ended, and power off.
+1. mount what a Linux system has; 2. mount enclave memory and the host's folders (sealed data, and one with the
+service's address); 3. bring the network up; 4. pass the guest's connections on to the trust service, so that a program
+without network has none; 5. run the guest, as in a sandbox, under a user of its own, and fetch it evidence from the
+kernel, the first of which the host gets too; 6. say how it ended, and power off.
 
 The guest is the first of its own process namespace: the kernel ends with it whatever the program left running. The
 host's folder is mounted nowhere by then: names that a program looks up in there would be words to the host.
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import json
 import os
 import socket
@@ -28,7 +27,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
-from strongroom import log
+from strongroom import _vm, log
 from strongroom._encoding import parse_json
 from strongroom._unix import listen_unix, receive_exactly, serve_connections
 from strongroom.attest.attesters import Attester
@@ -39,7 +38,7 @@ from strongroom.guest.document import LeftEvidence, read_job, read_object, table
 
 __all__ = ["main", "serve"]
 
-_JOB, _SHARE, _MODULES = Path("/strongroom/job"), Path("/strongroom/host"), Path("/strongroom/modules")
+_JOB, _SHARE = Path("/strongroom/job"), "/strongroom/host"
 _HOST_FD = 11
 _HOST = Path(f"/proc/self/fd/{_HOST_FD}")
 _DOOR = "/trust/service/guest.sock"
@@ -47,17 +46,10 @@ _PLATFORM_FD = 10
 _USER = 1000
 _CAPABILITIES = (1 << 2) | (1 << 21)  # DAC_READ_SEARCH and SYS_ADMIN: the guest gives them up before the program starts
 _PR_SET_KEEPCAPS, _PR_CAP_AMBIENT, _RAISE = 8, 47, 2
-_CAPABILITY_VERSION_3 = 0x20080522
 _CLONE_NEWNS, _CLONE_NEWPID, _CLONE_NEWNET = 0x20000, 0x20000000, 0x40000000
-_MNT_DETACH = 2
-_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_BIND = 1, 2, 4, 8, 4096
-_PLAIN = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
-_HOSTS = _PLAIN | 256  # MS_NOSYMFOLLOW: a link of the host's would lead to the guest's own files
-_INIT_MODULE = {"x86_64": 175, "aarch64": 105}
-_POWER_OFF = 0x4321FEDC
-_SIOCSIFFLAGS, _SIOCSIFADDR, _SIOCSIFNETMASK = 0x8914, 0x8916, 0x891C
+_MNT_DETACH, _MS_BIND = 2, 4096
+_MEMORY = 2 | 4  # mount flags: no set-user-id, no devices
 _MAX_MESSAGE = 1 << 24
-_SHARED = "trans=virtio,version=9p2000.L,msize=262144"
 _GUEST = (
     "import sys; sys.path.insert(0, '/strongroom/guest'); from strongroom.guest.main import main; main(sys.argv[1])"
 )
@@ -77,25 +69,16 @@ def main() -> NoReturn:
         ended["error"] = {"message": f"unexpected error: {type(exc).__name__}"}
     with contextlib.suppress(OSError):
         (_HOST / "report.json").write_text(json.dumps(ended))
-    _say(json.dumps(ended))
-    os.sync()
-    _libc.reboot(_POWER_OFF)
-    os._exit(1)
+    _vm.say(json.dumps(ended))
+    _vm.power_off()
 
 
 def _run() -> dict[str, object]:
-    _mount("proc", "/proc", "proc", _PLAIN)
-    _load_modules()  # 1.
+    _vm.mount_system()  # 1.
     init_data, document = read_job(_JOB)
     user = _mount_all(document)  # 2.
     launch = read_object(_HOST / "launch.json")
-    socket.sethostname("enclave")
-    _bring_up("lo", "127.0.0.1", "255.0.0.0")  # 3.
-    address, mask = str(launch.get("address", "10.0.2.15")), str(launch.get("netmask", "255.255.255.0"))
-    for name in sorted(os.listdir("/sys/class/net")):
-        if name != "lo":
-            _bring_up(name, address, mask)
-            break
+    _vm.join_network(launch)  # 3.
     _pass_on(str(launch.get("service")), _DOOR, user)  # 4.
     said = {"service": f"unix:{_DOOR}", "identity": launch.get("identity"), "doors": _doors(launch, user)}
     (_JOB / "launch.json").write_text(json.dumps(said))
@@ -113,44 +96,27 @@ def _bind(attester: Attester, init_data: str, registers: Path = TDX_REGISTERS) -
         try:
             bind_at_runtime(init_data_digest(init_data), registers)
         except UnavailableError as exc:  # no failure where MRCONFIGID binds it; else the service refuses
-            _say(str(exc))
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(f"strongroom: {text}\n")
-    sys.stderr.flush()
-
-
-def _load_modules() -> None:
-    # In the order in which they need each other; one that this machine has no device for is no failure.
-    number = _INIT_MODULE[os.uname().machine]
-    for path in sorted(_MODULES.iterdir()) if _MODULES.is_dir() else []:
-        raw = path.read_bytes()
-        if _libc.syscall(number, raw, ctypes.c_ulong(len(raw)), b"") and ctypes.get_errno() not in (17, 19):
-            _say(f"module {path.name}: {os.strerror(ctypes.get_errno())}")
+            _vm.say(str(exc))
 
 
 def _mount_all(document: dict[str, object]) -> int:
     # Returns whose the guest is.
-    _mount("sysfs", "/sys", "sysfs", _PLAIN)
     _open_host()
     owners = {}
     # The order of the launch script's shares.
     for number, volume in enumerate(sorted(volumes(document), key=lambda v: str(v["name"]))):
         place = f"/sealed/{volume['name']}"
-        _mount(f"sealed{number}", place, "9p", _HOSTS | (_MS_RDONLY if volume["mode"] == "ro" else 0), _SHARED)
+        _vm.mount_share(f"sealed{number}", place, read_only=volume["mode"] == "ro")
         if volume["mode"] == "rw":
             owners[str(volume["name"])] = os.stat(place).st_uid
     user = _user(owners)
     passwd = Path("/etc/passwd")
     passwd.write_text(passwd.read_text().replace(f":{_USER}:{_USER}:", f":{user}:{user}:"))
     _make_devices(user)
-    with contextlib.suppress(OSError):  # without it there is no evidence, which the attester says
-        _mount("configfs", "/sys/kernel/config", "configfs", _PLAIN)
     scratch = table(document, "sandbox").get("scratch_mb")
     for place in ("/work", "/tmp", "/dev/shm", "/run", "/app"):  # noqa: S108  # enclave memory
         size = 64 if place == "/run" else scratch if isinstance(scratch, int) else 1024
-        _mount("tmpfs", place, "tmpfs", _MS_NOSUID | _MS_NODEV, f"size={size}m,mode=0700,uid={user},gid={user}")
+        _vm.mount("tmpfs", place, "tmpfs", _MEMORY, f"size={size}m,mode=0700,uid={user},gid={user}")
     if document.get("staged") is True:
         for place in ("/sealed", "/trust"):  # for the guest alone
             os.chmod(place, 0)
@@ -169,46 +135,23 @@ def _user(owners: Mapping[str, int]) -> int:
 
 
 def _open_host() -> None:
-    _mount("host", str(_SHARE), "9p", _HOSTS, _SHARED)
+    _vm.mount_share("host", _SHARE, read_only=False)
     opened = os.open(_SHARE, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     os.dup2(opened, _HOST_FD, inheritable=False)
     os.close(opened)
-    _check(_libc.umount2(os.fsencode(_SHARE), _MNT_DETACH), "umount2")
+    _vm.check(_libc.umount2(os.fsencode(_SHARE), _MNT_DETACH), "umount2")
 
 
 def _make_devices(user: int) -> None:
-    # Those of the sandbox, one by one. The guest unmounts /dev/fuse before the program starts: nothing is under it.
-    _mount("tmpfs", "/dev", "tmpfs", _MS_NOSUID, "size=1m,mode=0755")
-    umask = os.umask(0)
-    for name, minor in {"null": 3, "zero": 5, "full": 7, "random": 8, "urandom": 9}.items():
-        os.mknod(f"/dev/{name}", stat.S_IFCHR | 0o666, os.makedev(1, minor))
-    os.umask(umask)
-    links = {"stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2", "fd": "/proc/self/fd", "ptmx": "pts/ptmx"}
-    for name, target in links.items():
-        os.symlink(target, f"/dev/{name}")
+    # Beside the sandbox's. The guest unmounts /dev/fuse before the program starts: nothing is under it.
+    os.symlink("pts/ptmx", "/dev/ptmx")
     os.mkdir("/dev/pts")
     if os.path.exists("/sys/module/fuse"):  # else programs see copies of their volumes
         os.mknod("/dev/fuse-node", stat.S_IFCHR | 0o600, os.makedev(10, 229))
         os.chown("/dev/fuse-node", user, user)
         Path("/dev/fuse").touch(0o000)
-        _mount("/dev/fuse-node", "/dev/fuse", "", _MS_BIND)
+        _vm.mount("/dev/fuse-node", "/dev/fuse", "", _MS_BIND)
         os.unlink("/dev/fuse-node")
-
-
-def _mount(source: str, place: str, kind: str, flags: int, options: str = "") -> None:
-    if not os.path.exists(place):
-        os.makedirs(place)
-    if _libc.mount(source.encode(), os.fsencode(place), kind.encode(), flags, options.encode()):
-        number = ctypes.get_errno()
-        raise OSError(number, f"mounting {source} ({kind}): {os.strerror(number)}", place)
-
-
-def _bring_up(name: str, address: str, mask: str) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-        for request, value in ((_SIOCSIFADDR, address), (_SIOCSIFNETMASK, mask)):
-            where = struct.pack("<H2x4s8x", socket.AF_INET, socket.inet_aton(value))
-            fcntl.ioctl(control, request, struct.pack("16s16s", name.encode(), where))
-        fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sh14x", name.encode(), 0x41))  # up and running
 
 
 def _doors(launch: dict[str, object], user: int) -> dict[str, str]:
@@ -254,15 +197,15 @@ def _copy(source: socket.socket, target: socket.socket) -> None:
 def _guest(attester: Attester, user: int, *, network: bool) -> dict[str, object]:
     tee = attester.tee
     mine, theirs = socket.socketpair()
-    _check(_libc.unshare(_CLONE_NEWPID), "unshare")  # takes hold of what this thread starts
+    _vm.check(_libc.unshare(_CLONE_NEWPID), "unshare")  # takes hold of what this thread starts
     child = os.fork()
     if child == 0:
         try:
             os.dup2(theirs.fileno(), _PLATFORM_FD, inheritable=True)
-            _check(_libc.unshare(_CLONE_NEWNS | (0 if network else _CLONE_NEWNET)), "unshare")
+            _vm.check(_libc.unshare(_CLONE_NEWNS | (0 if network else _CLONE_NEWNET)), "unshare")
             if not network:
-                _bring_up("lo", "127.0.0.1", "255.0.0.0")  # its own
-            _mount("proc", "/proc", "proc", _PLAIN)  # of its own processes
+                _vm.bring_up("lo", "127.0.0.1", "255.0.0.0")  # its own
+            _vm.mount("proc", "/proc", "proc", _vm.PLAIN)  # of its own processes
             os.setgroups([])
             _become(user)
             os.chdir("/work")
@@ -302,15 +245,9 @@ def serve(sock: socket.socket, attester: Attester) -> dict[str, object]:
 
 
 def _become(user: int) -> None:
-    header = struct.pack("<Ii", _CAPABILITY_VERSION_3, 0)
-    _check(_libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0), "keepcaps")
+    _vm.check(_libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0), "keepcaps")
     os.setresgid(user, user, user)
     os.setresuid(user, user, user)
-    _check(_libc.capset(header, struct.pack("<6I", *(_CAPABILITIES,) * 3, 0, 0, 0)), "capset")
+    _vm.keep_capabilities(_CAPABILITIES)
     for number in (2, 21):
-        _check(_libc.prctl(_PR_CAP_AMBIENT, _RAISE, number, 0, 0), "ambient")
-
-
-def _check(result: int, what: str) -> None:
-    if result:
-        raise OSError(ctypes.get_errno(), what)
+        _vm.check(_libc.prctl(_PR_CAP_AMBIENT, _RAISE, number, 0, 0), "ambient")

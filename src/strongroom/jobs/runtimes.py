@@ -48,6 +48,7 @@ _GUEST_PARTS = (
     "_seccomp.py",
     "_secret.py",
     "_unix.py",
+    "_vm.py",
     "errors.py",
     "log.py",
     "crypto",

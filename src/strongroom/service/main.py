@@ -1,8 +1,8 @@
 """`python -m strongroom.service.main WORKSPACE LISTEN ENCLAVE [REQUEST]`: the embedded trust service of a workspace.
 
 LISTEN may be empty; so may ENCLAVE, outside a TEE. Which TEE this is, is the host's word; what counts is its evidence.
-Where there is no service yet, one is made in the TEE for the owner who made REQUEST (`birth`). Under Gramine it is one
-process, and needs LISTEN.
+Where there is no service yet, one is made in the TEE for the owner who made REQUEST (`birth`). Where its image is all
+that runs, under Gramine and in a VM of its own (`vm`), it is one process, and needs LISTEN.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from strongroom import log
 from strongroom._unix import protect_process, read_text
 from strongroom.attest.attesters import Attester
 from strongroom.attest.attesters.gramine import GramineAttester
+from strongroom.attest.attesters.tsm import TsmAttester
 from strongroom.config import Settings
 from strongroom.errors import StrongroomError, UnavailableError
 
@@ -24,6 +25,8 @@ __all__ = ["ALREADY_RUNNING", "main"]
 
 ALREADY_RUNNING = 3
 """Exit status, so that whoever started this one waits for the other."""
+
+_ALONE: dict[str, Callable[[], Attester]] = {"gramine": GramineAttester, "vm": TsmAttester}
 
 
 def main() -> int:
@@ -41,9 +44,9 @@ def main() -> int:
     try:
         first = bool(sys.argv[4:]) and not (folder / "service" / "state.db").exists()
         admin = _request(Path(sys.argv[4])) if first else ""
-        if enclave == "gramine":
+        if enclave in _ALONE:
             places = folder / "service", folder / "root"
-            return serve_alone(*places, listen=sys.argv[2], admin=admin, attester=GramineAttester())
+            return serve_alone(*places, listen=sys.argv[2], admin=admin, attester=_ALONE[enclave]())
         serve(
             folder / "service",
             folder / "root",
@@ -67,7 +70,6 @@ def _request(path: Path) -> str:
 
 
 def _tee(enclave: str, seed: Path) -> AbstractContextManager[Attester | None]:
-    from strongroom.attest.attesters.tsm import TsmAttester  # noqa: PLC0415  # most services run outside
     from strongroom.attest.simulated.process import simulated_platform  # noqa: PLC0415
 
     kinds: dict[str, Callable[[], AbstractContextManager[Attester | None]]] = {

@@ -105,9 +105,10 @@ def serve(
 def serve_alone(folder: Path, root_folder: Path, *, listen: str, admin: str, attester: Attester) -> int:
     """Run the service in this one process, on TCP alone, until SIGTERM; return its exit status.
 
-    For a LibOS, where a fork is another enclave and Unix sockets lead nowhere outside.
+    For an image that is the service alone: under a LibOS, where a fork is another enclave and Unix sockets lead nowhere
+    outside, and in a VM, which sees its state over 9p.
     """
-    # SQLite's write-ahead log else maps a file of the host's, shared, which Gramine refuses.
+    # SQLite's write-ahead log else maps a file of the host's, shared, which Gramine and 9p refuse.
     sa.event.listen(sa.pool.Pool, "connect", lambda made, _: made.execute("PRAGMA locking_mode=EXCLUSIVE"))
     return _serve_until_stopped(folder, root_folder, lambda: _listen(listen), attester, admin)
 

@@ -1,6 +1,7 @@
 """Enclave kind `cvm`: a bundle for a confidential VM, SEV-SNP or TDX, launched by QEMU with a kernel of its own.
 
-All that runs lies in one first file system (`initrd.cpio`): guest, Python, packages, the job's files and its init data.
+All that runs lies in one first file system (`initrd.cpio`): guest, Python, packages, the job's files and its init data;
+or the trust service with what it needs, and nothing of whoever owns it (`build_service`).
 It never touches a disk, and the launch digest covers it, as the firmware checks the hashes of kernel, first file system
 and command line that QEMU puts into the measured memory (SNP), or measures them into RTMR1 and RTMR2 (TDX). The digest
 of the init data goes into HOSTDATA (SNP) or MRCONFIGID (TDX) too, where a policy of the job finds it.
@@ -20,6 +21,7 @@ import re
 import shlex
 import stat
 from collections.abc import Iterator, Mapping
+from itertools import count
 from pathlib import Path
 from typing import IO
 
@@ -27,27 +29,43 @@ from strongroom.attest.binding import config_id, expected_register, init_data_di
 from strongroom.attest.launch_digest import launch_digest
 from strongroom.errors import InputError
 from strongroom.jobs.differences import keep_build
-from strongroom.jobs.enclaves.libos import HardwareEnclave, link_volumes, walk_files, write_launch
+from strongroom.jobs.enclaves.libos import (
+    SERVICE_PATHS,
+    HardwareEnclave,
+    link_volumes,
+    select_service,
+    walk_files,
+    write_launch,
+)
 from strongroom.jobs.plan import Bundle, LaunchPlan
-from strongroom.jobs.spec import Cvm
+from strongroom.jobs.runtimes import Runtimes
+from strongroom.jobs.spec import Cvm, Volume
 
-__all__ = ["ConfidentialVM", "write_cpio"]
+__all__ = ["ConfidentialVM", "build_service", "write_cpio"]
 
 COMMAND_LINE = "console=ttyS0 quiet panic=-1"
 _INIT = (
     "#!/opt/python/bin/python3 -ISB\n"
     "import sys\nsys.path.insert(0, '/strongroom/guest')\nfrom strongroom.guest.cvm import main\nmain()\n"
 )
-_FOLDERS = ("dev", "proc", "sys", "run", "tmp", "work", "app", "sealed", "trust/service", "strongroom/host")
+_SERVICE_INIT = (
+    f"#!/opt/python/bin/python3 -ISB\nimport sys\nsys.path += {SERVICE_PATHS}\n"
+    "from strongroom.service.vm import main\nmain()\n"
+)
+_FOLDERS = ("dev", "proc", "sys", "run", "tmp")
+_GUEST_FOLDERS = ("work", "app", "sealed", "trust/service", "strongroom/host")
+_SERVICE_FOLDERS = ("launch", "service")
 _LINKS = {"bin": "usr/bin", "lib": "usr/lib", "lib64": "usr/lib64"}
 _MODULES = ("virtio_pci", "virtio_net", "9pnet_virtio", "9p", "fuse", "configfs", "sev-guest", "tdx-guest")
 MEASURED = {
     "snp": "launch digest: firmware, first processor state, and through hashes in it kernel, initrd and command line",
     "tdx": "MRTD: firmware; RTMR0: its configuration; RTMR1: kernel; RTMR2: command line and initrd",
 }
-POLICIES = ("snp", "tdx", "tdx_without_mrconfigid")
+_GUEST_HOSTS = (
+    "launch/ and sealed/: the host's word; the guest knows the service by its key and opens nothing that is not sealed"
+)
+_SERVICE_HOSTS = "launch/ and service/: the host's word; evidence names the owner, and the state proves itself"
 NOT_MEASURED = (
-    "launch/ and sealed/: the host's word; the guest knows the service by its key and opens nothing that is not sealed",
     "devices: the host can withhold, delay and repeat what they carry",
     "SNP: the host's ACPI tables, which the kernel runs as programs (TDX: RTMR0); use a kernel that confines them",
     "SNP without kernel-hashes=on measures the firmware alone: another launch digest, which a policy refuses",
@@ -66,53 +84,92 @@ class ConfidentialVM(HardwareEnclave):
         spec, machine = plan.spec, plan.spec.cvm
         if plan.command.worker is not None:
             raise InputError("enclave kind cvm: a job on several machines is not available there yet")
-        if not machine.kernel:
-            raise InputError("enclave kind cvm: [cvm] names no kernel", hint='kernel = "/boot/vmlinuz-..."')
+        _check_kernel(machine)
         target = folder / f"cvm-{plan.job.removeprefix('sha256:')[:16]}"
         target.mkdir(parents=True, exist_ok=True, mode=0o700)
         places = self.runtimes.places(plan.command.runtimes, spec.venv)
         places |= {f"/strongroom/code/{path.name}": path for path in spec.code}
         texts = {"init": (_INIT, 0o755), "strongroom/job/init-data.toml": (plan.init_data, 0o644)}
-        files = _write_initrd(target / "initrd.cpio", places, texts, machine)
+        files = _write_initrd(target / "initrd.cpio", places, texts, _GUEST_FOLDERS, machine)
         (target / "init-data.toml").write_text(plan.init_data)
         (target / "job.json").write_text(json.dumps(dict(plan.document), indent=1, ensure_ascii=False))
         write_launch(target, "https://10.0.2.2:8701", self.identity_pem, spec)  # QEMU's own network calls the host so
         link_volumes(target, spec)
         digest = init_data_digest(plan.init_data)
-        kernel, initrd = _file_digest(Path(machine.kernel)), _file_digest(target / "initrd.cpio")
-        firmware = _file_digest(Path(machine.firmware)) if machine.firmware else None
-        snp, remaining = _launch_digest(machine, kernel, initrd)
-        for tee, script in _scripts(machine, digest, sorted((v.name, v.mode) for v in spec.volumes)).items():
-            (target / f"launch-{tee}.sh").write_text(script)
-            (target / f"launch-{tee}.sh").chmod(0o755)
-        reference = {
-            "kind": "cvm",
-            "job": plan.job,
-            "kernel": kernel,
-            "initrd": initrd,
-            "firmware": firmware,
-            "command_line": COMMAND_LINE,
-            "snp": {"snp_measurement": snp or None, "host_data": config_id(digest, 32).hex(), "vmpl": 0},
-            "tdx": {"mrconfigid": config_id(digest, 48).hex(), "rtmr3": bytes(48).hex()},
-            "tdx_without_mrconfigid": {"mrconfigid": bytes(48).hex(), "rtmr3": expected_register(digest).hex()},
-            "measured": MEASURED,
-            "not_measured": NOT_MEASURED,
-        }
-        (target / "reference.json").write_text(json.dumps(reference, indent=1))
-        named = {name: reference[name] for name in ("kernel", "initrd", "firmware", "command_line", *POLICIES)}
-        shape = {"vcpus": machine.vcpus, "vcpu_type": machine.vcpu_type, "memory_mb": machine.memory_mb}
-        measured = {"measurement": snp or None, **named, "machine": shape, "files": files}
-        keep_build(target / "measured.json", json.dumps(measured, indent=1, sort_keys=True))
+        shares = [_share("launch", "host"), *map(_volume_share, count(), sorted(spec.volumes, key=lambda v: v.name))]
+        unset = {"mrconfigid": bytes(48).hex(), "rtmr3": expected_register(digest).hex()}
+        scripts = _scripts(machine, digest, shares, "user", "job build")
+        more = {"tdx_without_mrconfigid": unset}
+        return _finish(target, machine, files, plan.job, digest, scripts, _GUEST_HOSTS, more)
 
-        def measure() -> str:
-            if not snp:
-                raise InputError(
-                    "the launch digest is not known: " + remaining[0].removeprefix("SEV-SNP: no launch digest: "),
-                    hint="TDX: launch it on a machine that you trust, and repeat with --tdx REGISTER=HEX for each",
-                )
-            return snp
 
-        return Bundle(folder=target, job=plan.job, simulated=False, measure=measure, remaining=remaining)
+def build_service(runtimes: Runtimes, target: Path, machine: Cvm) -> Bundle:
+    """Write the bundle of the trust service to the folder `target`: equal for equal packages, for any owner.
+
+    It listens on ports 8700 and 8701, which the launch scripts open on the host too, keeps its state in `service/`, and
+    makes itself, at its first start, for the owner whose request is `launch/admin.pem`.
+
+    Raises:
+        InputError: No kernel, or a file that is not there.
+    """
+    _check_kernel(machine)
+    for name in _SERVICE_FOLDERS:
+        (target / name).mkdir(parents=True, exist_ok=True, mode=0o700)
+    places, texts = select_service(runtimes, libc=True), {"init": (_SERVICE_INIT, 0o755)}
+    files = _write_initrd(target / "initrd.cpio", places, texts, _SERVICE_FOLDERS, machine)
+    (target / "job.json").write_text("{}")  # for `job diff`
+    shares = [_share("launch", "launch", read_only=True), _share("service", "service")]
+    network = "user," + ",".join(f"hostfwd=tcp::{port}-:{port}" for port in (8700, 8701))
+    scripts = _scripts(machine, bytes(32), shares, network, "service build")
+    return _finish(target, machine, files, "", bytes(32), scripts, _SERVICE_HOSTS, {})
+
+
+def _check_kernel(machine: Cvm) -> None:
+    if not machine.kernel:
+        raise InputError("enclave kind cvm: no kernel is named", hint='kernel = "/boot/vmlinuz-..." or --kernel')
+
+
+def _finish(
+    target: Path,
+    machine: Cvm,
+    files: Mapping[str, str],
+    job: str,
+    digest: bytes,
+    scripts: Mapping[str, str],
+    hosts: str,
+    more: Mapping[str, object],
+) -> Bundle:
+    # What lies beside the first file system, which is there. `digest`: of the init data, zeros without.
+    kernel, initrd = _file_digest(Path(machine.kernel)), _file_digest(target / "initrd.cpio")
+    firmware = _file_digest(Path(machine.firmware)) if machine.firmware else None
+    snp, remaining = _launch_digest(machine, kernel, initrd)
+    for tee, script in scripts.items():
+        (target / f"launch-{tee}.sh").write_text(script)
+        (target / f"launch-{tee}.sh").chmod(0o755)
+    named: dict[str, object] = {
+        "kernel": kernel,
+        "initrd": initrd,
+        "firmware": firmware,
+        "command_line": COMMAND_LINE,
+        "snp": {"snp_measurement": snp or None, "host_data": config_id(digest, 32).hex(), "vmpl": 0},
+        "tdx": {"mrconfigid": config_id(digest, 48).hex(), "rtmr3": bytes(48).hex()},
+        **more,
+    }
+    reference = {"kind": "cvm", "job": job, **named, "measured": MEASURED, "not_measured": (hosts, *NOT_MEASURED)}
+    (target / "reference.json").write_text(json.dumps(reference, indent=1))
+    shape = {"vcpus": machine.vcpus, "vcpu_type": machine.vcpu_type, "memory_mb": machine.memory_mb}
+    measured = {"measurement": snp or None, **named, "machine": shape, "files": files}
+    keep_build(target / "measured.json", json.dumps(measured, indent=1, sort_keys=True))
+
+    def measure() -> str:
+        if not snp:
+            raise InputError(
+                "the launch digest is not known: " + remaining[0].removeprefix("SEV-SNP: no launch digest: "),
+                hint="TDX: launch it on a machine that you trust, and repeat with --tdx REGISTER=HEX for each",
+            )
+        return snp
+
+    return Bundle(folder=target, job=job, simulated=False, measure=measure, remaining=remaining)
 
 
 def write_cpio(out: IO[bytes], entries: Iterator[tuple[str, int, bytes | Path, int]]) -> dict[str, str]:
@@ -150,10 +207,14 @@ def write_cpio(out: IO[bytes], entries: Iterator[tuple[str, int, bytes | Path, i
 
 
 def _write_initrd(
-    path: Path, places: Mapping[str, Path], texts: Mapping[str, tuple[str, int]], machine: Cvm
+    path: Path,
+    places: Mapping[str, Path],
+    texts: Mapping[str, tuple[str, int]],
+    folders: tuple[str, ...],
+    machine: Cvm,
 ) -> dict[str, str]:
     found: dict[str, tuple[int, bytes | Path, int]] = {"dev/console": (stat.S_IFCHR | 0o600, b"", os.makedev(5, 1))}
-    for name in _FOLDERS:
+    for name in (*_FOLDERS, *folders):
         found[name] = (stat.S_IFDIR | 0o755, b"", 0)
     for name, link in _LINKS.items():
         found[name] = (stat.S_IFLNK | 0o777, link.encode(), 0)
@@ -188,7 +249,7 @@ def _modules(machine: Cvm) -> list[tuple[str, bytes]]:
     found = sorted(Path(machine.modules).rglob("*.ko*"))
     files = {path.name.split(".ko")[0].replace("-", "_"): path for path in found}
     if not files:
-        raise InputError(f"[cvm] modules: {machine.modules} has no kernel modules")
+        raise InputError(f"modules: {machine.modules} has no kernel modules")
     ordered: dict[str, bytes] = {}
 
     def add(name: str) -> None:
@@ -196,7 +257,7 @@ def _modules(machine: Cvm) -> list[tuple[str, bytes]]:
         if path is None or path.name.split(".ko")[0] in ordered:
             return  # built in
         if path.suffix not in (".ko", ".xz"):
-            raise InputError(f"[cvm] modules: {path.name}: expected a module as .ko or .ko.xz")
+            raise InputError(f"modules: {path.name}: expected a module as .ko or .ko.xz")
         raw = lzma.decompress(path.read_bytes()) if path.suffix == ".xz" else path.read_bytes()
         needed = re.search(rb"\0depends=([^\0]*)\0", raw)
         for other in needed[1].decode().split(",") if needed else []:
@@ -210,7 +271,7 @@ def _modules(machine: Cvm) -> list[tuple[str, bytes]]:
 
 def _launch_digest(machine: Cvm, kernel: str, initrd: str) -> tuple[str, tuple[str, ...]]:
     # Of SEV-SNP, and what remains to be done where it is not known: TDX's firmware may be named in its place.
-    reason = "name [cvm] firmware"
+    reason = "name the firmware"
     if machine.firmware:
         line = hashlib.sha256(COMMAND_LINE.encode() + b"\0").digest()
         kernel_hash, initrd_hash = (bytes.fromhex(digest.removeprefix("sha256:")) for digest in (kernel, initrd))
@@ -222,18 +283,21 @@ def _launch_digest(machine: Cvm, kernel: str, initrd: str) -> tuple[str, tuple[s
             reason = str(exc)
     return "", (
         f"SEV-SNP: no launch digest: {reason}",
-        "TDX: launch-tdx.sh once, on a machine that you trust; then the values of what ran, as --tdx REGISTER=HEX",
+        "TDX: launch-tdx.sh once, on a machine that you trust; then policies name what ran (tdx_measurements, --tdx)",
     )
 
 
-def _scripts(machine: Cvm, digest: bytes, volumes: list[tuple[str, str]]) -> dict[str, str]:
+def _share(folder: str, tag: str, *, read_only: bool = False) -> str:
+    words = f'-virtfs local,path="$(folder "{folder}")",mount_tag={tag},security_model=none'
+    return words + ",readonly=on" * read_only
+
+
+def _volume_share(number: int, volume: Volume) -> str:
+    return _share(f"sealed/{volume.name}", f"sealed{number}", read_only=volume.mode == "ro")
+
+
+def _scripts(machine: Cvm, digest: bytes, shares: list[str], network: str, verb: str) -> dict[str, str]:
     host_data, config = (base64.b64encode(config_id(digest, size)).decode() for size in (32, 48))
-    shares = ['-virtfs local,path="$(folder launch)",mount_tag=host,security_model=none']
-    shares += [
-        f'-virtfs local,path="$(folder "sealed/{name}")",mount_tag=sealed{number},security_model=none'
-        + (",readonly=on" if mode == "ro" else "")
-        for number, (name, mode) in enumerate(volumes)
-    ]
     objects = {
         "snp": "-object sev-snp-guest,id=tee,cbitpos=51,reduced-phys-bits=1,policy=0x30000,kernel-hashes=on,"
         f"host-data={host_data}",
@@ -250,13 +314,14 @@ def _scripts(machine: Cvm, digest: bytes, volumes: list[tuple[str, str]]) -> dic
             thing,
             f"-cpu {processor[tee]} -smp {machine.vcpus} -m {machine.memory_mb}M",
             '-bios "${FIRMWARE:-$firmware}"',
-            f'-kernel {shlex.quote(machine.kernel)} -initrd "$here/initrd.cpio" -append {shlex.quote(COMMAND_LINE)}',
-            "-netdev user,id=net -device virtio-net-pci,netdev=net,romfile=",  # which the firmware would ignore
+            f'-kernel "${{KERNEL:-$kernel}}" -initrd "$here/initrd.cpio" -append {shlex.quote(COMMAND_LINE)}',
+            f"-netdev {network},id=net -device virtio-net-pci,netdev=net,romfile=",  # which the firmware would ignore
             *shares,
             '-nographic -no-reboot "$@"',
         ]
-        head = "#!/bin/sh\n# Written by `strongroom job build`. Altered settings give another launch digest.\nset -eu\n"
+        head = f"#!/bin/sh\n# Written by `strongroom {verb}`. Altered settings give another launch digest.\nset -eu\n"
         place = f'here=$(dirname "$(readlink -f "$0")")\nfirmware={shlex.quote(machine.firmware or "OVMF.fd")}\n'
+        place += f"kernel={shlex.quote(machine.kernel)}\n"
         place += 'folder() { readlink -f "$here/$1" | sed s/,/,,/g; }\n'
         command = " \\\n  ".join(["exec qemu-system-x86_64", *lines])
         scripts[tee] = f"{head}{place}{command}\n"
@@ -268,4 +333,4 @@ def _file_digest(path: Path) -> str:
         with path.open("rb") as file:
             return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as exc:
-        raise InputError(f"[cvm] {path} is not readable: {exc.strerror}") from exc
+        raise InputError(f"{path} is not readable: {exc.strerror}") from exc

@@ -82,7 +82,7 @@ def build_service(runtimes: Runtimes, target: Path) -> Bundle:
     Raises:
         InputError: A file is not readable.
     """
-    files = select_service(runtimes)
+    files = select_service(runtimes, libc=False)
     target.mkdir(parents=True, exist_ok=True, mode=0o700)
     for name in ("launch", "service"):
         (target / name).mkdir(exist_ok=True, mode=0o700)

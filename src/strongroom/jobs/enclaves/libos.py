@@ -31,6 +31,7 @@ __all__ = [
     "GLIBC",
     "GUEST_CODE",
     "SERVICE_CODE",
+    "SERVICE_PATHS",
     "HardwareEnclave",
     "Needs",
     "begin_bundle",
@@ -53,10 +54,8 @@ _SERVICE_PACKAGES = {
 }  # fmt: skip
 JOB_FOLDER = "/strongroom/job"
 _SITE = f"/opt/env/lib/{PYTHON}/site-packages"
-SERVICE_CODE = (
-    f"import sys; sys.path += ['/opt/strongroom', '{_SITE}']; "
-    "from strongroom.service.main import main; sys.exit(main())"
-)
+SERVICE_PATHS = ["/opt/strongroom", _SITE]
+SERVICE_CODE = f"import sys; sys.path += {SERVICE_PATHS}; from strongroom.service.main import main; sys.exit(main())"
 _JARS = f"{_SITE}/pyspark/jars/"
 GLIBC = re.compile(
     r"(ld-linux-x86-64|libc|libm|libmvec|libdl|libpthread|librt|libutil|libresolv|libanl|libnss_\w+|libthread_db)"
@@ -184,8 +183,8 @@ def select_files(plan: LaunchPlan, runtimes: Runtimes) -> dict[str, Path]:
     return files | {f"/app/{path.name}": path.resolve() for path in spec.code}
 
 
-def select_service(runtimes: Runtimes) -> dict[str, Path]:
-    """Return path inside -> file outside, for every file that the trust service needs."""
+def select_service(runtimes: Runtimes, *, libc: bool) -> dict[str, Path]:
+    """Return path inside -> file outside, for every file that the trust service needs, with or without a C library."""
     base, env = runtimes.base(), runtimes.env()
     places = {"/usr": base / "usr", "/etc": base / "etc", "/opt/python": runtimes.python(), "/opt/env": env}
     here = Path(__file__).parent.parent.parent
@@ -194,7 +193,7 @@ def select_service(runtimes: Runtimes) -> dict[str, Path]:
     packages = _packages(env / _SITE.removeprefix("/opt/env/"), _SERVICE_PACKAGES, extras=False)
     found = _tree(places)
     keep = {p for p in found if not p.startswith(f"{_SITE}/") or p in packages}
-    return {p: found[p] for p in keep if not GLIBC.fullmatch(os.path.basename(p))}
+    return {p: found[p] for p in keep if libc or not GLIBC.fullmatch(os.path.basename(p))}
 
 
 def place_files(root: Path, files: Mapping[str, Path], texts: Mapping[str, str]) -> dict[str, str]:
