@@ -254,7 +254,7 @@ def owner_api(raw: bytes) -> None:
     if isinstance(body, messages.ReleaseToOwner):
         jose.jwk_public_key(body.public_key)
     if isinstance(body, messages.AddOwner):
-        x509.check_self_signed(x509.certificate_from_pem(body.certificate))
+        x509.check_own(x509.certificate_from_pem(body.certificate), ca=False, now=NOW)
 
 
 def policy(raw: bytes) -> None:
@@ -356,7 +356,7 @@ def certificate(raw: bytes) -> None:
     found = x509.certificate_from_pem(text)
     assert x509.fingerprint(x509.certificate_from_pem(x509.certificate_pem(found))) == x509.fingerprint(found)
     x509.uris(found)
-    x509.check_self_signed(found)
+    x509.check_own(found, ca=False, now=NOW)
 
 
 def ra_tls(raw: bytes) -> None:
