@@ -314,6 +314,17 @@ def test_T368_the_door_leads_where_the_job_says_and_gives_one_socket_at_a_time()
     inside.send(b"listen")  # nowhere to answer: the door closes
     thread.join(10)
     assert not thread.is_alive()
+    with pytest.raises(UnavailableError):  # and whoever asks next is told
+        Door(inside).listen()
+    outside, inside = doorway()
+    (reads, writes), before = os.pipe(), len(os.listdir("/proc/self/fd"))
+    socket.send_fds(inside, [b"listen"], [writes])  # no socket
+    serve_door(outside, listen="", outward=())
+    with pytest.raises(UnavailableError):
+        Door(inside).listen()
+    assert len(os.listdir("/proc/self/fd")) == before - 1, "the platform's end, and nothing of what was sent"
+    os.close(reads)
+    os.close(writes)
 
 
 def test_the_newest_certificate_is_shown(ca: WorkloadCA, driver: tuple[str, list[int]]) -> None:

@@ -94,6 +94,11 @@ def test_T391_a_link_of_the_hosts_leads_to_the_vms_own_files(tmp_path: Path) -> 
     refused(launch, "admin.pem", own / "admin.pem")
 
 
+def _certificate(*, ca: bool, now: datetime | None = None) -> bytes:
+    made = x509.self_signed(x509.new_key(), "shop", now=now or datetime.now(UTC), days=30, ca=ca)
+    return x509.certificate_pem(made).encode()
+
+
 def test_T392_an_admin_that_is_no_certificate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -110,6 +115,8 @@ def test_T392_an_admin_that_is_no_certificate(
         "a key": x509.private_key_pem(x509.new_key()),
         "cut": pem.encode()[: len(pem) // 2],
         "altered": pem.replace("MII", "AAA", 1).encode(),
+        "a CA": _certificate(ca=True),
+        "ended": _certificate(ca=False, now=datetime(2020, 1, 1, tzinfo=UTC)),
     }
     for name, raw in bad.items():
         admin.unlink(missing_ok=True)

@@ -131,7 +131,9 @@ def test_the_trust_service_in_a_vm_from_build_to_another_image(
     # Other code, with the same state in the host's folder.
     lay_over(bundle / "initrd.cpio", "opt/strongroom/strongroom/service/birth.py", Path(birth.__file__).read_text())
     with running(bundle, ports) as until:
-        until(lambda: "rtmr2" in shell.run("key", "list", check=False).stderr)
+        until(lambda: "is locked" in shell.run("key", "list", check=False).stderr)
+        said = look(REGISTERS)
+        assert "REFUSED" in said and "rtmr2" in said, said  # noqa: PT018
         assert "sealed to other code or another machine" in (bundle / "console").read_text(errors="replace")
         assert "ACCEPTED: true" in look(measured(bundle), "--pin")
         assert "is locked" in shell.run("key", "list", check=False).stderr

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from tests.unit.test_guest_checkpoints import Shaky, held
 from tests.unit.test_guest_volumes import EMPTY, volume
 
 from strongroom.errors import DeniedError, UnavailableError
-from strongroom.guest import confine
+from strongroom.guest import confine, staging
 from strongroom.guest.staging import StagedVolume
 from strongroom.guest.syncs import Syncs
 from strongroom.storage.dataset import DatasetInfo, write_info
@@ -102,6 +102,26 @@ def test_a_name_that_is_synced_by_its_folder(machine: Machine) -> None:
     assert machine.held() == {"a": b"new", "d/b": b"deep"}
     machine.run(program, "names too")
     assert machine.held() == {"a": b"new", "d/b": b"deep"}
+
+
+def test_a_file_whose_folder_is_moved_while_it_is_looked_for_is_not_taken_for_committed(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (machine.place / "a").mkdir()
+    (machine.place / "a/file").write_bytes(b"new")
+    inode, listed = (machine.place / "a/file").stat().st_ino, staging.walk
+
+    def moving(place: Path, without: Collection[str] = ()) -> Iterator[staging.Found]:
+        for found in listed(place, without):
+            yield found
+            if found.path == "a" and (place / "a").exists():  # seen, and not listed yet
+                (place / "a").rename(place / "b")
+
+    monkeypatch.setattr(staging, "walk", moving)
+    with pytest.raises(UnavailableError, match="moved meanwhile"):
+        machine.staged.sync({inode}, machine.session)  # type: ignore[arg-type]
+    assert machine.staged.sync({inode}, machine.session) == set()  # type: ignore[arg-type]
+    assert machine.held() == {"b/file": b"new"}
 
 
 def test_nothing_that_was_synced_is_lost_to_a_renaming(machine: Machine) -> None:

@@ -142,8 +142,8 @@ LATER, EARLIER = NOW + timedelta(days=9), NOW - timedelta(days=9)
     ("pem", "words"),
     [
         (_certificate(None, ca=False), "expected a trust service's, which signs others, got an owner's"),
-        (_certificate(None, ca=True, now=EARLIER), "the certificate holds from .* to .*, not on"),
-        (_certificate(None, ca=True, now=LATER), "the certificate holds from .* to .*, not on"),
+        (_certificate(None, ca=True, now=EARLIER), "the certificate holds from .* to .*, not at"),
+        (_certificate(None, ca=True, now=LATER), "the certificate holds from .* to .*, not at"),
         (_certificate(ed25519.Ed25519PrivateKey.generate(), ca=True), "not for a P-256 key"),
         (_certificate(ec.generate_private_key(ec.SECP384R1()), ca=True), "not for a P-256 key"),
         (_certificate(rsa.generate_private_key(65537, 2048), ca=True), "not for a P-256 key"),
@@ -186,7 +186,7 @@ def test_a_request_that_the_disk_has_no_room_for_can_be_made_again(
 ) -> None:
     with monkeypatch.context() as patch:
         full = OSError(errno.ENOSPC, "No space left on device")
-        patch.setattr("strongroom.client.setup.write_workspace", lambda *_: (_ for _ in ()).throw(full))
+        patch.setattr("strongroom.client.workspace.write_whole", lambda *_: (_ for _ in ()).throw(full))
         with pytest.raises(InputError, match="cannot be written: No space left"):
             request_workspace(tmp_path, name="one", service=str(shop.folder))
     assert not (tmp_path / "one.pem").exists()

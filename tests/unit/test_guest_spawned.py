@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -88,3 +89,18 @@ def test_a_signal_that_comes_as_the_program_starts_reaches_it(
             return found or super()._start(confined)
 
     assert Stopped(document("/bin/sleep", "60")).run() == 128 + signal.SIGTERM
+
+
+def test_a_signal_that_reached_the_program_is_not_sent_again(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    handlers: dict[int, Callable[[int, object], None]] = {}
+    monkeypatch.setattr("strongroom.guest.workload.signal.signal", handlers.__setitem__)
+    sent: list[int] = []
+    monkeypatch.setattr("strongroom.guest.workload.os.kill", lambda _pid, number: sent.append(number))
+
+    class Timer(threading.Timer):
+        def start(self) -> None:  # when the program runs, before its start has returned
+            handlers[signal.SIGINT](signal.SIGINT, None)
+
+    monkeypatch.setattr("strongroom.guest.workload.threading.Timer", Timer)
+    SpawnedWorkload(document("/bin/true")).run()
+    assert sent == [signal.SIGINT]

@@ -26,7 +26,8 @@ def new_dataset(client: OwnerClient, key: str, at: Place) -> Iterator[DatasetInf
     except BaseException:
         if not _may_describe(at):
             with contextlib.suppress(StrongroomError):  # what ended the block is said
-                client.call("DELETE", f"/v1/datasets/{info.dataset}")
+                if client.current(info.dataset).epoch == 0:  # its disk may have gone once it was whole
+                    client.call("DELETE", f"/v1/datasets/{info.dataset}")
         raise
     client.seen.see_folder(info.dataset, at.url)
 

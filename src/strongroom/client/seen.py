@@ -10,6 +10,7 @@ import fcntl
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from strongroom._unix import write_whole
 from strongroom.errors import IntegrityError
@@ -89,7 +90,7 @@ class Seen:
 
     def see_folder(self, dataset: str, folder: str) -> None:
         """Remember that `dataset` is in `folder`, a path from the root or a URL."""
-        if self.folders.get(dataset) != folder:
+        if self.folders.get(dataset) != folder and urlsplit(folder).password is None:  # no secret goes to the disk
             self.folders[dataset] = folder
             self._save(folder_of=dataset)
 

@@ -105,7 +105,8 @@ def request_workspace(
         made = Workspace(folder=folder.resolve(), identity=pin, owner=own, name=name, service=where)
         return made.written(), request
     except OSError as exc:
-        request.unlink(missing_ok=True)  # else it would be in the way of the next one
+        with contextlib.suppress(OSError):
+            request.unlink()  # else it would be in the way of the next one
         raise InputError(f"the workspace {folder} cannot be written: {exc.strerror}") from exc
 
 

@@ -18,6 +18,7 @@ The workspace of a further owner has no service of its own: it names the folder 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -211,6 +212,7 @@ class Workspace:
         """Return the supervisor's process id, or None."""
         try:
             pid = int((self.run_folder / "service.pid").read_text())
+            os.kill(pid, 0)  # only of this user
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][:1]
         except (OSError, ValueError):
             return None

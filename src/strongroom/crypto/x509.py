@@ -115,7 +115,8 @@ def check_own(certificate: x509.Certificate, *, ca: bool, now: datetime) -> None
         raise InputError(f"the certificate: expected {kinds[ca]}, got {kinds[signs]}")
     start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if not start <= now <= end:
-        raise InputError(f"the certificate holds from {start:%Y-%m-%d} to {end:%Y-%m-%d}, not on {now:%Y-%m-%d}")
+        when = [f"{at:%Y-%m-%d %H:%M}" for at in (start, end, now)]
+        raise InputError(f"the certificate holds from {when[0]} to {when[1]} UTC, not at {when[2]}")
 
 
 def common_name(name: x509.Name) -> str:

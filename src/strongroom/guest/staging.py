@@ -164,7 +164,8 @@ class StagedVolume:
         """
         check()
         with self._alone:
-            files = [f for f in self._walk() if not f.is_folder]
+            found = list(self._walk())
+            files = [f for f in found if not f.is_folder]
             now = {f.path: f.inode for f in files}
             had = {path: identity[3] for path, (identity, _) in self._seen.items()}
             all_of = {*now.values(), *had.values()} if wanted is None else set(wanted)
@@ -174,6 +175,9 @@ class StagedVolume:
             here = {p: i for p, i in now.items() if i in all_of}
             removed = sorted(p for p, i in had.items() if i in all_of and p not in now)
             if not here and not removed:
+                # What lies in a folder that was moved while it was looked for was not seen.
+                if any((i := self._lstat(f.path)) is None or i.st_ino != f.inode for f in found if f.is_folder):
+                    raise UnavailableError("files were moved meanwhile")
                 return set()
             with self.volume.changing(session):
                 sealed, left = self._seal_as_is(here)
@@ -303,8 +307,9 @@ class StagedVolume:
         try:
             yield from walk(self.place)
         except OSError as exc:  # what is in there is not gone, so nothing can be said of the whole
+            hint = "nest them less deep" if exc.errno == errno.ENAMETOOLONG else "leave folders readable"
             raise UnavailableError(
-                f"a folder of volume {self.volume.name} cannot be listed: {exc.strerror}", hint="leave folders readable"
+                f"a folder of volume {self.volume.name} cannot be listed: {exc.strerror}", hint=hint
             ) from exc
 
     def _seal_path(self, path: str, sealed: Sequence[_Sealed], *, running: bool, as_is: bool = False) -> _Sealed | None:

@@ -141,7 +141,8 @@ class Workload:
             os._exit(1)
 
     def _forward(self, number: int, _frame: object) -> None:
-        self._asked = number
+        if self._process is None:
+            self._asked = number  # for `run`, once it has started
         if self._process is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._process.pid, number)

@@ -231,7 +231,8 @@ class Broker:
         return reasons
 
     def _check_others(self, tx: sa.Connection, guest: Guest, wanted: KeyWanted) -> None:
-        # Which key is missing is said, since the job names it; why is between the guest and that key's owner.
+        # Which key is missing is said, since the job names it; why is between the guest and that key's owner, unless it
+        # was revoked (`_check_registered`).
         for other in needed(guest.document):
             if other == wanted:
                 continue

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from datetime import UTC, datetime
 from pathlib import Path
 
 from strongroom import log
@@ -66,7 +67,9 @@ def _request(path: Path) -> str:
     from strongroom.crypto import x509  # noqa: PLC0415  # at the first start alone
 
     pem = read_text(path, "`strongroom owner request --first` writes it")
-    return x509.certificate_pem(x509.certificate_from_pem(pem))
+    certificate = x509.certificate_from_pem(pem)
+    x509.check_own(certificate, ca=False, now=datetime.now(UTC))  # before anything is made for it
+    return x509.certificate_pem(certificate)
 
 
 def _tee(enclave: str, seed: Path) -> AbstractContextManager[Attester | None]:

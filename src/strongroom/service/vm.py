@@ -47,7 +47,8 @@ def main() -> NoReturn:
         _vm.say(f"the trust service has ended, status {os.waitstatus_to_exitcode(ended[1])}")
     except OSError as exc:
         _vm.say(f"{exc.strerror}: {exc.filename}")
-    _vm.power_off()  # 5.
+    finally:
+        _vm.power_off()  # 5.
 
 
 def _make_sev_guest() -> None:
@@ -59,7 +60,8 @@ def _make_sev_guest() -> None:
 
 def _serve() -> NoReturn:
     # It stays root, to whom the kernel gives evidence and the sealing key: both are the service's own, and nothing else
-    # runs here that could be kept from it. It can no longer mount, load code into the kernel, trace or start it anew.
+    # runs here that could be kept from it. It can no longer mount, trace, or load code into the kernel; what is root's
+    # under /proc/sys it could still write.
     status = 2
     try:
         _vm.check(ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl")

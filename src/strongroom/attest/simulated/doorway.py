@@ -30,14 +30,19 @@ def serve_door(door: socket.socket, *, listen: str, outward: Collection[str]) ->
         listen: `host:port` of a job on several machines, which may go anywhere; "" for others.
         outward: Where these may go.
     """
-    while True:
-        request, handles, _, _ = socket.recv_fds(door, _MAX_REQUEST, 1)
-        if not request or len(handles) != 1:
-            for handle in handles:
-                os.close(handle)
-            return
-        answer = socket.socket(fileno=handles[0])
-        threading.Thread(target=_answer, args=(answer, request, listen, outward), daemon=True).start()
+    with door:  # so that whoever asks next is not left waiting
+        while True:
+            request, handles, _, _ = socket.recv_fds(door, _MAX_REQUEST, 1)
+            if not request or len(handles) != 1:
+                for handle in handles:
+                    os.close(handle)
+                return
+            try:
+                answer = socket.socket(fileno=handles[0])
+            except OSError:  # no socket
+                os.close(handles[0])
+                return
+            threading.Thread(target=_answer, args=(answer, request, listen, outward), daemon=True).start()
 
 
 def _answer(sock: socket.socket, request: bytes, listen: str, outward: Collection[str]) -> None:

@@ -113,8 +113,9 @@ def build_service(runtimes: Runtimes, target: Path, machine: Cvm) -> Bundle:
         InputError: No kernel, or a file that is not there.
     """
     _check_kernel(machine)
+    target.mkdir(parents=True, exist_ok=True, mode=0o700)
     for name in _SERVICE_FOLDERS:
-        (target / name).mkdir(parents=True, exist_ok=True, mode=0o700)
+        (target / name).mkdir(exist_ok=True, mode=0o700)
     places, texts = select_service(runtimes, libc=True), {"init": (_SERVICE_INIT, 0o755)}
     files = _write_initrd(target / "initrd.cpio", places, texts, _SERVICE_FOLDERS, machine)
     (target / "job.json").write_text("{}")  # for `job diff`
