@@ -78,7 +78,7 @@ def read(owner: OwnerClient, path: Path) -> Any:
 
 
 def write_people(owner: OwnerClient, folder: Path) -> None:
-    """`people.parquet`, and copies with one bit flipped in a page and in a wrapped key."""
+    """`people.parquet`, and copies with another byte in a page and another base64 character in a wrapped key."""
     columns = {"people-salary": ["salary"], "people-footer": ["name"]}
     properties = crypto_factory(owner.key_ring).file_encryption_properties(
         pe.KmsConnectionConfig(), pe.EncryptionConfiguration("people-footer", column_keys=columns)
@@ -87,8 +87,9 @@ def write_people(owner: OwnerClient, folder: Path) -> None:
     with pq.ParquetWriter(folder / "people.parquet", PEOPLE.schema, encryption_properties=properties) as writer:
         writer.write_table(PEOPLE)
     raw = (folder / "people.parquet").read_bytes()
-    for name, at in (("page", 100), ("key", raw.index(b'"wrappedKEK":"') + 40)):
-        (folder / f"{name}.parquet").write_bytes(raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :])
+    key = raw.index(b'"wrappedKEK":"') + 40
+    for name, at, other in (("page", 100, raw[100] ^ 1), ("key", key, ord("B" if raw[key] == ord("A") else "A"))):
+        (folder / f"{name}.parquet").write_bytes(raw[:at] + bytes([other]) + raw[at + 1 :])
 
 
 def spark(shell: Enclave, program: str, *words: str) -> str:
